@@ -1,0 +1,37 @@
+"""SqueezeNet 1.1 on scikit-learn's digits, the embedded dataset: no download, about a minute on a laptop.
+
+    python -m squeeze_jax.main --config configs/digits.py --workdir runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+from squeeze_jax.config import base_config
+
+
+def get_config() -> ConfigDict:
+    config = base_config()
+    config.dataset.name = "digits"
+    config.dataset.image_size = (32, 32)
+    # Of the training split's pixels, in 0..255.
+    config.dataset.mean = (77.8,)
+    config.dataset.std = (95.8,)
+    config.augment.pad_and_crop = 4
+
+    config.model.name = "squeezenet_v1_1"
+    config.model.use_batch_norm = True
+    config.model.dropout_rate = 0.2
+    config.model.head_relu = False  # with it, classes die on so small a network
+
+    config.train.duration = "30 epochs"
+    config.train.batch_size = 64
+    config.train.ema_decay = 0.98
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.schedule.name = "cosine"
+    config.schedule.warmup = "1 epoch"
+    config.run.log_every = "1 epoch"
+    config.run.evaluate_every = "5 epochs"
+    config.run.checkpoint_every = "5 epochs"
+    return config

@@ -1,0 +1,249 @@
+"""The base config of every experiment, its validation, and its reading back from a workdir.
+
+A config file imports `base_config`, changes what its experiment needs and returns it from `get_config`. Every key is
+here, so a misspelt one is an error that names the right one. A value of None means "the named model's own".
+"""
+
+import difflib
+import json
+import pathlib
+import re
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+CONFIG_FILE = "config.json"
+
+BACKENDS = ("jit", "pmap")
+OPTIMIZERS = ("sgd", "caffe_sgd", "adamw")
+SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
+SPLITS = ("train", "validation", "test")
+# A metric that may choose the best checkpoint, and whether more of it is better.
+BEST_METRICS = {"top1": True, "loss": False}
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)\s*")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the key, what was expected and how to mend it."""
+
+
+def base_config() -> ConfigDict:
+    """The defaults, locked. A duration is a number and a unit: "500 steps", "20 epochs" or "51200 examples"."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.model = ConfigDict()
+    config.model.name = "squeezenet_v1_1"
+    config.model.num_classes = config_dict.placeholder(int)  # the dataset's; another value is an error
+    config.model.dropout_rate = config_dict.placeholder(float)
+    config.model.bypass = config_dict.placeholder(str)
+    config.model.base_filters = config_dict.placeholder(int)
+    config.model.filter_increment = config_dict.placeholder(int)
+    config.model.increment_every = config_dict.placeholder(int)
+    config.model.squeeze_ratio = config_dict.placeholder(float)
+    config.model.fraction_3x3 = config_dict.placeholder(float)
+    config.model.stem = config_dict.placeholder(str)
+    config.model.stem_filters = config_dict.placeholder(int)
+    config.model.pool_after = config_dict.placeholder(tuple)
+    config.model.pooling = config_dict.placeholder(str)
+    config.model.head_padding = config_dict.placeholder(bool)
+    config.model.head_relu = config_dict.placeholder(bool)
+    config.model.use_batch_norm = config_dict.placeholder(bool)
+    config.model.dtype = "float32"
+
+    config.dataset = ConfigDict()
+    config.dataset.name = "digits"  # a builder of this project, any TFDS name, or the folder of a prepared dataset
+    config.dataset.train_split = "train"
+    config.dataset.validation_split = "validation"  # chooses the best checkpoint; "" for none
+    config.dataset.test_split = "test"  # read once, at the end; "" for none
+    config.dataset.image_size = ()  # the device enlarges or shrinks to this; () leaves the images as they are
+    config.dataset.mean = (0.0,)  # of the pixels in 0..255, a channel or one for all
+    config.dataset.std = (255.0,)
+
+    config.augment = ConfigDict()
+    config.augment.flip = False  # left and right, one image in two
+    config.augment.pad_and_crop = 0  # pixels of black border that a random crop moves in
+
+    config.train = ConfigDict()
+    config.train.duration = "20 epochs"
+    config.train.batch_size = 128  # examples that one update sees, over all hosts and devices
+    config.train.micro_batches = 1  # an update's batch is computed in this many parts
+    config.train.label_smoothing = 0.0
+    config.train.ema_decay = 0.0  # of the averaged weights that evaluation uses; 0 evaluates the raw ones
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.04
+    config.optimizer.momentum = 0.9  # beta 1 of AdamW
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 2e-4
+    config.optimizer.decay_biases = False  # weight decay on biases and batch-norm parameters too, as Caffe does
+    config.optimizer.gradient_clip = 0.0  # largest global norm of the gradients; 0 for no limit
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "polynomial"
+    config.schedule.warmup = "0 steps"  # linear, from zero
+    config.schedule.power = 1.0  # of "polynomial"; 1 is the paper's linear decay to zero
+    config.schedule.peak_at = 0.3  # of "one_cycle": the share of the duration before the peak
+    config.schedule.milestones = (0.5, 0.75)  # of "step": shares of the duration
+    config.schedule.factor = 0.1  # of "step": multiplies the learning rate at each milestone
+
+    config.evaluation = ConfigDict()
+    config.evaluation.batch_size = 500
+    config.evaluation.best_metric = "top1"
+
+    # What may change between two starts of one run.
+    config.run = ConfigDict()
+    config.run.data_dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.run.num_threads = 2  # that decode and assemble batches
+    config.run.num_devices = config_dict.placeholder(int)  # None: every accelerator, or one CPU device
+    config.run.backend = "jit"  # or "pmap"
+    config.run.log_every = "50 steps"
+    config.run.evaluate_every = "1 epoch"
+    config.run.checkpoint_every = "1 epoch"
+    config.run.keep_checkpoints = 2  # latest ones; the best is kept besides
+    config.run.stop_after_steps = config_dict.placeholder(int)  # ends early without touching the schedule
+    config.run.profile_steps = ()  # (first, last): a trace for TensorBoard or Perfetto
+    return config.lock()
+
+
+def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
+    """Converts "20 epochs", "500 steps" or "51200 examples" to whole steps, rounded to the nearest."""
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise ConfigError(f"{duration!r} is no duration; expected a number and a unit, such as '20 epochs', '500 steps'.")
+    amount, unit = float(match[1]), match[2].rstrip("s")
+    examples = {"step": amount * batch_size, "epoch": amount * num_examples, "example": amount}[unit]
+    return round(examples / batch_size)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError for a value that no run could use, before anything is computed or written."""
+    for key, choices in (
+        ("optimizer.name", OPTIMIZERS),
+        ("schedule.name", SCHEDULES),
+        ("run.backend", BACKENDS),
+        ("evaluation.best_metric", tuple(BEST_METRICS)),
+    ):
+        value = lookup(config, key)
+        if value not in choices:
+            close = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"config.{key}={value!r} is unknown; expected one of {', '.join(choices)}.{hint}")
+    for key in ("train.batch_size", "train.micro_batches", "evaluation.batch_size", "run.num_threads"):
+        _require(config, key, lambda value: value >= 1, "at least 1")
+    _require(config, "run.keep_checkpoints", lambda value: value >= 1, "at least 1, for a run could not resume otherwise")
+    for key in ("run.num_devices", "run.stop_after_steps"):
+        _require(config, key, lambda value: value is None or value >= 1, "at least 1")
+    for key in ("augment.pad_and_crop", "optimizer.weight_decay", "optimizer.gradient_clip", "optimizer.learning_rate"):
+        _require(config, key, lambda value: value >= 0, "zero or more")
+    for key in ("train.label_smoothing", "train.ema_decay", "optimizer.momentum"):
+        _require(config, key, lambda value: 0 <= value < 1, "0 <= value < 1")
+    _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
+    _require(
+        config,
+        "schedule.milestones",
+        lambda value: list(value) == sorted(value) and all(0 < share < 1 for share in value),
+        "rising shares of the duration, each between 0 and 1",
+    )
+    _require(config, "dataset.std", lambda value: all(std > 0 for std in value), "positive numbers")
+    _require(
+        config,
+        "run.profile_steps",
+        lambda value: len(value) in (0, 2) and tuple(sorted(value)) == tuple(value),
+        "(first, last)",
+    )
+    if config.train.batch_size % config.train.micro_batches:
+        raise ConfigError(
+            f"config.train.micro_batches={config.train.micro_batches} does not divide "
+            f"config.train.batch_size={config.train.batch_size}."
+        )
+    for key in (
+        "train.duration",
+        "schedule.warmup",
+        "run.log_every",
+        "run.evaluate_every",
+        "run.checkpoint_every",
+    ):
+        try:
+            duration_in_steps(lookup(config, key), config.train.batch_size, 1)
+        except ConfigError as error:
+            raise ConfigError(f"config.{key}: {error}") from None
+
+
+def lookup(config: ConfigDict, key: str) -> Any:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _require(config: ConfigDict, key: str, accept, expected: str) -> None:
+    value = lookup(config, key)
+    if not accept(value):
+        raise ConfigError(f"config.{key}={value!r}; expected {expected}.")
+
+
+def check_same_experiment(stored: ConfigDict, given: ConfigDict, workdir: pathlib.Path | str) -> None:
+    """Raises ConfigError, with the keys, where two configs differ outside their `run` sections."""
+    old, new = _flatten(stored.to_dict()), _flatten(given.to_dict())
+    lines = [
+        f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key) and not key.startswith("run.")
+    ]
+    if lines:
+        raise ConfigError(
+            f"{workdir} holds a run of another config:\n" + "\n".join(lines) + "\nUse another --workdir, or the old "
+            "values; only config.run.* may change between two starts."
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) -> None:
+    """Writes `config.json`: the config, and what the dataset settled (`resolved`), which `load` needs without it."""
+    text = json.dumps({"config": config.to_dict(), "resolved": resolved}, indent=2)
+    temporary = workdir / f"{CONFIG_FILE}.tmp"
+    temporary.write_text(text + "\n")
+    temporary.replace(workdir / CONFIG_FILE)
+
+
+def read(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Reads a workdir's config and what its dataset settled.
+
+    Raises:
+      ConfigError: no readable `config.json` there, or one of another version of this project.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    try:
+        stored = json.loads(path.read_text())
+        values, resolved = stored["config"], stored["resolved"]
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; is {workdir} the workdir of a run? A new run needs --config.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
+    config = base_config()
+    try:
+        config.update(_tuples(values))
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path} was written by another version of squeeze_jax: {error}") from error
+    return config, resolved
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples, a config has no lists."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items() if item is not None}
+    return value

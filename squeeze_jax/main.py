@@ -1,0 +1,63 @@
+"""Launches an experiment: `python -m squeeze_jax.main --config configs/digits.py --workdir runs/digits`.
+
+Run the same command again to go on with a run that was stopped. `--mode=eval` evaluates a checkpoint.
+"""
+
+import logging
+import pathlib
+import sys
+
+import absl.logging
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from squeeze_jax import config as config_lib
+from squeeze_jax import evaluation, parallel, trainer, workdir, writers
+from squeeze_jax.checkpoints import CheckpointError
+from squeeze_jax.data.sources import DataError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/digits.py; a workdir keeps its own.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
+SPLIT = flags.DEFINE_enum("split", "test", config_lib.SPLITS, "What --mode=eval evaluates.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What --mode=eval opens: best, latest or a step.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for a run of several processes.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
+
+ERRORS = (config_lib.ConfigError, DataError, CheckpointError, trainer.TrainingError, workdir.WorkdirError, ValueError)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        return _run()
+    except ERRORS as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _run() -> int:
+    config = CONFIG.value
+    if config is None:
+        config, _ = config_lib.read(pathlib.Path(WORKDIR.value))
+    config_lib.validate(config)
+    jax.config.update("jax_enable_x64", config.model.dtype == "float64")
+    if COORDINATOR.value:
+        parallel.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    else:
+        parallel.prepare_cpu_devices(config.run.num_devices or 1)
+    if MODE.value == "eval":
+        with writers.logging_to(None):
+            evaluation.evaluate(WORKDIR.value, split=SPLIT.value, checkpoint=CHECKPOINT.value, config=config)
+    else:
+        changed = config_flags.get_override_values(flags.FLAGS["config"]) if CONFIG.value else {}
+        trainer.train_and_evaluate(config, WORKDIR.value, changed)
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,73 @@
+"""Learning-rate schedules and optimizers, made from a config."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from squeeze_jax.config import ConfigError
+
+
+def make_schedule(config: ConfigDict, learning_rate: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    """The learning rate at each step.
+
+    Args:
+      config: the `schedule` section.
+      learning_rate: its largest value.
+      total_steps: of the run.
+      warmup_steps: of them, those that rise linearly from zero to `learning_rate`.
+    """
+    if warmup_steps >= total_steps:
+        raise ConfigError(f"config.schedule.warmup is {warmup_steps} steps, but the run has only {total_steps}.")
+    steps = total_steps - warmup_steps
+    if config.name == "constant":
+        schedule = optax.constant_schedule(learning_rate)
+    elif config.name == "polynomial":
+        schedule = optax.polynomial_schedule(learning_rate, 0.0, config.power, steps)
+    elif config.name == "cosine":
+        schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    elif config.name == "one_cycle":
+        if warmup_steps:
+            raise ConfigError("config.schedule.warmup must be '0 steps' with 'one_cycle', which has its own rise.")
+        schedule = optax.cosine_onecycle_schedule(steps, learning_rate, pct_start=config.peak_at)
+    elif config.name == "step":
+        # The milestones are shares of the whole duration, the warm-up included.
+        boundaries = {round(share * total_steps) - warmup_steps: config.factor for share in config.milestones}
+        schedule = optax.piecewise_constant_schedule(learning_rate, boundaries)
+    else:
+        raise ConfigError(f"config.schedule.name={config.name!r} is unknown.")
+    if warmup_steps:
+        warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
+    return schedule
+
+
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer of the `optimizer` section.
+
+    "sgd" keeps the momentum of gradients and scales it by the learning rate (PyTorch's form); "caffe_sgd" keeps the
+    momentum of scaled gradients, v <- m v + lr (g + wd w), w <- w - v (Caffe's). They differ when the rate changes.
+    """
+    mask = None if config.decay_biases else _kernels
+    decay = optax.add_decayed_weights(config.weight_decay, mask)
+    if config.name == "sgd":
+        rule = [decay, optax.trace(config.momentum, config.nesterov), optax.scale_by_learning_rate(schedule)]
+    elif config.name == "caffe_sgd":
+        rule = [decay, optax.scale_by_learning_rate(schedule), optax.trace(config.momentum, config.nesterov)]
+    elif config.name == "adamw":
+        rule = [
+            optax.scale_by_adam(b1=config.momentum, nesterov=config.nesterov),
+            decay,
+            optax.scale_by_learning_rate(schedule),
+        ]
+    else:
+        raise ConfigError(f"config.optimizer.name={config.name!r} is unknown.")
+    if config.gradient_clip:
+        rule.insert(0, optax.clip_by_global_norm(config.gradient_clip))
+    return optax.chain(*rule)
+
+
+def _kernels(params: Any) -> Any:
+    """True for convolution kernels, False for biases and batch-norm parameters."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

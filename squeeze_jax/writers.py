@@ -1,0 +1,203 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard events, log lines, a progress bar, and pictures at the end."""
+
+import contextlib
+import csv
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from rich import progress as rich_progress
+from rich.console import Console
+from rich.logging import RichHandler
+
+METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "log.txt"
+SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:red"}
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = pathlib.Path(workdir) / METRICS_FILE
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl and to TensorBoard events.
+
+    Lines after `resume_step`, and the test results of an earlier end, are cut: the run measures them again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, resume_step: int):
+        path = workdir / METRICS_FILE
+        kept = [r for r in read_metrics(workdir) if r["step"] <= resume_step and r["split"] != "test"]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, split: str, values: dict[str, float], speed: dict[str, float] | None = None) -> None:
+        """One line: {"step", "split", "values", "speed"}; `speed` holds what no two runs share."""
+        record = {"step": step, "split": split, "values": values}
+        if speed is not None:
+            record["speed"] = speed
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in {**values, **(speed or {})}.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+@contextlib.contextmanager
+def logging_to(workdir: pathlib.Path | None) -> Iterator[Console]:
+    """Log lines of this project go to the console and, with a workdir, to its log.txt."""
+    console = Console(stderr=True)
+    logger = logging.getLogger("squeeze_jax")
+    plain = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S")
+    if console.is_terminal:
+        handlers: list[logging.Handler] = [RichHandler(console=console, show_path=False, rich_tracebacks=False)]
+    else:
+        handlers = [logging.StreamHandler(sys.stderr)]
+        handlers[0].setFormatter(plain)
+    if workdir is not None:
+        handlers.append(logging.FileHandler(workdir / LOG_FILE))
+        handlers[-1].setFormatter(plain)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield console
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class ProgressBar:
+    """A bar on a terminal, nothing elsewhere: log lines serve there."""
+
+    def __init__(self, console: Console, first_step: int, total_steps: int):
+        self._bar = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total_steps, completed=first_step, text="compiling ...")
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, text: str | None = None) -> None:
+        self._bar.update(self._task, completed=step, **({} if text is None else {"text": text}))
+
+
+def draw_curves(workdir: pathlib.Path) -> pathlib.Path | None:
+    """Draws curves.png from metrics.jsonl: loss, accuracy and learning rate against the step."""
+    records = read_metrics(workdir)
+    if not records:
+        return None
+    names = [name for name in ("loss", "top1", "learning_rate") if any(name in r["values"] for r in records)]
+    figure, axes = _figure(1, len(names), width=4.5 * len(names), height=3.5)
+    for axis, name in zip(axes.flat, names, strict=True):
+        for split, colour in SPLIT_COLOURS.items():
+            points = [(r["step"], r["values"][name]) for r in records if r["split"] == split and name in r["values"]]
+            if points:
+                style = {"marker": "o", "markersize": 3} if split != "train" else {}
+                axis.plot(*zip(*points, strict=True), label=split, color=colour, **style)
+        axis.set(xlabel="step", title=name.replace("_", " "))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return _save(figure, workdir / "curves.png")
+
+
+def draw_batch(path: pathlib.Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> pathlib.Path:
+    """Draws up to 32 images (batch, *spatial, channels), pixels in 0..255; of a volume, its middle slice."""
+    images, labels = np.asarray(images)[:32], np.asarray(labels)[:32]
+    if images.ndim == 5:
+        images = images[:, images.shape[1] // 2]
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(rows, columns, width=columns * 1.2, height=rows * 1.4)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, label in zip(axes.flat, images, labels, strict=False):
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        if pixels.shape[-1] == 3:
+            axis.imshow(pixels)
+        else:
+            axis.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+        axis.set_title(class_names[int(label)], fontsize=8)
+    return _save(figure, path)
+
+
+def write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> pathlib.Path:
+    """Writes rows with the keys of the first as the header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_confusion(folder: pathlib.Path, confusion: np.ndarray, class_names: tuple[str, ...]) -> None:
+    """confusion.csv and confusion.png: a row a true class, a column a predicted one, counts of examples."""
+    rows = [
+        {"label": name, **dict(zip(class_names, map(int, counts), strict=True))}
+        for name, counts in zip(class_names, confusion, strict=True)
+    ]
+    write_csv(folder / "confusion.csv", rows)
+    size = len(class_names)
+    side = min(12.0, 2.5 + 0.4 * size)
+    figure, axes = _figure(1, 1, width=side, height=side)
+    axis = axes.flat[0]
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set(xlabel="predicted", ylabel="true")
+    if size <= 30:
+        axis.set_xticks(range(size), class_names, rotation=90)
+        axis.set_yticks(range(size), class_names)
+        for i, j in zip(*np.nonzero(confusion), strict=True):
+            axis.text(j, i, int(confusion[i, j]), ha="center", va="center", fontsize=7, color="k" if shares[i, j] < 0.6 else "w")
+    _save(figure, folder / "confusion.png")
+
+
+def _figure(rows: int, columns: int, *, width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure, path: pathlib.Path) -> pathlib.Path:
+    figure.savefig(path, dpi=120)
+    return path
