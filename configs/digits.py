@@ -22,8 +22,9 @@ def get_config() -> ConfigDict:
     config.model.dropout_rate = 0.2
     config.model.head_relu = False  # with it, classes die on so small a network
 
-    config.train.duration = "30 epochs"
+    config.train.duration = "40 epochs"
     config.train.batch_size = 64
+    config.train.label_smoothing = 0.1
     config.train.ema_decay = 0.98
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.05

@@ -187,7 +187,7 @@ def _require(config: ConfigDict, key: str, accept, expected: str) -> None:
 
 def check_same_experiment(stored: ConfigDict, given: ConfigDict, workdir: pathlib.Path | str) -> None:
     """Raises ConfigError, with the keys, where two configs differ outside their `run` sections."""
-    old, new = _flatten(stored.to_dict()), _flatten(given.to_dict())
+    old, new = flatten(stored), flatten(given)
     lines = [
         f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now"
         for key in sorted(old | new)
@@ -200,14 +200,16 @@ def check_same_experiment(stored: ConfigDict, given: ConfigDict, workdir: pathli
         )
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """The values by their dotted keys."""
+
+    def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+        flat = {}
+        for key, value in tree.items():
+            flat |= walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return flat
+
+    return walk(config.to_dict(), "")
 
 
 def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) -> None:

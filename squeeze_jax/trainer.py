@@ -22,7 +22,7 @@ from squeeze_jax.data.sources import Dataset, Split, open_dataset
 from squeeze_jax.evaluation import Evaluator, split_of
 from squeeze_jax.optimizers import make_optimizer, make_schedule
 from squeeze_jax.parallel import Parallel, any_process, is_main_process, wait_for_all
-from squeeze_jax.state import all_finite, create_state, empty_window
+from squeeze_jax.state import TrainState, all_finite, create_state, empty_window
 from squeeze_jax.steps import make_train_step
 from squeeze_jax.stopping import StopRequest
 from squeeze_jax.summary import summarize
@@ -127,16 +127,15 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
     checkpoints = Checkpoints(folder, keep=config.run.keep_checkpoints)
     _settle_config(config, folder, dataset, has_checkpoint=bool(checkpoints.steps()))
     summary = summarize(model, input_shape)
-    state = spread.compile_init(
-        lambda: create_state(
-            model, optimizer, input_shape, seed=config.seed, use_ema=config.train.ema_decay > 0
-        )
-    )()
-    best: dict[str, Any] = {"best_step": None, "best_value": None}
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
-        state, best = restored
-        state = spread.replicate(state)
+
+    def init() -> TrainState:
+        return create_state(model, optimizer, input_shape, seed=config.seed, use_ema=config.train.ema_decay > 0)
+
+    restored = checkpoints.restore_latest(jax.eval_shape(init))
+    if restored is None:
+        state, best = spread.compile_init(init)(), {"best_step": None, "best_value": None}
+    else:
+        state, best = spread.replicate(restored[0]), restored[1]
     step = first_step = int(state.step)
 
     train_step = spread.compile_train_step(

@@ -1,0 +1,157 @@
+"""Shared fixtures: the embedded dataset, prepared once, and experiments in child processes with a time limit."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TIME_LIMIT = 300  # seconds for a child process, so that a hang is a named failure
+
+# A network small enough to compile and train in seconds, with everything that a resumed run could get wrong switched
+# on: batch norm, dropout, augmentation, averaged weights, momentum, a schedule.
+TINY = {
+    "model.base_filters": 8,
+    "model.filter_increment": 8,
+    "model.stem": "3x3/1",
+    "model.stem_filters": 8,
+    "model.dropout_rate": 0.3,
+    "dataset.image_size": (20, 20),
+    "augment.flip": True,
+    "train.batch_size": 32,
+    "train.duration": "40 steps",
+    "schedule.warmup": "4 steps",
+    "evaluation.batch_size": 100,
+    "run.log_every": "5 steps",
+    "run.evaluate_every": "20 steps",
+    "run.checkpoint_every": "10 steps",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Child processes compile the same steps again and again."""
+    import jax
+
+    cache = tmp_path_factory.mktemp("compilation_cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the digits lie; prepared by the project's own child process."""
+    from squeeze_jax.data.sources import open_dataset
+
+    path = str(tmp_path_factory.mktemp("tfds"))
+    open_dataset("digits", path)
+    return path
+
+
+@pytest.fixture
+def tiny_config(data_dir):
+    """The digits experiment with a tiny network, as a config."""
+    return configure(data_dir)
+
+
+def configure(data_dir, **overrides):
+    config = load_config("digits")
+    config.update_from_flattened_dict({**TINY, "run.data_dir": data_dir, **overrides})
+    return config
+
+
+def load_config(name):
+    namespace = {}
+    path = ROOT / "configs" / f"{name}.py"
+    exec(compile(path.read_text(), str(path), "exec"), namespace)
+    return namespace["get_config"]()
+
+
+def main_command(data_dir, workdir, *arguments, config="digits", **overrides):
+    """The command of a tiny experiment."""
+    values = {**TINY, "run.data_dir": data_dir, **{k.replace("__", "."): v for k, v in overrides.items()}}
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    script = [sys.executable, "-m", "squeeze_jax.main", "--config", str(ROOT / "configs" / f"{config}.py")]
+    return [*script, "--workdir", str(workdir), *flags, *map(str, arguments)]
+
+
+class Child:
+    """A child process in a group of its own, whose output can be read when it has ended."""
+
+    def __init__(self, command, output, env=None):
+        self.output_path = pathlib.Path(output)
+        self._output = self.output_path.open("a")
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    def wait(self, timeout=TIME_LIMIT):
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"hung for {timeout} s: {self.process.args}\n{self.text()[-3000:]}")
+        self._output.close()
+        return code
+
+    def succeed(self, timeout=TIME_LIMIT):
+        code = self.wait(timeout)
+        assert code == 0, f"exit status {code}: {self.process.args}\n{self.text()[-3000:]}"
+        return self.text()
+
+    def fail(self, timeout=TIME_LIMIT):
+        code = self.wait(timeout)
+        assert code == 1, f"exit status {code}: {self.process.args}\n{self.text()[-3000:]}"
+        return self.text()
+
+    def wait_until(self, condition, timeout=TIME_LIMIT):
+        """Polls; True when the condition held while the process lived."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if condition():
+                return True
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.001)
+        self.kill()
+        pytest.fail(f"waited {timeout} s in vain\n{self.text()[-3000:]}")
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def survivors(self):
+        """Processes of this child's group that outlived it."""
+        listing = subprocess.run(["ps", "-e", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True)
+        rows = [line.split() for line in listing.stdout.splitlines()]
+        return [pid for pid, group, state in rows if int(group) == self.process.pid and not state.startswith("Z")]
+
+    def text(self):
+        return self.output_path.read_text()
+
+
+@pytest.fixture
+def start(tmp_path, data_dir):
+    """Starts a tiny experiment in a child process: start(workdir, *arguments, **overrides with __ for dots)."""
+    children = []
+
+    def run(workdir, *arguments, env=None, config="digits", **overrides):
+        command = main_command(data_dir, workdir, *arguments, config=config, **overrides)
+        children.append(Child(command, tmp_path / f"child{len(children)}.log", env))
+        return children[-1]
+
+    yield run
+    for child in children:
+        if child.process.poll() is None:
+            child.kill()

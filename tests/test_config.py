@@ -1,0 +1,154 @@
+"""Configs: every file loads and is traced, every key is read, a wrong value is named, a workdir gives its config back."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import ROOT, configure, load_config
+from ml_collections import ConfigDict
+
+from squeeze_jax import config as config_lib
+from squeeze_jax import run, trainer
+from squeeze_jax.config import ConfigError, base_config, duration_in_steps
+from squeeze_jax.data.sources import open_dataset
+from squeeze_jax.optimizers import make_optimizer, make_schedule
+from squeeze_jax.state import create_state
+from squeeze_jax.steps import make_train_step
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_file_loads_locks_and_is_traced(name, data_dir):
+    config = load_config(name)
+    assert config.is_locked
+    config_lib.validate(config)
+    dataset = open_dataset(config.dataset.name, data_dir)
+    model, preprocessing = run.model_of(config, dataset.num_classes), run.preprocessing_of(config)
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1000, 10)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    input_shape = preprocessing.input_shape(dataset.image_shape)
+    use_ema = config.train.ema_decay > 0
+    state = jax.eval_shape(lambda: create_state(model, optimizer, input_shape, seed=0, use_ema=use_ema))
+    step = make_train_step(model, optimizer, preprocessing.train, seed=0, ema_decay=config.train.ema_decay)
+    size = config.train.batch_size
+    batch = {"image": jnp.zeros((size, *dataset.image_shape), jnp.uint8), "label": jnp.zeros((size,), jnp.int32)}
+    assert jax.eval_shape(step, state, batch) == state
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_file_says_how_to_run_it(name):
+    path = ROOT / "configs" / f"{name}.py"
+    assert f"python -m squeeze_jax.main --config configs/{name}.py" in path.read_text()
+
+
+def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
+    """Real short runs over a config that records each key it is asked for."""
+    keys = set(config_lib.flatten(base_config()))
+    sections, read = {}, set()
+    read_item = ConfigDict.__getitem__
+
+    def record_item(self, key):
+        value = read_item(self, key)
+        if id(self) in sections and not isinstance(value, ConfigDict):
+            read.add(sections[id(self)] + key)
+        return value
+
+    def record_attribute(self, key):
+        try:
+            return self[key]
+        except KeyError as error:
+            raise AttributeError(str(error)) from error
+
+    monkeypatch.setattr(ConfigDict, "__getitem__", record_item)
+    monkeypatch.setattr(ConfigDict, "__getattr__", record_attribute)
+    # Validation reads every key; that is not using it.
+    monkeypatch.setattr(config_lib, "validate", lambda config: None)
+    short = {"train.duration": "2 steps", "schedule.warmup": "1 step", "run.profile_steps": (0, 1)}
+    one_cycle = {"schedule.name": "one_cycle", "schedule.warmup": "0 steps"}
+    for i, overrides in enumerate([{"schedule.name": "polynomial"}, {"schedule.name": "step"}, one_cycle]):
+        config = configure(data_dir, **{**short, **overrides})
+        sections.clear()
+        sections[id(config)] = ""
+        sections.update({id(value): f"{key}." for key, value in config.items() if isinstance(value, ConfigDict)})
+        trainer.train_and_evaluate(config, tmp_path / str(i))
+    assert sorted(keys - read) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer.name": "sdg"}, "config.optimizer.name='sdg' .* Did you mean 'sgd'"),
+        ({"schedule.name": "linear"}, "config.schedule.name='linear' is unknown; expected one of constant, polynomial"),
+        ({"run.backend": "xmap"}, "Did you mean 'pmap'"),
+        ({"evaluation.best_metric": "auc"}, "expected one of top1, loss"),
+        ({"train.duration": "20"}, "config.train.duration: '20' is no duration"),
+        ({"run.log_every": "3 days"}, "config.run.log_every"),
+        ({"train.batch_size": 0}, "config.train.batch_size=0; expected at least 1"),
+        ({"train.micro_batches": 3}, "micro_batches=3 does not divide config.train.batch_size=32"),
+        ({"train.label_smoothing": 1.0}, "config.train.label_smoothing=1.0; expected 0 <= value < 1"),
+        ({"optimizer.weight_decay": -1.0}, "expected zero or more"),
+        ({"schedule.milestones": (0.8, 0.5)}, "rising shares"),
+        ({"dataset.std": (0.0,)}, "positive numbers"),
+        ({"run.profile_steps": (5,)}, r"\(first, last\)"),
+    ],
+)
+def test_wrong_value_is_named(data_dir, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.validate(configure(data_dir, **overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model.num_classes": 7}, "config.model.num_classes=7, but the dataset has 10 classes"),
+        ({"model.dtype": "float64"}, "jax_enable_x64"),
+        ({"schedule.warmup": "50 steps"}, "warmup is 50 steps, but the run has only 40"),
+        ({"run.num_devices": 64}, "num_devices=64, but JAX sees 1 cpu device"),
+        ({"model.squeeze_ratio": 2.0}, "squeeze ratio lies between 0"),
+        ({"dataset.image_size": (4, 4)}, "4 pixels along height"),
+        ({"dataset.train_split": "trian"}, "no split 'trian'.*it has test, train, validation"),
+        ({"dataset.name": "dgits"}, "no dataset is called 'dgits'"),
+        ({"dataset.name": "mnist"}, "python -m squeeze_jax.data.prepare mnist --data_dir"),
+    ],
+)
+def test_wrong_experiment_writes_no_checkpoint(data_dir, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        trainer.train_and_evaluate(configure(data_dir, **overrides), tmp_path / "w")
+    assert not list((tmp_path / "w").glob("checkpoints/*"))
+
+
+def test_misspelt_key_suggests_the_right_one(start, tmp_path):
+    child = start(tmp_path / "w", optimizer__learning_rat=0.1)
+    assert child.wait() != 0
+    assert 'Did you mean "learning_rate" instead of "learning_rat"' in child.text()
+    with pytest.raises(AttributeError, match="learning_rate"):
+        base_config().optimizer.learning_rat = 0.1
+
+
+def test_durations():
+    assert duration_in_steps("20 epochs", 128, 50_000) == 7812
+    assert duration_in_steps("1 epoch", 128, 1197) == 9
+    assert duration_in_steps("500 steps", 7, 3) == 500
+    assert duration_in_steps(" 51200 examples", 512, 3) == 100
+    assert duration_in_steps("0.5 epochs", 10, 100) == 5
+    for wrong in ("", "epochs", "-1 steps", "5 stepss", "1e3 steps"):
+        with pytest.raises(ConfigError, match="is no duration"):
+            duration_in_steps(wrong, 1, 1)
+
+
+def test_workdir_gives_the_config_back(tmp_path, data_dir):
+    config = configure(data_dir, **{"model.pool_after": (1, 3), "run.stop_after_steps": 7})
+    config_lib.save(tmp_path, config, {"class_names": ("a", "b")})
+    stored, resolved = config_lib.read(tmp_path)
+    assert stored.to_dict() == config.to_dict()
+    assert stored.is_locked and resolved == {"class_names": ["a", "b"]}
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"config": {"sed": 1}, "resolved": {}}'])
+def test_damaged_config_json_is_named(tmp_path: pathlib.Path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="config.json"):
+        config_lib.read(tmp_path)

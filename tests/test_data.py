@@ -1,0 +1,134 @@
+"""Order, hosts, padding, resumption; the embedded dataset; errors that name the example."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from squeeze_jax.data import pipeline, sources
+from squeeze_jax.data.sources import DataError, Split
+
+
+def numbered(size, image_shape=(2, 2, 1)):
+    """A split whose image i is filled with i, and whose label is i modulo 10."""
+    examples = [{"image": np.full(image_shape, i % 256, np.uint8), "label": i % 10} for i in range(size)]
+    return Split("numbered/train", examples, "image", "label", image_shape, 10)
+
+
+def indices(batches, count):
+    return [next(batches)["image"][:, 0, 0, 0].tolist() for _ in range(count)]
+
+
+def test_every_epoch_holds_every_example_once_in_another_order():
+    batches = indices(pipeline.train_batches(numbered(100), batch_size=30, seed=0), 10)
+    order = sum(batches, [])
+    epochs = [order[i : i + 100] for i in (0, 100, 200)]
+    assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert order != sum(indices(pipeline.train_batches(numbered(100), batch_size=30, seed=1), 10), [])
+
+
+def test_a_resumed_run_goes_on_with_the_next_example():
+    whole = indices(pipeline.train_batches(numbered(50), batch_size=7, seed=3), 20)
+    rest = indices(pipeline.train_batches(numbered(50), batch_size=7, seed=3, first_step=13, num_threads=1), 7)
+    assert rest == whole[13:]
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_order_does_not_depend_on_the_hosts(hosts):
+    whole = indices(pipeline.train_batches(numbered(50), batch_size=8, seed=3), 12)
+    parts = [
+        indices(pipeline.train_batches(numbered(50), batch_size=8, seed=3, process_index=i, process_count=hosts), 12)
+        for i in range(hosts)
+    ]
+    assert [sum((part[step] for part in parts), []) for step in range(12)] == whole
+    with pytest.raises(ValueError, match="cannot be divided among 3 processes"):
+        pipeline.train_batches(numbered(50), batch_size=8, seed=3, process_index=0, process_count=3)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 4), (4, 4), (10, 4), (97, 8), (3, 100)])
+def test_evaluation_counts_every_example_once(size, batch_size):
+    for hosts in (1, 2):
+        seen = []
+        for host in range(hosts):
+            for batch in pipeline.eval_batches(
+                numbered(size), batch_size=batch_size, process_index=host, process_count=hosts
+            ):
+                assert batch["image"].shape[0] == batch_size // hosts
+                seen += batch["image"][batch["mask"], 0, 0, 0].tolist()
+        assert sorted(seen) == list(range(size))
+
+
+def test_a_split_too_large_for_memory_reads_the_same(monkeypatch):
+    cached = numbered(20).batch(np.array([3, 1, 3]))
+    monkeypatch.setattr(sources, "CACHE_BYTES", 0)
+    read = numbered(20).batch(np.array([3, 1, 3]))
+    for name in cached:
+        np.testing.assert_array_equal(cached[name], read[name])
+        assert cached[name].dtype == read[name].dtype
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"image": np.zeros((3, 2, 1), np.uint8), "label": 0}, r"example 1 of numbered/train has shape \(3, 2, 1\)"),
+        ({"image": np.zeros((2, 2, 1), np.uint8), "label": 10}, "example 1 .* has the label 10; expected 0 to 9"),
+        ({"image": np.zeros((2, 2, 1), np.uint8), "label": -1}, "has the label -1"),
+        ({"image": np.full((2, 2, 1), np.nan, np.float32), "label": 0}, "example 1 .* holds NaN or infinite pixels"),
+        ({"image": np.zeros((2, 2, 1), np.uint8)}, "example 1 .* cannot be read: 'label'"),
+    ],
+)
+def test_a_wrong_example_is_named(example, message):
+    split = numbered(3)
+    split.examples[1] = example
+    with pytest.raises(DataError, match=message):
+        list(pipeline.eval_batches(split, batch_size=3))
+
+
+def test_digits_are_scikit_learns_and_split_without_overlap(data_dir):
+    from sklearn.datasets import load_digits
+
+    dataset = sources.open_dataset("digits", data_dir)
+    assert dataset.class_names == tuple("0123456789") and dataset.image_shape == (8, 8, 1)
+    images, labels = [], []
+    for name, size in (("train", 1197), ("validation", 300), ("test", 300)):
+        split = dataset.split(name)
+        assert len(split) == size
+        whole = split.batch(np.arange(size))
+        images.append(whole["image"])
+        labels.append(whole["label"])
+        shares = np.bincount(whole["label"], minlength=10) / size
+        np.testing.assert_allclose(shares, 0.1, atol=0.005)  # stratified
+    original = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    found = np.concatenate(images)[..., 0]
+    order = np.lexsort(found.reshape(1797, -1).T)
+    expected_order = np.lexsort(original.reshape(1797, -1).T)
+    np.testing.assert_array_equal(found[order], original[expected_order])
+    np.testing.assert_array_equal(np.concatenate(labels)[order], load_digits().target[expected_order])
+
+
+def test_slices_of_splits(data_dir):
+    dataset = sources.open_dataset("digits", data_dir)
+    assert len(dataset.split("train[:10%]")) == 120
+
+
+def test_a_prepared_folder_is_a_dataset(data_dir):
+    dataset = sources.open_dataset(f"{data_dir}/digits/1.0.0")
+    assert dataset.num_classes == 10 and len(dataset.split("test")) == 300
+
+
+def test_prepare_is_a_command_and_leaves_what_is_there(data_dir):
+    command = [sys.executable, "-m", "squeeze_jax.data.prepare", "digits", "--data_dir", data_dir]
+    before = sorted(os.listdir(f"{data_dir}/digits/1.0.0"))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.stdout.strip() == f"{data_dir}/digits/1.0.0", done.stderr
+    assert sorted(os.listdir(f"{data_dir}/digits/1.0.0")) == before
+
+
+def test_an_unwritable_data_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="digits could not be prepared by .*squeeze_jax.data.prepare digits"):
+        sources.open_dataset("digits", str(tmp_path / "file"))

@@ -1,0 +1,91 @@
+"""Schedules against their formulas; optimizers against a few lines of NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from squeeze_jax.config import ConfigError, base_config
+from squeeze_jax.optimizers import make_optimizer, make_schedule
+
+
+def schedule(total=100, warmup=0, rate=0.4, **overrides):
+    config = base_config().schedule
+    config.update(overrides)
+    return make_schedule(config, rate, total, warmup)
+
+
+def test_polynomial_is_the_papers_linear_decay():
+    values = [float(schedule(name="polynomial")(step)) for step in (0, 25, 50, 100)]
+    np.testing.assert_allclose(values, [0.4, 0.3, 0.2, 0.0], rtol=1e-6, atol=1e-8)
+    assert float(schedule(name="polynomial", power=0.5)(75)) == pytest.approx(0.4 * 0.25**0.5)
+
+
+def test_other_schedules():
+    assert float(schedule(name="constant")(99)) == pytest.approx(0.4)
+    assert float(schedule(name="cosine")(50)) == pytest.approx(0.2)
+    step = schedule(name="step", milestones=(0.5, 0.75), factor=0.1)
+    np.testing.assert_allclose([step(49), step(50), step(74), step(75)], [0.4, 0.04, 0.04, 0.004], rtol=1e-5)
+    one_cycle = schedule(name="one_cycle", peak_at=0.3)
+    assert max(range(100), key=one_cycle) == 30 and float(one_cycle(30)) == pytest.approx(0.4)
+
+
+def test_warmup_rises_from_zero_and_shifts_nothing_else():
+    rates = schedule(name="step", warmup=10, milestones=(0.5,))
+    np.testing.assert_allclose([rates(0), rates(5), rates(10)], [0, 0.2, 0.4], rtol=1e-6)
+    np.testing.assert_allclose([rates(49), rates(50)], [0.4, 0.04], rtol=1e-5)
+    with pytest.raises(ConfigError, match="has its own rise"):
+        schedule(name="one_cycle", warmup=10)
+    with pytest.raises(ConfigError, match="100 steps, but the run has only 100"):
+        schedule(warmup=100)
+
+
+def follow(overrides, steps=5):
+    """The kernel and the bias after some steps with gradients 1, 2, 3, ... and a falling rate."""
+    config = base_config().optimizer
+    config.update(overrides)
+    optimizer = make_optimizer(config, lambda count: 0.1 / (1 + count))
+    params = {"kernel": jnp.ones((1, 1)), "bias": jnp.ones((1,))}
+    state = optimizer.init(params)
+    for step in range(steps):
+        gradients = {name: jnp.full_like(value, 1.0 + step) for name, value in params.items()}
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return float(params["kernel"][0, 0]), float(params["bias"][0])
+
+
+def numpy_sgd(*, decay, caffe=False, nesterov=False, momentum=0.9, steps=5):
+    weight, velocity = 1.0, 0.0
+    for step in range(steps):
+        rate, gradient = 0.1 / (1 + step), 1.0 + step + decay * weight
+        if caffe:
+            velocity = momentum * velocity + rate * gradient
+            weight -= velocity
+        else:
+            velocity = momentum * velocity + gradient
+            weight -= rate * (gradient + momentum * velocity if nesterov else velocity)
+    return weight
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_keeps_the_momentum_of_gradients(nesterov):
+    kernel, bias = follow({"name": "sgd", "weight_decay": 0.01, "nesterov": nesterov})
+    assert kernel == pytest.approx(numpy_sgd(decay=0.01, nesterov=nesterov), rel=1e-5)
+    assert bias == pytest.approx(numpy_sgd(decay=0.0, nesterov=nesterov), rel=1e-5)
+
+
+def test_caffe_sgd_keeps_the_rate_in_its_momentum_and_decays_biases():
+    kernel, bias = follow({"name": "caffe_sgd", "weight_decay": 0.01, "decay_biases": True})
+    assert kernel == bias == pytest.approx(numpy_sgd(decay=0.01, caffe=True), rel=1e-5)
+    assert kernel != pytest.approx(numpy_sgd(decay=0.01), rel=1e-3)
+
+
+def test_adamw_decays_apart_from_the_gradient():
+    kernel, bias = follow({"name": "adamw", "weight_decay": 0.5}, steps=1)
+    assert bias == pytest.approx(1 - 0.1, rel=1e-4)
+    assert kernel == pytest.approx(1 - 0.1 - 0.1 * 0.5, rel=1e-4)
+
+
+def test_gradient_clip_limits_the_global_norm():
+    _, clipped = follow({"gradient_clip": 0.5, "weight_decay": 0.0}, steps=1)
+    assert clipped == pytest.approx(1 - 0.1 * 0.5 / np.sqrt(2), rel=1e-5)
