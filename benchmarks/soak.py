@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py --devices 2 --steps 20000 --csv benchmarks/results/soak.csv
 
-XLA runs all-reduces of CPU devices on a pool of threads that can run out, and then waits for ever or aborts ("Expected 2
-threads to join the rendezvous"). The training runs in a child process that reports every 100 steps; a child that is
+XLA runs all-reduces of CPU devices on a pool of threads that can run out; it then waits for ever or aborts ("Expected
+2 threads to join the rendezvous"). The training runs in a child process that reports every 100 steps; a child that is
 silent for --patience seconds, or dies, is a failure, named with its step. `--pool-threads 0` leaves the pool as it is.
 """
 
@@ -27,9 +27,9 @@ def train(devices: int, steps: int, batch_size: int, pool_threads: int) -> None:
     import numpy as np
 
     from squeeze_jax import models, parallel
+    from squeeze_jax.config import base_config
     from squeeze_jax.data.augment import Preprocessing
     from squeeze_jax.optimizers import make_optimizer
-    from squeeze_jax.config import base_config
     from squeeze_jax.state import create_state
     from squeeze_jax.steps import make_train_step
 

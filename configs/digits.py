@@ -1,6 +1,6 @@
 """SqueezeNet 1.1 on scikit-learn's digits, the embedded dataset: no download, about a minute on a laptop.
 
-    python -m squeeze_jax.main --config configs/digits.py --workdir runs/digits
+python -m squeeze_jax.main --config configs/digits.py --workdir runs/digits
 """
 
 from ml_collections import ConfigDict

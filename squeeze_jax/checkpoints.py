@@ -95,8 +95,8 @@ class Checkpoints:
             self._discard_unfinished()
             earlier = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self._root}: {_first_line(error)}. Is the disk "
-                f"full? Make room and start the run again; the earlier checkpoints are intact (steps: {earlier})."
+                f"the checkpoint of step {step} could not be written to {self._root}: {_first_line(error)}. Is the "
+                f"disk full? Make room and start the run again; the earlier checkpoints are intact (steps: {earlier})."
             ) from error
         if not saved:
             raise CheckpointError(f"Orbax did not save step {step} in {self._root}, which holds {self.steps()}.")
@@ -125,8 +125,8 @@ class Checkpoints:
             return _unflatten(leaves, template, f"{self._root}/{step}"), info
         if damaged:
             raise CheckpointError(
-                f"every checkpoint in {self._root} is damaged (steps {damaged}); restore one from a copy, or start in a "
-                f"new workdir."
+                f"every checkpoint in {self._root} is damaged (steps {damaged}); restore one from a copy, or start in "
+                f"a new workdir."
             )
         return None
 

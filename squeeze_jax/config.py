@@ -112,7 +112,9 @@ def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
     """Converts "20 epochs", "500 steps" or "51200 examples" to whole steps, rounded to the nearest."""
     match = _DURATION.fullmatch(duration)
     if match is None:
-        raise ConfigError(f"{duration!r} is no duration; expected a number and a unit, such as '20 epochs', '500 steps'.")
+        raise ConfigError(
+            f"{duration!r} is no duration; expected a number and a unit, such as '20 epochs', '500 steps'."
+        )
     amount, unit = float(match[1]), match[2].rstrip("s")
     examples = {"step": amount * batch_size, "epoch": amount * num_examples, "example": amount}[unit]
     return round(examples / batch_size)
@@ -133,7 +135,9 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key}={value!r} is unknown; expected one of {', '.join(choices)}.{hint}")
     for key in ("train.batch_size", "train.micro_batches", "evaluation.batch_size", "run.num_threads"):
         _require(config, key, lambda value: value >= 1, "at least 1")
-    _require(config, "run.keep_checkpoints", lambda value: value >= 1, "at least 1, for a run could not resume otherwise")
+    _require(
+        config, "run.keep_checkpoints", lambda value: value >= 1, "at least 1, for a run could not resume otherwise"
+    )
     for key in ("run.num_devices", "run.stop_after_steps"):
         _require(config, key, lambda value: value is None or value >= 1, "at least 1")
     for key in ("augment.pad_and_crop", "optimizer.weight_decay", "optimizer.gradient_clip", "optimizer.learning_rate"):
@@ -231,7 +235,9 @@ def read(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
         stored = json.loads(path.read_text())
         values, resolved = stored["config"], stored["resolved"]
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; is {workdir} the workdir of a run? A new run needs --config.") from None
+        raise ConfigError(
+            f"{path} does not exist; is {workdir} the workdir of a run? A new run needs --config."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
     config = base_config()

@@ -18,30 +18,28 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Evaluates one split as often as asked, with one compiled step.
+    """Evaluates splits with one compiled step.
 
     Args:
       model: the network.
-      split: the examples.
       config: of the run.
       spread: the devices.
       confusion: also count the confusion matrix.
     """
 
-    def __init__(self, model: Any, split: Split, config: ConfigDict, spread: Parallel, *, confusion: bool = False):
+    def __init__(self, model: Any, config: ConfigDict, spread: Parallel, *, confusion: bool = False):
         preprocessing = run.preprocessing_of(config)
         step = make_eval_step(model, preprocessing.evaluate, confusion=confusion, axis_name=spread.axis_name)
         self._eval_step = spread.compile_eval_step(step)
-        self._split = split
         self._spread = spread
         # The padding is masked, so any batch size is exact; round up to what the devices can share.
         self._batch_size = -(-config.evaluation.batch_size // spread.num_devices) * spread.num_devices
         self._num_threads = config.run.num_threads
 
-    def sums(self, variables: Any) -> dict[str, Any]:
-        """The sums over all examples, in int64 and float64."""
+    def sums(self, split: Split, variables: Any) -> dict[str, Any]:
+        """The sums over all examples of a split, in int64 and float64."""
         batches = pipeline.eval_batches(
-            self._split,
+            split,
             batch_size=self._batch_size,
             num_threads=self._num_threads,
             process_index=jax.process_index(),
@@ -49,23 +47,21 @@ class Evaluator:
         )
         return metrics.add_up(self._eval_step(variables, self._spread.shard(batch)) for batch in batches)
 
-    def values(self, variables: Any) -> metrics.Values:
-        """Mean loss and accuracies."""
-        return metrics.example_means(self.sums(variables), self._split.num_classes)
+    def values(self, split: Split, variables: Any) -> metrics.Values:
+        """Mean loss and accuracies on a split."""
+        return metrics.example_means(self.sums(split, variables), split.num_classes)
 
 
-def split_of(dataset: Dataset, config: ConfigDict, split: str) -> Split:
-    """The examples that the config calls "train", "validation" or "test".
+def split_of(dataset: Dataset, config: ConfigDict, split: str) -> Split | None:
+    """The examples that the config calls "train", "validation" or "test"; None where it has no such split.
 
     Raises:
-      ConfigError: another name, or a split that the config does not have.
+      ConfigError: another name.
     """
     if split not in SPLITS:
         raise ConfigError(f"no split is called {split!r}; expected one of {', '.join(SPLITS)}.")
     name = config.dataset[f"{split}_split"]
-    if not name:
-        raise ConfigError(f"config.dataset.{split}_split is empty: this experiment has no {split} split.")
-    return dataset.split(name)
+    return dataset.split(name) if name else None
 
 
 def evaluate(
@@ -99,7 +95,10 @@ def evaluate(
     if dataset.class_names != trained.class_names:
         raise ConfigError(f"{dataset.name} has other classes than the run in {folder}: {dataset.class_names}.")
     examples = split_of(dataset, config, split)
-    sums = Evaluator(trained.model, examples, config, spread, confusion=True).sums(spread.replicate(trained.variables))
+    if examples is None:
+        raise ConfigError(f"config.dataset.{split}_split is empty: this experiment has no {split} split.")
+    evaluator = Evaluator(trained.model, config, spread, confusion=True)
+    sums = evaluator.sums(examples, spread.replicate(trained.variables))
     values = metrics.example_means(sums, dataset.num_classes)
     text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     logger.info("%s of %s, step %d: %d examples, %s", split, dataset.name, trained.step, sums["examples"], text)

@@ -3,7 +3,6 @@
 Run the same command again to go on with a run that was stopped. `--mode=eval` evaluates a checkpoint.
 """
 
-import logging
 import pathlib
 import sys
 
@@ -22,7 +21,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=Tr
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
 SPLIT = flags.DEFINE_enum("split", "test", config_lib.SPLITS, "What --mode=eval evaluates.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What --mode=eval opens: best, latest or a step.")
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for a run of several processes.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, for a run of several processes."
+)
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 

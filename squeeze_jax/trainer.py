@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from squeeze_jax import config as config_lib
 from squeeze_jax import metrics, run, workdir, writers
 from squeeze_jax.checkpoints import Checkpoints, eval_variables
-from squeeze_jax.config import BEST_METRICS, ConfigError, duration_in_steps
+from squeeze_jax.config import BEST_METRICS, SPLITS, ConfigError, duration_in_steps
 from squeeze_jax.data import pipeline
-from squeeze_jax.data.sources import Dataset, Split, open_dataset
+from squeeze_jax.data.sources import Dataset, open_dataset
 from squeeze_jax.evaluation import Evaluator, split_of
 from squeeze_jax.optimizers import make_optimizer, make_schedule
 from squeeze_jax.parallel import Parallel, any_process, is_main_process, wait_for_all
@@ -57,8 +57,9 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The durations of a config in steps."""
+    """The durations of a config in steps; an epoch need not be a whole number of them."""
 
+    epoch: float
     total: int
     warmup: int
     log_every: int
@@ -74,6 +75,7 @@ class Plan:
         if total < 1:
             raise ConfigError(f"config.train.duration={config.train.duration!r} is less than one step.")
         return cls(
+            epoch=num_examples / config.train.batch_size,
             total=total,
             warmup=steps(config.schedule.warmup),
             log_every=max(1, steps(config.run.log_every)),
@@ -115,7 +117,9 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
     spread = Parallel.create(config.run.backend, config.run.num_devices)
     spread.check_batch_size("train.batch_size", config.train.batch_size, config.train.micro_batches)
     dataset = open_dataset(config.dataset.name, config.run.data_dir)
-    train_split = split_of(dataset, config, "train")
+    train_split, validation_split, test_split = (split_of(dataset, config, split) for split in SPLITS)
+    if train_split is None:
+        raise ConfigError("config.dataset.train_split is empty.")
     plan = Plan.of(config, len(train_split))
     model = run.model_of(config, dataset.num_classes)
     preprocessing = run.preprocessing_of(config)
@@ -150,11 +154,11 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             axis_name=spread.axis_name,
         )
     )
-    validation = _evaluator(model, dataset, config, spread, "validation")
+    evaluator = Evaluator(model, config, spread)
     is_finite = jax.jit(all_finite)
     last_step = min(plan.total, config.run.stop_after_steps or plan.total)
     recorder = _Recorder(config, folder, first_step, plan, dataset, schedule, console)
-    recorder.announce(spread, summary, train_split, validation)
+    recorder.announce(spread, summary, train_split, validation_split)
 
     def save() -> None:
         if not is_finite(state):
@@ -185,12 +189,11 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             if logs or step == plan.total:
                 recorder.log_window(step, jax.device_get(state.window))
                 state = state.replace(window=spread.replicate(empty_window()))
-            if evaluates or step == plan.total:
-                if validation is not None:
-                    with recorder.paused(state):
-                        values = validation.values(state.eval_variables())
-                    recorder.write(step, "validation", values)
-                    best = _better(config, best, step, values)
+            if (evaluates or step == plan.total) and validation_split is not None:
+                with recorder.paused(state):
+                    values = evaluator.values(validation_split, state.eval_variables())
+                recorder.write(step, "validation", values)
+                best = _better(config, best, step, values)
             # Several processes can only agree where all of them wait for the step.
             stopping = stop.requested if jax.process_count() == 1 else logs and any_process(stop.requested)
             if evaluates or step % plan.checkpoint_every == 0 or step == last_step or stopping:
@@ -201,11 +204,10 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
 
     # The end: the test split is read once, with the weights that the validation split chose.
     finished = step == plan.total
-    if finished:
-        test = _evaluator(model, dataset, config, spread, "test")
-        if test is not None:
-            chosen, leaves = checkpoints.read("best")
-            recorder.write(chosen, "test", test.values(spread.replicate(eval_variables(leaves))))
+    if finished and test_split is not None:
+        chosen, leaves = checkpoints.read("best")
+        variables = spread.replicate(eval_variables(leaves))
+        recorder.write(chosen, "test", evaluator.values(test_split, variables))
     checkpoints.close()
     recorder.close(step, finished, best)
     wait_for_all("end of the run")
@@ -242,12 +244,6 @@ def _settle_config(config: ConfigDict, folder: pathlib.Path, dataset: Dataset, *
         )
         workdir.write_versions(folder)
     wait_for_all("config written")
-
-
-def _evaluator(model: Any, dataset: Dataset, config: ConfigDict, spread: Parallel, split: str) -> Evaluator | None:
-    if not config.dataset[f"{split}_split"]:
-        return None
-    return Evaluator(model, split_of(dataset, config, split), config, spread)
 
 
 def _better(config: ConfigDict, best: dict[str, Any], step: int, values: metrics.Values) -> dict[str, Any]:
@@ -289,7 +285,7 @@ class _Recorder:
         if self._bar:
             self._bar.__exit__(*error)
 
-    def announce(self, spread, summary, train_split, validation) -> None:
+    def announce(self, spread, summary, train_split, validation_split) -> None:
         config, plan = self._config, self._plan
         device = spread.mesh.devices.flat[0]
         logger.info("workdir %s", self._folder)
@@ -308,7 +304,7 @@ class _Recorder:
             self._dataset.num_classes,
             "x".join(map(str, self._dataset.image_shape)),
             len(train_split),
-            "" if validation else ", no validation split",
+            "" if validation_split else ", no validation split",
         )
         logger.info("model %s at %s: %s", config.model.name, "x".join(map(str, summary.input_shape)), summary.totals())
         logger.info(
@@ -361,7 +357,8 @@ class _Recorder:
         eta = ""
         if steps > 0:
             speed["images_per_second"] = steps * self._config.train.batch_size / elapsed
-            eta = f", {speed['images_per_second']:.0f} images/s, ETA {_clock((self._plan.total - step) * elapsed / steps)}"
+            left = (self._plan.total - step) * elapsed / steps
+            eta = f", {speed['images_per_second']:.0f} images/s, ETA {_clock(left)}"
         self.write(step, "train", values, speed, eta)
         self._warn_if_stuck(values)
         self._restart_timer(step)
@@ -374,10 +371,10 @@ class _Recorder:
         self._writer.write(step, split, values, speed)
         shown = {name: values[name] for name in ("loss", "top1", "top5") if name in values}
         text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        epoch = step * self._config.train.batch_size
-        logger.info("step %d/%d (%d examples) %s: %s%s", step, self._plan.total, epoch, split, text, suffix)
+        epoch = step / self._plan.epoch
+        logger.info("step %d/%d, epoch %.2f, %s: %s%s", step, self._plan.total, epoch, split, text, suffix)
         if self._bar and split == "train":
-            self._bar.update(step, text + suffix)
+            self._bar.update(step, f"epoch {epoch:.2f}, {text}{suffix}")
 
     def not_finite(self, step: int, learning_rate: float) -> str:
         return (
@@ -408,7 +405,9 @@ class _Recorder:
             name = self._config.evaluation.best_metric
             logger.info("best validation %s %.4f at step %d", name, best["best_value"], best["best_step"])
         if finished:
-            logger.info("finished; metrics.jsonl, curves.png, checkpoints and TensorBoard events are in %s", self._folder)
+            logger.info(
+                "finished; metrics.jsonl, curves.png, checkpoints and TensorBoard events are in %s", self._folder
+            )
         else:
             logger.info("stopped at step %d of %d; the same command goes on", step, self._plan.total)
 

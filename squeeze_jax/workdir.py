@@ -50,7 +50,9 @@ def create(workdir: str | pathlib.Path) -> pathlib.Path:
     except (FileExistsError, NotADirectoryError) as error:
         raise WorkdirError(f"the workdir {path} is, or lies below, a file; name a folder with --workdir.") from error
     except OSError as error:
-        raise WorkdirError(f"the workdir {path} cannot be written ({error.strerror}); name another with --workdir.") from error
+        raise WorkdirError(
+            f"the workdir {path} cannot be written ({error.strerror}); name another with --workdir."
+        ) from error
     return path
 
 
@@ -93,7 +95,9 @@ def write_versions(workdir: pathlib.Path) -> None:
         before = json.loads(path.read_text())["versions"]
         changed = [f"{name} {before[name]} -> {now}" for name, now in versions.items() if before.get(name, now) != now]
         if changed:
-            logger.warning("this run was begun with other versions; it goes on, but bits may differ: %s", ", ".join(changed))
+            logger.warning(
+                "this run was begun with other versions; it goes on, but bits may differ: %s", ", ".join(changed)
+            )
         return
     content = {
         "versions": versions,
@@ -111,7 +115,11 @@ def _commit() -> str | None:
     folder = pathlib.Path(__file__).parent
     try:
         description = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=folder, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -138,7 +138,9 @@ def draw_curves(workdir: pathlib.Path) -> pathlib.Path | None:
     return _save(figure, workdir / "curves.png")
 
 
-def draw_batch(path: pathlib.Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> pathlib.Path:
+def draw_batch(
+    path: pathlib.Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
+) -> pathlib.Path:
     """Draws up to 32 images (batch, *spatial, channels), pixels in 0..255; of a volume, its middle slice."""
     images, labels = np.asarray(images)[:32], np.asarray(labels)[:32]
     if images.ndim == 5:
@@ -185,7 +187,15 @@ def write_confusion(folder: pathlib.Path, confusion: np.ndarray, class_names: tu
         axis.set_xticks(range(size), class_names, rotation=90)
         axis.set_yticks(range(size), class_names)
         for i, j in zip(*np.nonzero(confusion), strict=True):
-            axis.text(j, i, int(confusion[i, j]), ha="center", va="center", fontsize=7, color="k" if shares[i, j] < 0.6 else "w")
+            axis.text(
+                j,
+                i,
+                int(confusion[i, j]),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="k" if shares[i, j] < 0.6 else "w",
+            )
     _save(figure, folder / "confusion.png")
 
 

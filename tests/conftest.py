@@ -1,5 +1,6 @@
 """Shared fixtures: the embedded dataset, prepared once, and experiments in child processes with a time limit."""
 
+import fcntl
 import os
 import pathlib
 import signal
@@ -8,6 +9,9 @@ import sys
 import time
 
 import pytest
+
+# The tests are the same on a machine with an accelerator.
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIME_LIMIT = 300  # seconds for a child process, so that a hang is a named failure
@@ -29,35 +33,47 @@ TINY = {
     "run.log_every": "5 steps",
     "run.evaluate_every": "20 steps",
     "run.checkpoint_every": "10 steps",
+    "run.keep_checkpoints": 4,
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Child processes compile the same steps again and again."""
-    import jax
-
-    cache = tmp_path_factory.mktemp("compilation_cache")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """Where the digits lie; prepared by the project's own child process."""
-    from squeeze_jax.data.sources import open_dataset
-
-    path = str(tmp_path_factory.mktemp("tfds"))
-    open_dataset("digits", path)
+def shared(tmp_path_factory, worker_id):
+    """A folder that all workers of one test run share."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base if worker_id == "master" else base.parent) / "shared"
+    path.mkdir(exist_ok=True)
     return path
 
 
-@pytest.fixture
-def tiny_config(data_dir):
-    """The digits experiment with a tiny network, as a config."""
-    return configure(data_dir)
+def make_once(folder, name, make):
+    """`folder/name`, made by the first worker that needs it."""
+    path = folder / name
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(shared):
+    """Child processes compile the same steps again and again."""
+    import jax
+
+    cache = str(shared / "compilation_cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared):
+    """Where the digits lie; prepared by the project's own child process."""
+    from squeeze_jax.data.sources import open_dataset
+
+    return str(make_once(shared, "tfds", lambda path: open_dataset("digits", str(path))))
 
 
 def configure(data_dir, **overrides):

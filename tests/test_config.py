@@ -1,4 +1,4 @@
-"""Configs: every file loads and is traced, every key is read, a wrong value is named, a workdir gives its config back."""
+"""Configs: every file loads and is traced, every key is read, wrong values are named, a workdir gives its own back."""
 
 import pathlib
 

@@ -24,11 +24,11 @@ def indices(batches, count):
 
 def test_every_epoch_holds_every_example_once_in_another_order():
     batches = indices(pipeline.train_batches(numbered(100), batch_size=30, seed=0), 10)
-    order = sum(batches, [])
+    order = [index for batch in batches for index in batch]
     epochs = [order[i : i + 100] for i in (0, 100, 200)]
     assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert order != sum(indices(pipeline.train_batches(numbered(100), batch_size=30, seed=1), 10), [])
+    assert batches != indices(pipeline.train_batches(numbered(100), batch_size=30, seed=1), 10)
 
 
 def test_a_resumed_run_goes_on_with_the_next_example():
@@ -44,7 +44,7 @@ def test_the_order_does_not_depend_on_the_hosts(hosts):
         indices(pipeline.train_batches(numbered(50), batch_size=8, seed=3, process_index=i, process_count=hosts), 12)
         for i in range(hosts)
     ]
-    assert [sum((part[step] for part in parts), []) for step in range(12)] == whole
+    assert [[index for part in parts for index in part[step]] for step in range(12)] == whole
     with pytest.raises(ValueError, match="cannot be divided among 3 processes"):
         pipeline.train_batches(numbered(50), batch_size=8, seed=3, process_index=0, process_count=3)
 

@@ -247,9 +247,10 @@ def test_features_are_named_and_a_bypass_sum_stands_before_its_pooling():
     images = jax.random.normal(jax.random.key(1), (1, 40, 40, 3))
     variables = init(model, images)
     maps = model.apply(variables, images, method="features")
-    assert list(maps) == (
-        "conv1 pool1 fire2 fire3 fire4 pool4 fire5 fire6 fire7 fire8 pool8 fire9 conv10".split()
-    )
+    assert list(maps) == [
+        *("conv1", "pool1", "fire2", "fire3", "fire4", "pool4"),
+        *("fire5", "fire6", "fire7", "fire8", "pool8", "fire9", "conv10"),
+    ]
     assert maps["conv10"].min() < 0  # before its ReLU
     fire5 = Fire(32, 128, 128)
     plain = fire5.apply({"params": variables["params"]["fire5"]}, maps["pool4"])

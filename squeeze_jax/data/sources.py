@@ -14,7 +14,6 @@ import numpy as np
 
 from squeeze_jax.data.builders import BUILDERS, builder_class
 
-
 CACHE_BYTES = 2**30  # a split whose decoded images fit is decoded once
 
 
@@ -70,7 +69,9 @@ class Split:
             if not np.isfinite(image).all():
                 raise DataError(f"example {index} of {self.name} holds NaN or infinite pixels; repair or remove it.")
         if not 0 <= label < self.num_classes:
-            raise DataError(f"example {index} of {self.name} has the label {label}; expected 0 to {self.num_classes - 1}.")
+            raise DataError(
+                f"example {index} of {self.name} has the label {label}; expected 0 to {self.num_classes - 1}."
+            )
         return image, label
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -173,7 +174,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
             f"a TFDS name, or the folder of a prepared dataset. ({str(error).splitlines()[0]})"
         ) from error
     if not builder.is_prepared():
-        raise DataError(f"{name} is not on disk in {builder.data_dir}; prepare it with\n  {prepare_command(name, data_dir)}")
+        raise DataError(
+            f"{name} is not on disk in {builder.data_dir}; prepare it with\n  {prepare_command(name, data_dir)}"
+        )
     return builder
 
 

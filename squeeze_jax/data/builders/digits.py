@@ -1,9 +1,11 @@
 """scikit-learn's handwritten digits as a TFDS dataset: real images, no download.
 
-1,797 grey images of 8 x 8 pixels: the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin and
-Kaynak 1998), by 13 writers. They carry no writer, so a random split mixes writers between the splits, and accuracies
-are higher than on unseen writers.
+1,797 grey images of 8 x 8 pixels: the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin
+and Kaynak 1998), by 13 writers. They carry no writer, so a random split mixes writers between the splits, and
+accuracies are higher than on unseen writers.
 """
+
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,7 +39,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """Handwritten digits, 8 x 8, ten classes."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "1,197 / 300 / 300 images, stratified."}
+    RELEASE_NOTES: ClassVar = {"1.0.0": "1,197 / 300 / 300 images, stratified."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

@@ -1,0 +1,110 @@
+"""One step function on 1, 2 and 8 devices, under jit and pmap, in one process and in two. All in child processes."""
+
+import socket
+
+import numpy as np
+import pytest
+from conftest import Child, main_command, make_once
+
+from squeeze_jax import load
+from squeeze_jax.checkpoints import Checkpoints
+from squeeze_jax.writers import read_metrics
+
+# 20 steps with batch norm, dropout and augmentation. Cadences are those of `TINY`.
+EXACT = {"model.dtype": "float64", "train.duration": "20 steps", "evaluation.batch_size": 96}
+
+
+def train(data_dir, workdir, *flags, **overrides):
+    child = Child(main_command(data_dir, workdir, *flags, **{**EXACT, **overrides}), f"{workdir}.log")
+    child.succeed()
+    return workdir
+
+
+def leaves(workdir):
+    return Checkpoints(workdir, read_only=True).read("latest")[1]
+
+
+def values(workdir):
+    return [record["values"] for record in read_metrics(workdir)]
+
+
+def assert_agree(workdir, other, tolerance):
+    ours, theirs = leaves(workdir), leaves(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=tolerance, rtol=tolerance, err_msg=name)
+    for mine, yours in zip(values(workdir), values(other), strict=True):
+        assert mine == pytest.approx(yours, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def one_device(shared, data_dir):
+    return make_once(shared, "one_device", lambda workdir: train(data_dir, workdir))
+
+
+@pytest.mark.parametrize(("backend", "num_devices"), [("jit", 2), ("jit", 8), ("pmap", 2), ("pmap", 8)])
+def test_devices_agree_in_float64(one_device, data_dir, tmp_path, backend, num_devices):
+    workdir = tmp_path / "w"
+    train(data_dir, workdir, **{"run.num_devices": num_devices, "run.backend": backend})
+    assert_agree(one_device, workdir, 1e-10)
+
+
+def test_two_processes_agree_with_one_in_float64(one_device, data_dir, tmp_path):
+    workdir = tmp_path / "w"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+    children = [
+        Child(main_command(data_dir, workdir, *flags, f"--process_id={i}", **EXACT), tmp_path / f"process{i}.log")
+        for i in range(2)
+    ]
+    for child in children:
+        child.succeed()
+    assert_agree(one_device, workdir, 1e-10)
+
+
+def test_the_first_step_agrees_in_float32(data_dir, tmp_path):
+    single = {"model.dtype": "float32", "train.duration": "1 step", "schedule.warmup": "0 steps"}
+    one = leaves(train(data_dir, tmp_path / "one", **single))
+    for backend, num_devices in (("jit", 8), ("pmap", 2)):
+        options = {"run.num_devices": num_devices, "run.backend": backend}
+        many = leaves(train(data_dir, tmp_path / backend, **single, **options))
+        for name in one:
+            if not name.startswith("window/"):
+                np.testing.assert_allclose(one[name], many[name], atol=1e-6, rtol=1e-6, err_msg=name)
+
+
+def test_a_run_moves_from_eight_devices_to_one(one_device, data_dir, tmp_path):
+    workdir = tmp_path / "w"
+    train(data_dir, workdir, **{"run.num_devices": 8, "run.stop_after_steps": 7})
+    assert load(workdir, "latest").step == 7
+    train(data_dir, workdir)
+    assert_agree(one_device, workdir, 1e-10)
+
+
+def test_evaluation_is_exact_on_every_device_count(data_dir, tmp_path):
+    """All 1,797 digits at batch 100: every example counts once on 1 and on 8 devices."""
+    everything = {"dataset.validation_split": "train+validation+test", "dataset.test_split": ""}
+    options = {**everything, "train.duration": "1 step", "evaluation.batch_size": 100}
+    workdir = train(data_dir, tmp_path / "w", **options)
+    rows = []
+    for num_devices in (1, 8):
+        command = main_command(
+            data_dir,
+            workdir,
+            "--mode=eval",
+            "--split=validation",
+            **{**EXACT, **options, "run.num_devices": num_devices},
+        )
+        text = Child(command, tmp_path / f"eval{num_devices}.log").succeed()
+        assert "1797 examples" in text
+        rows.append((workdir / "evaluation" / "validation_step_1" / "metrics.csv").read_text())
+    ours, theirs = ([float(x) for x in row.splitlines()[1].split(",")[1:]] for row in rows)
+    assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+def test_counts_that_do_not_fit_are_named(data_dir, tmp_path):
+    command = main_command(data_dir, tmp_path / "w", **{"run.num_devices": 6})
+    text = Child(command, tmp_path / "six.log").fail()
+    assert "config.train.batch_size=32 cannot be spread over 6 devices; it can over 1, 2, 4, 8, 16, 32" in text

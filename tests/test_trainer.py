@@ -1,0 +1,366 @@
+"""Whole runs in child processes, as a user starts them: killed, stopped, damaged, evaluated, opened elsewhere."""
+
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, Child, configure, main_command, make_once
+
+from squeeze_jax import load, trainer
+from squeeze_jax.checkpoints import Checkpoints
+from squeeze_jax.writers import read_metrics
+
+KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "4"))  # more of them is a soak
+
+
+def ending(workdir):
+    """What two runs must share to the last bit: the state, and the metrics but for their speed."""
+    step, leaves = Checkpoints(workdir, read_only=True).read("latest")
+    records = [{key: value for key, value in record.items() if key != "speed"} for record in read_metrics(workdir)]
+    return step, {name: leaf.tobytes() for name, leaf in leaves.items()}, records
+
+
+def last_step(workdir):
+    records = read_metrics(workdir)
+    return records[-1]["step"] if records else 0
+
+
+def snapshot(path):
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(path.rglob("*"))}
+
+
+@pytest.fixture(scope="module")
+def reference(shared, data_dir):
+    """A run that nobody interrupts."""
+
+    def train(workdir):
+        Child(main_command(data_dir, workdir), f"{workdir}.log").succeed()
+
+    return make_once(shared, "reference", train)
+
+
+def test_a_run_leaves_what_the_readme_says(reference):
+    names = {path.name for path in reference.iterdir()}
+    assert names >= {
+        "config.json",
+        "versions.json",
+        "metrics.jsonl",
+        "log.txt",
+        "checkpoints",
+        "tensorboard",
+        "curves.png",
+        "first_batch.png",
+    }
+    records = read_metrics(reference)
+    assert [r["step"] for r in records if r["split"] == "train"] == list(range(5, 41, 5))
+    assert [r["step"] for r in records if r["split"] == "validation"] == [20, 40]
+    assert [r["split"] for r in records].count("test") == 1 and records[-1]["split"] == "test"
+    expected = {"loss", "top1", "top5", "learning_rate", "gradient_norm", "parameter_norm", "update_norm"}
+    train = [r for r in records if r["split"] == "train"]
+    assert set(train[-1]["values"]) == expected and train[-1]["speed"]["images_per_second"] > 0
+    resolved = json.loads((reference / "config.json").read_text())["resolved"]
+    assert resolved["image_shape"] == [8, 8, 1] and resolved["dataset_version"] == "1.0.0"
+    assert json.loads((reference / "versions.json").read_text())["versions"]["jax"]
+    for phrase in ("changed on the command line", "parameters", "images/s", "ETA", "finished"):
+        assert phrase in (reference / "log.txt").read_text()
+        assert phrase in reference.with_name("reference.log").read_text()
+
+
+def test_killed_at_random_moments_ends_with_the_same_bits(reference, start, tmp_path):
+    workdir = tmp_path / "w"
+    rng = random.Random(0)
+    for _ in range(KILLS):
+        child = start(workdir)
+        target = last_step(workdir) + rng.randrange(10)
+        child.wait_until(lambda target=target: last_step(workdir) >= target and (workdir / "log.txt").exists())
+        time.sleep(rng.random() * 0.3)
+        child.kill()
+        assert child.survivors() == []
+    start(workdir).succeed()
+    assert ending(workdir) == ending(reference)
+
+
+def test_killed_in_the_middle_of_saves_ends_with_the_same_bits(reference, start, tmp_path):
+    workdir = tmp_path / "w"
+    aimed = 0
+    for delay in (0.0, 0.01):
+        child = start(workdir)
+        aimed += child.wait_until(lambda: list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")))
+        time.sleep(delay)
+        child.kill()
+    assert aimed >= 1
+    start(workdir).succeed()
+    assert ending(workdir) == ending(reference)
+    assert not list(workdir.glob("checkpoints/*tmp*"))
+
+
+def test_sigterm_inside_a_logging_window_saves_and_the_run_goes_on(reference, start, tmp_path):
+    workdir = tmp_path / "w"
+    child = start(workdir)
+    child.wait_until(lambda: last_step(workdir) >= 5)
+    child.process.send_signal(signal.SIGTERM)
+    text = child.succeed()
+    assert "saving a checkpoint" in text and "the same command goes on" in text
+    stopped = max(Checkpoints(workdir, read_only=True).steps())
+    assert 5 <= stopped < 40
+    start(workdir).succeed()
+    assert ending(workdir) == ending(reference)
+
+
+def test_stop_after_steps_inside_a_window_and_without_a_config(reference, start, tmp_path):
+    workdir = tmp_path / "w"
+    assert "stopped at step 13 of 40" in start(workdir, run__stop_after_steps=13).succeed()
+    assert Checkpoints(workdir, read_only=True).steps()[-1] == 13
+    config = json.loads((workdir / "config.json").read_text())
+    config["config"]["run"]["stop_after_steps"] = None
+    (workdir / "config.json").write_text(json.dumps(config))
+    command = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(workdir)]
+    assert "resumed at step 13" in Child(command, tmp_path / "resumed.log").succeed()
+    assert ending(workdir) == ending(reference)
+
+
+def test_a_second_signal_ends_at_once(start, tmp_path):
+    workdir = tmp_path / "w"
+    child = start(workdir, train__duration="100000 steps", run__evaluate_every="100000 steps")
+    child.wait_until(lambda: last_step(workdir) >= 5)
+    child.process.send_signal(signal.SIGSTOP)  # so that both signals arrive before the run can act on the first
+    child.process.send_signal(signal.SIGINT)
+    child.process.send_signal(signal.SIGCONT)
+    child.wait_until(lambda: "a second signal ends at once" in child.text())
+    child.process.send_signal(signal.SIGINT)
+    assert child.wait(30) in (-signal.SIGINT, 0)  # 0 where the save was faster than the second signal
+
+
+def test_two_runs_in_one_workdir_at_once(start, tmp_path):
+    workdir = tmp_path / "w"
+    first = start(workdir, train__duration="100000 steps")
+    first.wait_until(lambda: last_step(workdir) >= 5)
+    text = start(workdir, train__duration="100000 steps").fail()
+    assert f"another run (process {first.process.pid} on " in text and "use another --workdir" in text
+    first.process.send_signal(signal.SIGTERM)
+    first.succeed()
+
+
+def test_a_finished_run_started_again_changes_nothing(reference, start, tmp_path):
+    workdir = tmp_path / "w"
+    subprocess.run(["cp", "-r", str(reference), str(workdir)], check=True)
+    assert "finished" in start(workdir).succeed()
+    assert ending(workdir) == ending(reference)
+
+
+def test_another_config_in_the_workdir_is_refused(reference, start):
+    before = ending(reference)
+    text = start(reference, optimizer__learning_rate=0.3, seed=1).fail()
+    assert "optimizer.learning_rate: 0.05 in the workdir, 0.3 now" in text and "seed: 0 in the workdir, 1 now" in text
+    assert ending(reference) == before
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "latest", "20"])
+def test_eval_counts_every_example(reference, tmp_path, checkpoint):
+    """300 examples at batch 100 as well as at a batch that leaves a remainder."""
+    workdir = tmp_path / "w"
+    subprocess.run(["cp", "-r", str(reference), str(workdir)], check=True)
+    before = snapshot(workdir / "checkpoints")
+    command = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(workdir), "--mode=eval"]
+    text = Child([*command, "--split=validation", f"--checkpoint={checkpoint}"], tmp_path / "eval.log").succeed()
+    assert "validation of digits" in text and "300 examples" in text
+    assert snapshot(workdir / "checkpoints") == before
+    folder = next((workdir / "evaluation").iterdir())
+    step = int(folder.name.rsplit("_", 1)[1])
+    with (folder / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    trained = next(r for r in read_metrics(workdir) if r["split"] == "validation" and r["step"] == step)["values"]
+    assert float(row["top1"]) == trained["top1"] and float(row["loss"]) == pytest.approx(trained["loss"], rel=1e-6)
+    with (folder / "confusion.csv").open() as file:
+        confusion = np.array([[int(row[str(k)]) for k in range(10)] for row in csv.DictReader(file)])
+    assert confusion.sum() == 300 and np.trace(confusion) == round(trained["top1"] * 300)
+    with (folder / "per_class.csv").open() as file:
+        assert sum(int(row["correct"]) for row in csv.DictReader(file)) == np.trace(confusion)
+    assert (folder / "confusion.png").stat().st_size > 1000
+
+
+def test_load_in_another_process_without_dataset_or_config(reference, tmp_path, data_dir):
+    workdir = tmp_path / "moved"
+    subprocess.run(["cp", "-r", str(reference), str(workdir)], check=True)
+    before = snapshot(workdir)
+    code = f"""
+import sys
+import numpy as np
+from squeeze_jax import load
+run = load({str(workdir)!r})
+images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+probabilities = run.predict(images)
+assert probabilities.shape == (5, 10) and probabilities.dtype == np.float32
+np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+np.testing.assert_allclose(probabilities, run.predict(images.astype(float)), rtol=1e-6)
+maps = run.model.apply(run.variables, np.zeros((1, 20, 20, 1)), method="features")
+assert "fire9" in maps and run.class_names[3] == "3" and run.config.seed == 0
+assert "tensorflow" not in sys.modules
+print(run.step)
+"""
+    for devices in (1, 4):
+        env = {"TFDS_DATA_DIR": "/nonexistent", "JAX_NUM_CPU_DEVICES": str(devices)}
+        child = Child([sys.executable, "-c", code], tmp_path / f"load{devices}.log", env)
+        best = max((r["values"]["top1"], -r["step"]) for r in read_metrics(workdir) if r["split"] == "validation")
+        assert child.succeed().split()[-1] == str(-best[1])
+    assert snapshot(workdir) == before
+
+
+def test_predict_agrees_with_the_evaluation_and_names_wrong_images(reference, data_dir):
+    from squeeze_jax.data.sources import open_dataset
+
+    run = load(reference, "latest")
+    data = open_dataset("digits", data_dir).split("validation").batch(np.arange(300))
+    accuracy = (run.predict(data["image"]).argmax(1) == data["label"]).mean()
+    recorded = [r for r in read_metrics(reference) if r["split"] == "validation"][-1]["values"]
+    assert accuracy == pytest.approx(recorded["top1"], abs=1e-9)
+    with pytest.raises(ValueError, match=r"expected \(batch, 8, 8, 1\)"):
+        run.predict(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="expected 0..255"):
+        run.predict(np.full((1, 8, 8, 1), -0.5))
+    with pytest.raises(ValueError, match="not finite"):
+        run.predict(np.full((1, 8, 8, 1), np.nan))
+    with pytest.warns(UserWarning, match="no pixel is above 1"):
+        run.predict(np.full((1, 8, 8, 1), 0.5))
+
+
+def test_training_never_imports_tensorflow(tmp_path, data_dir):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from conftest import configure
+from squeeze_jax import trainer
+trainer.train_and_evaluate(configure({data_dir!r}, **{{"train.duration": "5 steps"}}), {str(tmp_path / "w")!r})
+assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"], "TensorFlow was imported"
+"""
+    Child([sys.executable, "-c", code], tmp_path / "log").succeed()
+
+
+def test_damage_in_the_newest_checkpoint_is_reported_and_the_run_ends_the_same(reference, start, tmp_path):
+    workdir = tmp_path / "w"
+    start(workdir, run__stop_after_steps=30).succeed()
+    newest, before = workdir / "checkpoints" / "30", workdir / "checkpoints" / "20"
+    path = max((p for p in (newest / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    subprocess.run(["rm", "-r", str(before / "info")], check=True)
+    text = start(workdir).succeed()
+    assert "checkpoint 30 is damaged and is not used" in text and "checkpoint 20 is damaged and is not used" in text
+    assert "resumed at step 10" in text
+    assert ending(workdir) == ending(reference)
+
+
+def test_a_full_disk_is_named_and_a_later_start_finishes(reference, start, tmp_path, data_dir):
+    workdir = tmp_path / "w"
+    start(workdir, run__stop_after_steps=10).succeed()
+    largest = max(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+    command = main_command(data_dir, workdir)
+    script = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 1},) * 2)
+sys.argv = {command[2:]!r}
+runpy.run_module("squeeze_jax.main", run_name="__main__")
+"""
+    text = Child([sys.executable, "-c", script], tmp_path / "full.log").fail()
+    assert "CheckpointError: the checkpoint of step 20 could not be written" in text
+    assert "Is the disk full? Make room" in text and "intact (steps: 10)" in text
+    assert load(workdir).step == 10
+    start(workdir).succeed()
+    assert ending(workdir) == ending(reference)
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != largest - 1
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_steps_and_saves_nothing(start, tmp_path):
+    text = start(tmp_path / "w", optimizer__learning_rate=1e30, schedule__warmup="0 steps").fail()
+    assert "TrainingError: the state is not finite between steps 1 and 5 (learning rate" in text
+    assert "lower config.optimizer.learning_rate" in text
+    assert not [p for p in (tmp_path / "w" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+NAN_DATASET = """
+import numpy as np, sys, tensorflow_datasets as tfds
+class Broken(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        features = {"image": tfds.features.Tensor(shape=(20, 20, 1), dtype=np.float32),
+                    "label": tfds.features.ClassLabel(num_classes=3)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
+                                     supervised_keys=("image", "label"))
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+    def _generate_examples(self):
+        for i in range(64):
+            image = np.full((20, 20, 1), float(i), np.float32)
+            image[3, 4] = np.nan if i == 17 else 0
+            yield i, {"image": image, "label": i % 3}
+Broken(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+
+def test_nan_in_the_data_names_the_example(start, tmp_path):
+    (tmp_path / "broken.py").write_text(NAN_DATASET)
+    Child([sys.executable, str(tmp_path / "broken.py"), str(tmp_path)], tmp_path / "prepare.log").succeed()
+    folder = tmp_path / "broken" / "1.0.0"
+    options = {"dataset__name": folder, "dataset__validation_split": "", "dataset__test_split": ""}
+    text = start(tmp_path / "w", **options).fail()
+    assert "DataError: example " in text and "holds NaN or infinite pixels; repair or remove it" in text
+
+
+def test_a_workdir_that_cannot_be_used_is_named(start, tmp_path):
+    (tmp_path / "file").touch()
+    assert "is, or lies below, a file; name a folder with --workdir" in start(tmp_path / "file").fail()
+    assert "is, or lies below, a file" in start(tmp_path / "file" / "w").fail()
+    assert "cannot be written" in start("/proc/squeeze_jax").fail()
+    assert "Did you mean 'sgd'" in start(tmp_path / "w", optimizer__name="sgdd").fail()
+    assert not (tmp_path / "w").exists()
+    missing = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(tmp_path / "nowhere")]
+    assert "A new run needs --config" in Child(missing, tmp_path / "missing.log").fail()
+
+
+def test_a_run_stuck_at_chance_is_warned_of(data_dir, tmp_path, capfd):
+    config = configure(
+        data_dir, **{"optimizer.learning_rate": 0.0, "model.head_relu": True, "train.duration": "20 steps"}
+    )
+    result = trainer.train_and_evaluate(config, tmp_path / "w")
+    assert result.finished and result.step == 20
+    assert "the loss has stayed at ln(10) = 2.303 for 3 log lines" in capfd.readouterr().err
+
+
+def test_other_ways_to_train(data_dir, tmp_path):
+    """bfloat16, AdamW, clipping, accumulation, the loss as the best metric, no averaging, a profile."""
+    overrides = {
+        "model.dtype": "bfloat16",
+        "optimizer.name": "adamw",
+        "optimizer.gradient_clip": 1.0,
+        "train.micro_batches": 2,
+        "train.ema_decay": 0.0,
+        "train.duration": "6 steps",
+        "run.log_every": "2 steps",
+        "run.profile_steps": (2, 3),
+        "run.evaluate_every": "3 steps",
+        "evaluation.best_metric": "loss",
+    }
+    result = trainer.train_and_evaluate(configure(data_dir, **overrides), tmp_path / "w")
+    assert np.isfinite(result.metrics["test"]["loss"]) and result.best_step in (3, 6)
+    losses = {r["step"]: r["values"]["loss"] for r in read_metrics(tmp_path / "w") if r["split"] == "validation"}
+    assert result.best_step == min(losses, key=losses.get)
+    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_run_that_is_suspended_goes_on(start, tmp_path):
+    child = start(tmp_path / "w")
+    child.wait_until(lambda: last_step(tmp_path / "w") >= 5)
+    child.process.send_signal(signal.SIGSTOP)
+    time.sleep(float(os.environ.get("SQUEEZE_JAX_SUSPEND", "3")))
+    child.process.send_signal(signal.SIGCONT)
+    assert "finished" in child.succeed()
