@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.serialization
 import flax.traverse_util
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -95,8 +94,8 @@ class Checkpoints:
             self._discard_unfinished()
             earlier = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self._root}: {_first_line(error)}. Is the "
-                f"disk full? Make room and start the run again; the earlier checkpoints are intact (steps: {earlier})."
+                f"the checkpoint of step {step} could not be written to {self._root}: {_first_line(error)} If the disk "
+                f"is full, make room; then start the run again. Earlier checkpoints are intact (steps: {earlier})."
             ) from error
         if not saved:
             raise CheckpointError(f"Orbax did not save step {step} in {self._root}, which holds {self.steps()}.")
@@ -185,7 +184,8 @@ class Checkpoints:
     def _read(self, step: int) -> tuple[Leaves, dict[str, Any]]:
         content = self._read_info(step)
         abstract = {
-            name: jax.ShapeDtypeStruct(leaf["shape"], np.dtype(leaf["dtype"]), sharding=_one_device())
+            # Restored as NumPy arrays: no devices to agree on, and float64 stays what it is.
+            name: np.empty(leaf["shape"], np.dtype(leaf["dtype"]))
             for name, leaf in content["leaves"].items()
         }
         tree = flax.traverse_util.unflatten_dict(abstract, sep="/")
@@ -247,10 +247,6 @@ def eval_variables(leaves: Leaves) -> dict[str, Any]:
     collections = (f"{prefix}params/", f"{prefix}batch_stats/")
     flat = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(collections)}
     return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _flatten(state: Any) -> Leaves:

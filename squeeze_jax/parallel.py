@@ -105,8 +105,13 @@ class Parallel:
             )
 
     def replicate(self, tree: Any) -> Any:
-        """Puts a tree of arrays on every device."""
-        return jax.device_put(tree, self.replicated)
+        """Puts a tree of arrays that this process holds on every device of all processes."""
+
+        def put(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(leaf.shape, self.replicated, lambda index: leaf[index])
+
+        return jax.tree.map(put, tree)
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Spreads this process's part of a global batch over its devices."""

@@ -12,6 +12,8 @@ import pytest
 
 # The tests are the same on a machine with an accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling takes most of the time; these halve it. The numbers are those of one program, optimised or not.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIME_LIMIT = 300  # seconds for a child process, so that a hang is a named failure

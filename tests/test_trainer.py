@@ -273,7 +273,7 @@ runpy.run_module("squeeze_jax.main", run_name="__main__")
 """
     text = Child([sys.executable, "-c", script], tmp_path / "full.log").fail()
     assert "CheckpointError: the checkpoint of step 20 could not be written" in text
-    assert "Is the disk full? Make room" in text and "intact (steps: 10)" in text
+    assert "If the disk is full, make room" in text and "intact (steps: 10)" in text
     assert load(workdir).step == 10
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
