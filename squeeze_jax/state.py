@@ -5,8 +5,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from squeeze_jax.models.layers import parameter_dtype
 from squeeze_jax.models.squeezenet import SqueezeNet
 
 
@@ -59,7 +61,10 @@ def create_state(
       use_ema: whether to keep averaged weights.
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, *input_shape)))
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    params = variables["params"]
+    # Flax starts running statistics in float32, whatever the network's dtype.
+    dtype = parameter_dtype(model.dtype)
+    batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.get("batch_stats", {}))
     averaged = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -72,7 +77,7 @@ def create_state(
     )
 
 
-def all_finite(state: TrainState) -> jax.Array:
-    """bool: no leaf of the state holds a NaN or an infinity."""
-    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+def all_finite(state: TrainState) -> bool:
+    """No leaf of the state holds a NaN or an infinity; read on the host, where a checkpoint needs the values anyway."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    return all(np.isfinite(leaf).all() for leaf in leaves)

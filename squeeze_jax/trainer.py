@@ -155,13 +155,12 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
         )
     )
     evaluator = Evaluator(model, config, spread)
-    is_finite = jax.jit(all_finite)
     last_step = min(plan.total, config.run.stop_after_steps or plan.total)
     recorder = _Recorder(config, folder, first_step, plan, dataset, schedule, console)
     recorder.announce(spread, summary, train_split, validation_split)
 
     def save() -> None:
-        if not is_finite(state):
+        if not all_finite(state):
             raise TrainingError(recorder.not_finite(step, float(schedule(step))))
         checkpoints.save(step, state, best)
 

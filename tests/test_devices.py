@@ -1,5 +1,6 @@
 """One step function on 1, 2 and 8 devices, under jit and pmap, in one process and in two. All in child processes."""
 
+import shutil
 import socket
 
 import numpy as np
@@ -10,8 +11,14 @@ from squeeze_jax import load
 from squeeze_jax.checkpoints import Checkpoints
 from squeeze_jax.writers import read_metrics
 
-# 20 steps with batch norm, dropout and augmentation. Cadences are those of `TINY`.
-EXACT = {"model.dtype": "float64", "train.duration": "20 steps", "evaluation.batch_size": 96}
+# 20 steps with batch norm, dropout, augmentation and averaging. The learning rate is small enough for the training
+# itself not to be chaotic: at 0.05 a difference of 1e-15 grows to 1e-2 in 20 steps of this network.
+EXACT = {
+    "model.dtype": "float64",
+    "train.duration": "20 steps",
+    "evaluation.batch_size": 96,
+    "optimizer.learning_rate": 0.001,
+}
 
 
 def train(data_dir, workdir, *flags, **overrides):
@@ -44,9 +51,15 @@ def one_device(shared, data_dir):
 
 @pytest.mark.parametrize(("backend", "num_devices"), [("jit", 2), ("jit", 8), ("pmap", 2), ("pmap", 8)])
 def test_devices_agree_in_float64(one_device, data_dir, tmp_path, backend, num_devices):
+    """And a run moves from many devices to one: the last steps are made again there, from the checkpoint before."""
     workdir = tmp_path / "w"
     train(data_dir, workdir, **{"run.num_devices": num_devices, "run.backend": backend})
     assert_agree(one_device, workdir, 1e-10)
+    if (backend, num_devices) == ("jit", 8):
+        shutil.rmtree(workdir / "checkpoints" / "20")
+        assert load(workdir, "latest").step == 10
+        train(data_dir, workdir)
+        assert_agree(one_device, workdir, 1e-10)
 
 
 def test_two_processes_agree_with_one_in_float64(one_device, data_dir, tmp_path):
@@ -74,13 +87,6 @@ def test_the_first_steps_agree_in_float32(data_dir, tmp_path):
     for name in one:
         if name.startswith(("params/", "batch_stats/", "ema/")):
             np.testing.assert_allclose(one[name], many[name], atol=1e-6, rtol=1e-6, err_msg=name)
-
-
-def test_a_run_moves_from_eight_devices_to_one(one_device, data_dir, tmp_path):
-    workdir = train(data_dir, tmp_path / "w", **{"run.num_devices": 8, "run.stop_after_steps": 7})
-    assert load(workdir, "latest").step == 7
-    train(data_dir, workdir)
-    assert_agree(one_device, workdir, 1e-10)
 
 
 def test_evaluation_is_exact_on_every_device_count(one_device, data_dir, tmp_path):

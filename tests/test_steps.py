@@ -148,8 +148,18 @@ def test_equal_logits_are_no_hit_for_everyone():
     assert int(sums["top1"]) == 1 and int(sums["top5"]) == 5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_step_keeps_every_shape_and_dtype(dtype):
+    """Otherwise the second step compiles again, and a checkpoint does not fit its template."""
+    with jax.enable_x64(dtype == "float64"):
+        model, optimizer = small_model(use_batch_norm=True, dtype=dtype), optax.sgd(0.1, momentum=0.9)
+        state = jax.eval_shape(lambda: create_state(model, optimizer, SHAPE, seed=0, use_ema=True))
+        step = make_train_step(model, optimizer, PLAIN.train, seed=0, ema_decay=0.9)
+        assert jax.eval_shape(step, state, batch()) == state
+
+
 def test_a_state_that_is_not_finite_is_seen():
     state = after_steps(small_model(), steps=0)
-    assert bool(all_finite(state))
+    assert all_finite(state)
     bad = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params))
-    assert not bool(all_finite(bad))
+    assert not all_finite(bad)
