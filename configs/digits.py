@@ -1,6 +1,9 @@
-"""SqueezeNet 1.1 on scikit-learn's digits, the embedded dataset: no download, about a minute on a laptop.
+"""SqueezeNet 1.1 on scikit-learn's digits, the embedded dataset: no download.
 
-python -m squeeze_jax.main --config configs/digits.py --workdir runs/digits
+    python -m squeeze_jax.main --config configs/digits.py --workdir runs/digits
+
+Run here: test top-1 0.981 +- 0.008 (3 seeds), 85 s a run on 2 CPU cores (experiments/results/digits.csv, made by
+experiments/seeds.py). No paper reports SqueezeNet on this dataset; the recipe was chosen on the validation split.
 """
 
 from ml_collections import ConfigDict
