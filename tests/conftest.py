@@ -149,11 +149,13 @@ class Child:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def survivors(self):
-        """Processes of this child's group that outlived it."""
-        listing = subprocess.run(["ps", "-e", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True)
-        rows = [line.split() for line in listing.stdout.splitlines()]
-        return [pid for pid, group, state in rows if int(group) == self.process.pid and not state.startswith("Z")]
+    def has_survivors(self):
+        """Whether a process of this child's group outlived it."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def text(self):
         return self.output_path.read_text()

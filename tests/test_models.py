@@ -225,8 +225,10 @@ def test_every_model_classifies_2d_and_3d(name, input_shape):
     assert logits.shape == (2, 4) and logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["squeezenet_v1_1", "squeezenet_v1_0_complex_bypass", "squeezenodule_v2"])
-@pytest.mark.parametrize("use_batch_norm", [False, True])
+@pytest.mark.parametrize(
+    ("name", "use_batch_norm"),
+    [("squeezenet_v1_1", False), ("squeezenet_v1_0_complex_bypass", True), ("squeezenodule_v2", True)],
+)
 def test_every_parameter_learns(name, use_batch_norm):
     narrow = {"base_filters": 16, "filter_increment": 16, "num_classes": 3, "head_relu": False}
     model = models.create(name, use_batch_norm=use_batch_norm, **narrow)

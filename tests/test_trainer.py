@@ -83,7 +83,7 @@ def test_killed_at_random_moments_ends_with_the_same_bits(reference, start, tmp_
         child.wait_until(lambda target=target: last_step(workdir) >= target and (workdir / "log.txt").exists())
         time.sleep(rng.random() * 0.3)
         child.kill()
-        assert child.survivors() == []
+        assert not child.has_survivors()
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
 
@@ -355,6 +355,12 @@ def test_other_ways_to_train(data_dir, tmp_path):
     losses = {r["step"]: r["values"]["loss"] for r in read_metrics(tmp_path / "w") if r["split"] == "validation"}
     assert result.best_step == min(losses, key=losses.get)
     assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_summary_is_a_command(data_dir, tmp_path):
+    flags = ["--config", str(ROOT / "configs" / "digits.py"), f"--config.run.data_dir={data_dir}"]
+    text = Child([sys.executable, "-m", "squeeze_jax.summary", *flags], tmp_path / "summary.log").succeed()
+    assert "input 32x32x1" in text and "fire9/expand3x3" in text and "729,418 parameters" in text
 
 
 def test_a_run_that_is_suspended_goes_on(start, tmp_path):
