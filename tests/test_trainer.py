@@ -18,7 +18,7 @@ from squeeze_jax import load, trainer
 from squeeze_jax.checkpoints import Checkpoints
 from squeeze_jax.writers import read_metrics
 
-KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "4"))  # more of them is a soak
+KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "3"))  # more of them is a soak
 
 
 def ending(workdir):
