@@ -77,15 +77,15 @@ class Checkpoints:
         """
         if step in self.steps():
             return
-        leaves = {name: np.asarray(leaf) for name, leaf in _flatten(state).items()}
-        manifest = {name: _describe(leaf) for name, leaf in leaves.items()}
+        leaves = _flatten(state)
+        manifest = {name: _describe(np.asarray(leaf)) for name, leaf in leaves.items()}
         content = {"run": info, "leaves": manifest}
         self._policy.best_step = info["best_step"]
         try:
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(flax.traverse_util.unflatten_dict(_flatten(state), sep="/")),
+                    state=ocp.args.StandardSave(flax.traverse_util.unflatten_dict(leaves, sep="/")),
                     info=ocp.args.JsonSave({"content": content, "sha256": _hash_json(content)}),
                 ),
             )

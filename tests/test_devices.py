@@ -89,7 +89,7 @@ def test_the_first_steps_agree_in_float32(data_dir, tmp_path):
             np.testing.assert_allclose(one[name], many[name], atol=1e-6, rtol=1e-6, err_msg=name)
 
 
-def test_evaluation_is_exact_on_every_device_count(one_device, data_dir, tmp_path):
+def test_evaluation_is_exact_on_every_device_count(data_dir, tmp_path):
     """All 1,797 digits at batch 100: every example counts once on 1 and on 8 devices."""
     everything = {"dataset.validation_split": "train+validation+test", "dataset.test_split": ""}
     options = {**everything, "run.stop_after_steps": 1, "evaluation.batch_size": 100}
