@@ -19,7 +19,8 @@ OPTIMIZERS = ("sgd", "caffe_sgd", "adamw")
 SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
 # A metric that may choose the best checkpoint, and whether more of it is better.
-BEST_METRICS = {"top1": True, "loss": False}
+BEST_METRICS = {"top1": True, "loss": False, "auc": True}
+CROPS = ("random_resized", "random")
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)\s*")
 
@@ -53,24 +54,45 @@ def base_config() -> ConfigDict:
     config.model.dtype = "float32"
 
     config.dataset = ConfigDict()
-    config.dataset.name = "digits"  # a builder of this project, any TFDS name, or the folder of a prepared dataset
+    # A builder of this project, any TFDS name, "fake/32x32x3/10", the folder of a prepared dataset, or a folder of
+    # images in split/class/.
+    config.dataset.name = "digits"
     config.dataset.train_split = "train"
     config.dataset.validation_split = "validation"  # chooses the best checkpoint; "" for none
     config.dataset.test_split = "test"  # read once, at the end; "" for none
+    config.dataset.held_out = 0  # examples taken out of train_split, always the same, to be the validation split
+    config.dataset.channels = config_dict.placeholder(int)  # 3 makes colour of grey images; None: the dataset's own
+    config.dataset.skip_unreadable = False  # replace an image that cannot be used by the next one, and count it
     config.dataset.image_size = ()  # the device enlarges or shrinks to this; () leaves the images as they are
     config.dataset.mean = (0.0,)  # of the pixels in 0..255, a channel or one for all
     config.dataset.std = (255.0,)
 
+    # Photographs of any size are cut to squares on the host. Images of one size need none of it.
+    config.crop = ConfigDict()
+    config.crop.size = 0  # pixels of the square; 0 for no cropping
+    config.crop.train = "random_resized"  # or "random": a random square out of the resized image
+    config.crop.resize = 256  # before the central square of evaluation, and before "random"
+    config.crop.keep_aspect = True  # `resize` is the shorter side; False: both sides, as Caffe's LMDBs were made
+    config.crop.smallest_area = 0.08  # share of the image that a random resized crop covers at least
+
+    # On the device, in training only but for `intensity`.
     config.augment = ConfigDict()
-    config.augment.flip = False  # left and right, one image in two
+    config.augment.flip = ()  # axes, each mirrored in one image of two: ("width",), ("depth", "height", "width")
+    config.augment.quarter_turns = False  # multiples of 90 degrees; a volume in a random plane
+    config.augment.rotate = 0.0  # largest angle in degrees, either way; 2-D images
     config.augment.pad_and_crop = 0  # pixels of black border that a random crop moves in
+    config.augment.cutout = 0  # side in pixels of the square that is set to the mean
+    config.augment.intensity = ()  # (low, high) of a random factor on the pixels; evaluation uses the middle
+    config.augment.mixup = 0.0  # alpha of the Beta distribution that neighbours are mixed by; 0 for none
 
     config.train = ConfigDict()
     config.train.duration = "20 epochs"
     config.train.batch_size = 128  # examples that one update sees, over all hosts and devices
     config.train.micro_batches = 1  # an update's batch is computed in this many parts
     config.train.label_smoothing = 0.0
+    config.train.class_weights = "none"  # "balanced" (inverse to the class's share), or factors: "1, 2.5"
     config.train.ema_decay = 0.0  # of the averaged weights that evaluation uses; 0 evaluates the raw ones
+    config.train.patience = "0 epochs"  # ends the run when the best metric has not risen for so long; 0 never does
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
@@ -80,6 +102,9 @@ def base_config() -> ConfigDict:
     config.optimizer.weight_decay = 2e-4
     config.optimizer.decay_biases = False  # weight decay on biases and batch-norm parameters too, as Caffe does
     config.optimizer.gradient_clip = 0.0  # largest global norm of the gradients; 0 for no limit
+    # ((pattern, factor), ...): parameters whose path ("fire2/squeeze1x1/kernel") the pattern is found in learn at this
+    # multiple of the rate; 0 freezes them. The first pattern that fits counts.
+    config.optimizer.rate_factors = ()
 
     config.schedule = ConfigDict()
     config.schedule.name = "polynomial"
@@ -92,11 +117,13 @@ def base_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 500
     config.evaluation.best_metric = "top1"
+    config.evaluation.auc = False  # also AUC, and with two classes sensitivity and specificity
 
     # What may change between two starts of one run.
     config.run = ConfigDict()
     config.run.data_dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.run.num_threads = 2  # that decode and assemble batches
+    config.run.num_threads = 2  # that decode and assemble batches, in each worker
+    config.run.num_workers = 0  # processes that do so instead of this one
     config.run.num_devices = config_dict.placeholder(int)  # None: every accelerator, or one CPU device
     config.run.backend = "jit"  # or "pmap"
     config.run.log_every = "50 steps"
@@ -127,6 +154,7 @@ def validate(config: ConfigDict) -> None:
         ("schedule.name", SCHEDULES),
         ("run.backend", BACKENDS),
         ("evaluation.best_metric", tuple(BEST_METRICS)),
+        ("crop.train", CROPS),
     ):
         value = lookup(config, key)
         if value not in choices:
@@ -140,8 +168,39 @@ def validate(config: ConfigDict) -> None:
     )
     for key in ("run.num_devices", "run.stop_after_steps"):
         _require(config, key, lambda value: value is None or value >= 1, "at least 1")
-    for key in ("augment.pad_and_crop", "optimizer.weight_decay", "optimizer.gradient_clip", "optimizer.learning_rate"):
+    for key in (
+        "augment.pad_and_crop",
+        "augment.cutout",
+        "augment.rotate",
+        "augment.mixup",
+        "crop.size",
+        "dataset.held_out",
+        "optimizer.weight_decay",
+        "optimizer.gradient_clip",
+        "optimizer.learning_rate",
+        "run.num_workers",
+    ):
         _require(config, key, lambda value: value >= 0, "zero or more")
+    _require(config, "crop.smallest_area", lambda value: 0 < value <= 1, "0 < value <= 1")
+    _require(config, "dataset.channels", lambda value: value in (None, 1, 3), "1 or 3")
+    _require(
+        config,
+        "augment.intensity",
+        lambda value: len(value) in (0, 2) and tuple(sorted(value)) == tuple(value),
+        "(low, high)",
+    )
+    if config.crop.size > config.crop.resize:
+        raise ConfigError(f"config.crop.size={config.crop.size} is more than config.crop.resize={config.crop.resize}.")
+    if config.evaluation.best_metric == "auc" and not config.evaluation.auc:
+        raise ConfigError("config.evaluation.best_metric='auc' needs config.evaluation.auc=True.")
+    if config.augment.mixup and config.train.batch_size % 2:
+        raise ConfigError(f"config.augment.mixup pairs examples; batch_size={config.train.batch_size} is odd.")
+    if config.dataset.held_out and config.dataset.validation_split:
+        raise ConfigError(
+            f"config.dataset.held_out={config.dataset.held_out} makes a validation split; set "
+            f"config.dataset.validation_split='' or leave held_out at 0."
+        )
+    parse_class_weights(config.train.class_weights)
     for key in ("train.label_smoothing", "train.ema_decay", "optimizer.momentum"):
         _require(config, key, lambda value: 0 <= value < 1, "0 <= value < 1")
     _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
@@ -165,6 +224,7 @@ def validate(config: ConfigDict) -> None:
         )
     for key in (
         "train.duration",
+        "train.patience",
         "schedule.warmup",
         "run.log_every",
         "run.evaluate_every",
@@ -174,6 +234,25 @@ def validate(config: ConfigDict) -> None:
             duration_in_steps(lookup(config, key), config.train.batch_size, 1)
         except ConfigError as error:
             raise ConfigError(f"config.{key}: {error}") from None
+
+
+def parse_class_weights(text: str) -> str | tuple[float, ...]:
+    """ "none", "balanced", or the factors of a comma-separated list.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    if text in ("none", "balanced"):
+        return text
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if not weights or min(weights) <= 0:
+        raise ConfigError(
+            f"config.train.class_weights={text!r}; expected 'none', 'balanced', or positive factors such as '1, 2.5'."
+        )
+    return weights
 
 
 def lookup(config: ConfigDict, key: str) -> Any:

@@ -8,9 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from squeeze_jax import metrics, run, workdir, writers
-from squeeze_jax.config import SPLITS, ConfigError, check_same_experiment, validate
+from squeeze_jax.config import ConfigError, check_same_experiment, validate
 from squeeze_jax.data import pipeline
-from squeeze_jax.data.sources import Dataset, Split, open_dataset
+from squeeze_jax.data.sources import Split
 from squeeze_jax.parallel import Parallel, is_main_process
 from squeeze_jax.steps import make_eval_step
 
@@ -29,39 +29,45 @@ class Evaluator:
 
     def __init__(self, model: Any, config: ConfigDict, spread: Parallel, *, confusion: bool = False):
         preprocessing = run.preprocessing_of(config)
-        step = make_eval_step(model, preprocessing.evaluate, confusion=confusion, axis_name=spread.axis_name)
+        step = make_eval_step(
+            model,
+            preprocessing.evaluate,
+            confusion=confusion,
+            scores=config.evaluation.auc,
+            axis_name=spread.axis_name,
+        )
         self._eval_step = spread.compile_eval_step(step)
         self._spread = spread
         # The padding is masked, so any batch size is exact; round up to what the devices can share.
         self._batch_size = -(-config.evaluation.batch_size // spread.num_devices) * spread.num_devices
         self._num_threads = config.run.num_threads
+        self._num_workers = config.run.num_workers
 
-    def sums(self, split: Split, variables: Any) -> dict[str, Any]:
-        """The sums over all examples of a split, in int64 and float64."""
+    def measure(self, split: Split, variables: Any) -> tuple[dict[str, Any], metrics.Values]:
+        """Measures a split.
+
+        Returns:
+          The sums over all examples, in int64 and float64; and mean loss, accuracies and what the config asks for.
+        """
         batches = pipeline.eval_batches(
             split,
             batch_size=self._batch_size,
             num_threads=self._num_threads,
+            num_workers=self._num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return metrics.add_up(self._eval_step(variables, self._spread.shard(batch)) for batch in batches)
+        unreadable = set()
 
-    def values(self, split: Split, variables: Any) -> metrics.Values:
-        """Mean loss and accuracies on a split."""
-        return metrics.example_means(self.sums(split, variables), split.num_classes)
+        def evaluated():
+            for batch in batches:
+                unreadable.update(name for _, name in batch.pop("unreadable", ()))
+                yield self._eval_step(variables, self._spread.shard(batch))
 
-
-def split_of(dataset: Dataset, config: ConfigDict, split: str) -> Split | None:
-    """The examples that the config calls "train", "validation" or "test"; None where it has no such split.
-
-    Raises:
-      ConfigError: another name.
-    """
-    if split not in SPLITS:
-        raise ConfigError(f"no split is called {split!r}; expected one of {', '.join(SPLITS)}.")
-    name = config.dataset[f"{split}_split"]
-    return dataset.split(name) if name else None
+        sums, scores = metrics.add_up(evaluated())
+        for name in sorted(unreadable):
+            logger.warning("left out: %s cannot be read", name)
+        return sums, metrics.example_means(sums, split.num_classes) | metrics.score_metrics(scores)
 
 
 def evaluate(
@@ -82,7 +88,8 @@ def evaluate(
       config: the run's own by default; another may differ in its `run` section only.
 
     Returns:
-      Mean loss, top-1 and, with more than five classes, top-5 accuracy in 0..1.
+      Mean loss, top-1 and, with more than five classes, top-5 accuracy in 0..1; with `evaluation.auc` the metrics of
+      `metrics.score_metrics`.
     """
     trained = run.load(folder, checkpoint)
     if config is None:
@@ -91,15 +98,14 @@ def evaluate(
     check_same_experiment(trained.config, config, folder)
     num_devices = min(config.run.num_devices, jax.device_count()) if config.run.num_devices else None
     spread = Parallel.create(config.run.backend, num_devices)
-    dataset = open_dataset(config.dataset.name, config.run.data_dir)
+    dataset = run.dataset_of(config)
     if dataset.class_names != trained.class_names:
         raise ConfigError(f"{dataset.name} has other classes than the run in {folder}: {dataset.class_names}.")
-    examples = split_of(dataset, config, split)
+    examples = run.split_of(dataset, config, split)
     if examples is None:
         raise ConfigError(f"config.dataset.{split}_split is empty: this experiment has no {split} split.")
     evaluator = Evaluator(trained.model, config, spread, confusion=True)
-    sums = evaluator.sums(examples, spread.replicate(trained.variables))
-    values = metrics.example_means(sums, dataset.num_classes)
+    sums, values = evaluator.measure(examples, spread.replicate(trained.variables))
     text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     logger.info("%s of %s, step %d: %d examples, %s", split, dataset.name, trained.step, sums["examples"], text)
     if is_main_process():

@@ -47,6 +47,7 @@ def _run() -> int:
         config, _ = config_lib.read(pathlib.Path(WORKDIR.value))
     config_lib.validate(config)
     jax.config.update("jax_enable_x64", config.model.dtype == "float64")
+    parallel.keep_freed_memory()
     if COORDINATOR.value:
         parallel.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     else:

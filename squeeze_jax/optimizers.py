@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers, made from a config."""
 
+import re
 from typing import Any
 
 import jax
@@ -65,7 +66,42 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         raise ConfigError(f"config.optimizer.name={config.name!r} is unknown.")
     if config.gradient_clip:
         rule.insert(0, optax.clip_by_global_norm(config.gradient_clip))
+    if config.rate_factors:
+        rule.append(_scale_by_path(config.rate_factors))
     return optax.chain(*rule)
+
+
+def _scale_by_path(rate_factors: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies the update of each parameter by the factor of the first pattern found in its path.
+
+    Raises:
+      ConfigError: at initialisation, a pattern that fits no parameter.
+    """
+
+    def factors(params: Any) -> Any:
+        def factor(path: tuple, _: Any) -> float:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return next((factor for pattern, factor in rate_factors if re.search(pattern, name)), 1.0)
+
+        return jax.tree_util.tree_map_with_path(factor, params)
+
+    def init(params: Any) -> optax.EmptyState:
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        ]
+        for pattern, _ in rate_factors:
+            if not any(re.search(pattern, name) for name in names):
+                raise ConfigError(
+                    f"config.optimizer.rate_factors: {pattern!r} is found in no parameter; there are {', '.join(names)}."
+                )
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any) -> tuple[Any, optax.EmptyState]:
+        del params
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors(updates)), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _kernels(params: Any) -> Any:

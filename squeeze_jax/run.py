@@ -13,6 +13,8 @@ from squeeze_jax import config as config_lib
 from squeeze_jax import models
 from squeeze_jax.checkpoints import Checkpoints, eval_variables
 from squeeze_jax.data.augment import Preprocessing
+from squeeze_jax.data.decode import Crop
+from squeeze_jax.data.sources import Dataset, Split, hold_out, open_dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +79,50 @@ def preprocessing_of(config: Any) -> Preprocessing:
         image_size=tuple(config.dataset.image_size),
         mean=tuple(config.dataset.mean),
         std=tuple(config.dataset.std),
-        flip=config.augment.flip,
+        flip=tuple(config.augment.flip),
+        quarter_turns=config.augment.quarter_turns,
+        rotate=config.augment.rotate,
         pad_and_crop=config.augment.pad_and_crop,
+        cutout=config.augment.cutout,
+        intensity=tuple(config.augment.intensity),
         dtype="float64" if config.model.dtype == "float64" else "float32",
     )
+
+
+def crop_of(config: Any) -> Crop | None:
+    """What the host cuts photographs to; None where images have one size."""
+    crop = config.crop
+    return Crop(crop.size, crop.train, crop.resize, crop.keep_aspect, crop.smallest_area) if crop.size else None
+
+
+def dataset_of(config: Any) -> Dataset:
+    """The dataset of a config.
+
+    Raises:
+      DataError: see `open_dataset`.
+    """
+    return open_dataset(
+        config.dataset.name,
+        config.run.data_dir,
+        channels=config.dataset.channels,
+        crop=crop_of(config),
+        skip_unreadable=config.dataset.skip_unreadable,
+    )
+
+
+def split_of(dataset: Dataset, config: Any, split: str) -> Split | None:
+    """The examples that the config calls "train", "validation" or "test"; None where it has no such split.
+
+    Raises:
+      ConfigError: another name.
+    """
+    if split not in config_lib.SPLITS:
+        raise config_lib.ConfigError(f"no split is called {split!r}; expected one of {', '.join(config_lib.SPLITS)}.")
+    if config.dataset.held_out and split != "test":
+        train, held_out = hold_out(dataset.split(config.dataset.train_split), config.dataset.held_out)
+        return train if split == "train" else held_out
+    name = config.dataset[f"{split}_split"]
+    return dataset.split(name) if name else None
 
 
 def model_of(config: Any, num_classes: int) -> models.SqueezeNet:

@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from squeeze_jax.data.augment import mixup
+from squeeze_jax.models.layers import parameter_dtype
 from squeeze_jax.models.squeezenet import SqueezeNet
 from squeeze_jax.state import TrainState
 
 Batch = dict[str, jax.Array]  # "image" (batch, *spatial, channels), "label" int32 (batch,); "mask" bool in evaluation
 Sums = dict[str, jax.Array]
+Scores = dict[str, jax.Array]
 
 TOP_K = 5
 
@@ -23,6 +26,8 @@ def make_train_step(
     seed: int,
     micro_batches: int = 1,
     label_smoothing: float = 0.0,
+    mixup_alpha: float = 0.0,
+    class_weights: tuple[float, ...] = (),
     ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], TrainState]:
@@ -37,6 +42,9 @@ def make_train_step(
       seed: of augmentation and dropout.
       micro_batches: parts that the batch is computed in, one after the other; batch norm normalises each by itself.
       label_smoothing: mass spread evenly over all classes.
+      mixup_alpha: images and targets are mixed with their neighbours', see `augment.mixup`; 0 for no mixing. The
+        reported loss is that of the mixed examples, the accuracies ask for an example's own label.
+      class_weights: factors on the loss of each class; empty for none. The reported loss has them.
       ema_decay: of the averaged weights; must be positive if and only if the state has them.
       axis_name: the axis of pmap; None under jit, where the batch is the global one.
     """
@@ -45,7 +53,7 @@ def make_train_step(
     def across_devices(reduce: Callable, tree):
         return reduce(tree, axis_name) if axis_name else tree
 
-    def loss_fn(params, batch_stats, images, labels, dropout_key, positions):
+    def loss_fn(params, batch_stats, images, targets, labels, dropout_key, positions):
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -54,7 +62,6 @@ def make_train_step(
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
         return losses.mean(), (updates.get("batch_stats", {}), _example_sums(logits, labels, losses))
 
@@ -62,9 +69,18 @@ def make_train_step(
         local = batch["label"].shape[0]
         first = jax.lax.axis_index(axis_name) * local if axis_name else 0
         positions = first + jnp.arange(local)
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        augment_key, dropout_key, mixup_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), 3)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, positions)
-        images = preprocess(batch["image"], keys)
+        # The barrier keeps XLA from computing the augmentation again in every consumer of the images.
+        images = jax.lax.optimization_barrier(preprocess(batch["image"], keys))
+        dtype = parameter_dtype(model.dtype)
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], model.num_classes, dtype=dtype), label_smoothing)
+        if mixup_alpha:
+            mixup_keys = jax.vmap(jax.random.fold_in, (None, 0))(mixup_key, positions)
+            images, targets = mixup(images, targets, mixup_keys, mixup_alpha)
+        if class_weights:
+            # Cross entropy is linear in the target, so weighting it weights the loss.
+            targets = targets * jnp.array(class_weights, dtype)
 
         batch_stats, gradients, sums = state.batch_stats, None, None
         for part in range(micro_batches):
@@ -74,7 +90,7 @@ def make_train_step(
                 return x.reshape(local // micro_batches, micro_batches, *x.shape[1:])[:, part]
 
             (_, (batch_stats, part_sums)), part_gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, batch_stats, take(images), take(batch["label"]), dropout_key, take(positions)
+                state.params, batch_stats, take(images), take(targets), take(batch["label"]), dropout_key, take(positions)
             )
             gradients = part_gradients if part == 0 else jax.tree.map(jnp.add, gradients, part_gradients)
             sums = part_sums if part == 0 else jax.tree.map(jnp.add, sums, part_sums)
@@ -111,15 +127,17 @@ def make_eval_step(
     preprocess: Callable[[jax.Array], jax.Array],
     *,
     confusion: bool = False,
+    scores: bool = False,
     axis_name: str | None = None,
-) -> Callable[[dict, Batch], Sums]:
-    """Makes `eval_step(variables, batch) -> sums` over the examples whose mask is true.
+) -> Callable[[dict, Batch], tuple[Sums, Scores]]:
+    """Makes `eval_step(variables, batch) -> (sums, scores)` over the examples whose mask is true.
 
     The sums are "examples", "loss", "top1", "top5", and with `confusion` the counts "confusion", int32
-    (label, prediction). Each example counts once: padding has a false mask.
+    (label, prediction). Each example counts once: padding has a false mask. With `scores` the second result holds the
+    whole batch's "probability" (batch, num_classes), "label" and "mask", for metrics that are no sums, such as AUC.
     """
 
-    def eval_step(variables: dict, batch: Batch) -> Sums:
+    def eval_step(variables: dict, batch: Batch) -> tuple[Sums, Scores]:
         logits = model.apply(variables, preprocess(batch["image"]))
         labels, mask = batch["label"], batch["mask"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -128,7 +146,11 @@ def make_eval_step(
             num_classes = logits.shape[-1]
             counts = jnp.zeros((num_classes, num_classes), jnp.int32)
             sums["confusion"] = counts.at[labels, jnp.argmax(logits, -1)].add(mask.astype(jnp.int32))
-        return jax.lax.psum(sums, axis_name) if axis_name else sums
+        whole = {"probability": jax.nn.softmax(logits), "label": labels, "mask": mask} if scores else {}
+        if axis_name:
+            sums = jax.lax.psum(sums, axis_name)
+            whole = jax.lax.all_gather(whole, axis_name, tiled=True)
+        return sums, whole
 
     return eval_step
 

@@ -120,11 +120,10 @@ def summarize(model: SqueezeNet, input_shape: tuple[int, ...]) -> Summary:
 
 
 def main(_) -> None:
-    from squeeze_jax.data.sources import open_dataset
-    from squeeze_jax.run import model_of, preprocessing_of
+    from squeeze_jax.run import dataset_of, model_of, preprocessing_of
 
     config = flags.FLAGS.config
-    dataset = open_dataset(config.dataset.name, config.run.data_dir)
+    dataset = dataset_of(config)
     input_shape = preprocessing_of(config).input_shape(dataset.image_shape)
     print(config.model.name)
     print(summarize(model_of(config, dataset.num_classes), input_shape).table())

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from squeeze_jax import config as config_lib
 from squeeze_jax import metrics, run, workdir, writers
 from squeeze_jax.checkpoints import Checkpoints, eval_variables
-from squeeze_jax.config import BEST_METRICS, SPLITS, ConfigError, duration_in_steps
+from squeeze_jax.config import BEST_METRICS, SPLITS, ConfigError, duration_in_steps, parse_class_weights
 from squeeze_jax.data import pipeline
-from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.evaluation import Evaluator, split_of
+from squeeze_jax.data.sources import Dataset, Split
+from squeeze_jax.evaluation import Evaluator
 from squeeze_jax.optimizers import make_optimizer, make_schedule
 from squeeze_jax.parallel import Parallel, any_process, is_main_process, wait_for_all
 from squeeze_jax.state import TrainState, all_finite, create_state, empty_window
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # A run whose loss stays this close to ln(classes) for so many log lines has not left its dead start.
 STUCK_TOLERANCE = 0.01
 STUCK_LOG_LINES = 3
+SHOWN = ("loss", "top1", "top5", "auc", "sensitivity", "specificity")  # in log lines
 
 
 class TrainingError(RuntimeError):
@@ -62,6 +63,7 @@ class Plan:
     epoch: float
     total: int
     warmup: int
+    patience: int
     log_every: int
     evaluate_every: int
     checkpoint_every: int
@@ -78,6 +80,7 @@ class Plan:
             epoch=num_examples / config.train.batch_size,
             total=total,
             warmup=steps(config.schedule.warmup),
+            patience=steps(config.train.patience),
             log_every=max(1, steps(config.run.log_every)),
             evaluate_every=max(1, steps(config.run.evaluate_every)),
             checkpoint_every=max(1, steps(config.run.checkpoint_every)),
@@ -116,8 +119,8 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
     # The parts of the run.
     spread = Parallel.create(config.run.backend, config.run.num_devices)
     spread.check_batch_size("train.batch_size", config.train.batch_size, config.train.micro_batches)
-    dataset = open_dataset(config.dataset.name, config.run.data_dir)
-    train_split, validation_split, test_split = (split_of(dataset, config, split) for split in SPLITS)
+    dataset = run.dataset_of(config)
+    train_split, validation_split, test_split = (run.split_of(dataset, config, split) for split in SPLITS)
     if train_split is None:
         raise ConfigError("config.dataset.train_split is empty.")
     plan = Plan.of(config, len(train_split))
@@ -150,6 +153,8 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             seed=config.seed,
             micro_batches=config.train.micro_batches,
             label_smoothing=config.train.label_smoothing,
+            mixup_alpha=config.augment.mixup,
+            class_weights=_class_weights(config, train_split),
             ema_decay=config.train.ema_decay,
             axis_name=spread.axis_name,
         )
@@ -164,6 +169,13 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             raise TrainingError(recorder.not_finite(step, float(schedule(step))))
         checkpoints.save(step, state, best)
 
+    def out_of_patience(step: int) -> bool:
+        """Whether the best value on the validation split is too long ago. It can only turn true with an evaluation,
+        which saves a checkpoint, so a restart agrees."""
+        if not plan.patience or best["best_step"] is None or step % plan.evaluate_every:
+            return False
+        return step - best["best_step"] >= plan.patience
+
     # The loop.
     batches = pipeline.train_batches(
         train_split,
@@ -171,13 +183,15 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
         seed=config.seed,
         first_step=first_step,
         num_threads=config.run.num_threads,
+        num_workers=config.run.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     with StopRequest() as stop, recorder:
-        while step < last_step:
+        while step < last_step and not out_of_patience(step):
             recorder.profile(step)
             batch = next(batches)
+            recorder.count_unreadable(batch.pop("unreadable", ()))
             state = train_step(state, spread.shard(batch))
             step += 1
             if step == first_step + 1:
@@ -190,7 +204,7 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
                 state = state.replace(window=spread.replicate(empty_window()))
             if (evaluates or step == plan.total) and validation_split is not None:
                 with recorder.paused(state):
-                    values = evaluator.values(validation_split, state.eval_variables())
+                    _, values = evaluator.measure(validation_split, state.eval_variables())
                 recorder.write(step, "validation", values)
                 best = _better(config, best, step, values)
             # Several processes can only agree where all of them wait for the step.
@@ -202,11 +216,11 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
                 break
 
     # The end: the test split is read once, with the weights that the validation split chose.
-    finished = step == plan.total
+    finished = step == plan.total or out_of_patience(step)
     if finished and test_split is not None:
         chosen, leaves = checkpoints.read("best")
-        variables = spread.replicate(eval_variables(leaves))
-        recorder.write(chosen, "test", evaluator.values(test_split, variables))
+        _, values = evaluator.measure(test_split, spread.replicate(eval_variables(leaves)))
+        recorder.write(chosen, "test", values)
     checkpoints.close()
     recorder.close(step, finished, best)
     wait_for_all("end of the run")
@@ -245,6 +259,24 @@ def _settle_config(config: ConfigDict, folder: pathlib.Path, dataset: Dataset, *
     wait_for_all("config written")
 
 
+def _class_weights(config: ConfigDict, train_split: Split) -> tuple[float, ...]:
+    """Factors on the loss of each class; empty for none. Balanced ones have a mean of 1 over the training examples."""
+    weights = parse_class_weights(config.train.class_weights)
+    if weights == "none":
+        return ()
+    if weights == "balanced":
+        counts = np.bincount(train_split.labels(), minlength=train_split.num_classes)
+        if not counts.all():
+            raise ConfigError(f"config.train.class_weights='balanced', but {train_split.name} lacks a class: {counts}.")
+        return tuple((counts.sum() / (len(counts) * counts)).tolist())
+    if len(weights) != train_split.num_classes:
+        raise ConfigError(
+            f"config.train.class_weights has {len(weights)} factors, but the dataset has {train_split.num_classes} "
+            f"classes."
+        )
+    return weights
+
+
 def _better(config: ConfigDict, best: dict[str, Any], step: int, values: metrics.Values) -> dict[str, Any]:
     value = values[config.evaluation.best_metric]
     sign = 1 if BEST_METRICS[config.evaluation.best_metric] else -1
@@ -271,6 +303,7 @@ class _Recorder:
         self._window_start = first_step
         self._stuck_lines = 0
         self._profiling = False
+        self._unreadable: set[str] = set()
         self.last_values: dict[str, metrics.Values] = {}
 
     def __enter__(self) -> "_Recorder":
@@ -343,6 +376,12 @@ class _Recorder:
         yield
         self._timer += time.perf_counter() - start
 
+    def count_unreadable(self, rows: list[tuple[int, str]]) -> None:
+        """Names each example that was replaced because it could not be used, once."""
+        for name in {name for _, name in rows} - self._unreadable:
+            self._unreadable.add(name)
+            logger.warning("replaced by the next example (%d so far): %s", len(self._unreadable), name)
+
     def log_window(self, step: int, window: dict[str, np.ndarray]) -> None:
         """Writes the means since the last line; stops a run that diverged, warns of one that is stuck."""
         learning_rate = float(self._schedule(step - 1))
@@ -351,6 +390,8 @@ class _Recorder:
             raise TrainingError(self.not_finite(step, learning_rate))
         values = metrics.window_means(window, self._dataset.num_classes) | {"learning_rate": learning_rate}
         speed = {"seconds": time.perf_counter() - self._begin}
+        if self._unreadable:
+            speed["unreadable_examples"] = len(self._unreadable)
         steps = step - self._timed_from
         elapsed = time.perf_counter() - self._timer
         eta = ""
@@ -368,7 +409,7 @@ class _Recorder:
         if not self._writes:
             return
         self._writer.write(step, split, values, speed)
-        shown = {name: values[name] for name in ("loss", "top1", "top5") if name in values}
+        shown = {name: values[name] for name in SHOWN if name in values}
         text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
         epoch = step / self._plan.epoch
         logger.info("step %d/%d, epoch %.2f, %s: %s%s", step, self._plan.total, epoch, split, text, suffix)

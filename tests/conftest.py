@@ -27,7 +27,7 @@ TINY = {
     "model.stem_filters": 8,
     "model.dropout_rate": 0.3,
     "dataset.image_size": (20, 20),
-    "augment.flip": True,
+    "augment.flip": ("width",),
     "train.batch_size": 32,
     "train.duration": "40 steps",
     "schedule.warmup": "4 steps",

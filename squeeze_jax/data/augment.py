@@ -1,12 +1,15 @@
-"""What the device does to raw images inside the compiled step: resize, random crop and flip, normalise.
+"""What the device does to raw images inside the compiled step: resize, augment, normalise.
 
 Every random choice is keyed by its example, so it depends neither on the devices nor on the batch around it.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+
+AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,16 +20,26 @@ class Preprocessing:
       image_size: the spatial size that images are resized to (bilinear); empty to leave them.
       mean: of the pixels in 0..255, one a channel or one for all.
       std: likewise.
-      flip: mirror left and right, one image in two; in training only.
+      flip: axes ("depth", "height", "width") that are mirrored, each for one image in two; in training only.
+      quarter_turns: turn by a random multiple of 90 degrees, a volume in a random plane; needs equal sides; in training
+        only.
+      rotate: largest angle in degrees of a random rotation of 2-D images (nearest pixel, black outside); in training
+        only.
       pad_and_crop: width of the black border that a random crop moves in; in training only.
+      cutout: side in pixels of the square (cube) that is set to `mean` at a random place; in training only.
+      intensity: (low, high) of a factor on the pixels; random in training, the middle in evaluation; empty for none.
       dtype: of the result.
     """
 
     image_size: tuple[int, ...] = ()
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (255.0,)
-    flip: bool = False
+    flip: tuple[str, ...] = ()
+    quarter_turns: bool = False
+    rotate: float = 0.0
     pad_and_crop: int = 0
+    cutout: int = 0
+    intensity: tuple[float, ...] = ()
     dtype: str = "float32"
 
     def train(self, images: jax.Array, keys: jax.Array) -> jax.Array:
@@ -35,16 +48,33 @@ class Preprocessing:
 
     def evaluate(self, images: jax.Array) -> jax.Array:
         """Without augmentation."""
-        return self.normalise(self.resize(images))
+        images = self.resize(images)
+        if self.intensity:
+            images = images * (sum(self.intensity) / 2)
+        return self.normalise(images)
 
     def augment(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-        """Resizes, crops and flips; pixels stay in 0..255."""
+        """Resizes and augments; pixels stay in 0..255.
+
+        Raises:
+          ValueError: an augmentation that images of this rank or shape cannot have.
+        """
         images = self.resize(images)
-        crop_keys, flip_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        self._check(images.shape[1:-1])
+        crop, flip, turn, rotate, cut, scale = jax.vmap(lambda key: jax.random.split(key, 6), out_axes=1)(keys)
         if self.pad_and_crop:
-            images = random_crop(images, crop_keys, self.pad_and_crop)
+            images = random_crop(images, crop, self.pad_and_crop)
         if self.flip:
-            images = random_flip(images, flip_keys)
+            images = random_flip(images, flip, tuple(AXES[images.ndim - 2].index(axis) for axis in self.flip))
+        if self.quarter_turns:
+            images = random_quarter_turns(images, turn)
+        if self.rotate:
+            images = random_rotation(images, rotate, self.rotate)
+        if self.intensity:
+            factors = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, *self.intensity))(scale)
+            images = images * factors.reshape(-1, *(1,) * (images.ndim - 1))
+        if self.cutout:
+            images = random_cutout(images, cut, self.cutout, jnp.array(self.mean, images.dtype))
         return images
 
     def resize(self, images: jax.Array) -> jax.Array:
@@ -62,14 +92,29 @@ class Preprocessing:
         """(*spatial, channels) of the network's input for raw images of `image_shape`."""
         return (*(self.image_size or image_shape[:-1]), image_shape[-1])
 
+    def _check(self, spatial: tuple[int, ...]) -> None:
+        unknown = set(self.flip) - set(AXES[len(spatial)])
+        if unknown:
+            raise ValueError(
+                f"config.augment.flip names {', '.join(sorted(unknown))}; images of {len(spatial)} spatial axes have "
+                f"{', '.join(AXES[len(spatial)])}."
+            )
+        if self.quarter_turns and len(set(spatial)) > 1:
+            raise ValueError(f"config.augment.quarter_turns needs images with equal sides; these have {spatial}.")
+        if self.rotate and len(spatial) != 2:
+            raise ValueError("config.augment.rotate is for 2-D images; volumes have config.augment.quarter_turns.")
+        if self.cutout > min(spatial):
+            raise ValueError(f"config.augment.cutout={self.cutout} is larger than the images, {spatial}.")
 
-def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Mirrors the last spatial axis of every other image, at random."""
 
-    def flip(image: jax.Array, key: jax.Array) -> jax.Array:
-        return jnp.where(jax.random.bernoulli(key), jnp.flip(image, -2), image)
-
-    return jax.vmap(flip)(images, keys)
+def random_flip(images: jax.Array, keys: jax.Array, axes: tuple[int, ...] = (-1,)) -> jax.Array:
+    """Mirrors each of the spatial axes (0 is the first) of every other image, at random."""
+    rank = images.ndim - 2
+    chosen = jax.vmap(lambda key: jax.random.bernoulli(key, shape=(len(axes),)))(keys)
+    for i, axis in enumerate(axes):
+        mirrored = jnp.flip(images, axis % rank + 1)
+        images = jnp.where(chosen[:, i].reshape(-1, *(1,) * (rank + 1)), mirrored, images)
+    return images
 
 
 def random_crop(images: jax.Array, keys: jax.Array, padding: int) -> jax.Array:
@@ -82,3 +127,73 @@ def random_crop(images: jax.Array, keys: jax.Array, padding: int) -> jax.Array:
         return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
 
     return jax.vmap(crop)(padded, keys)
+
+
+def random_quarter_turns(images: jax.Array, keys: jax.Array) -> jax.Array:
+    """Turns each image by 0, 90, 180 or 270 degrees, a volume in one of its three planes at random."""
+    rank = images.ndim - 2
+    planes = [(a, b) for a in range(rank) for b in range(a + 1, rank)]
+    choices = [lambda image, a=a, b=b, turns=turns: jnp.rot90(image, turns, (a, b)) for a, b in planes for turns in range(4)]
+
+    def turn(image: jax.Array, key: jax.Array) -> jax.Array:
+        return jax.lax.switch(jax.random.randint(key, (), 0, len(choices)), choices, image)
+
+    return jax.vmap(turn)(images, keys)
+
+
+def random_rotation(images: jax.Array, keys: jax.Array, degrees: float) -> jax.Array:
+    """Rotates 2-D images about their centre by up to `degrees` either way, to the nearest pixel, black outside."""
+    height, width = images.shape[1:3]
+    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    centre = (height - 1) / 2, (width - 1) / 2
+
+    def rotate(image: jax.Array, key: jax.Array) -> jax.Array:
+        angle = jax.random.uniform(key, (), minval=-degrees, maxval=degrees) * (math.pi / 180)
+        y, x = rows - centre[0], columns - centre[1]
+        source_y = jnp.round(y * jnp.cos(angle) - x * jnp.sin(angle) + centre[0]).astype(jnp.int32)
+        source_x = jnp.round(y * jnp.sin(angle) + x * jnp.cos(angle) + centre[1]).astype(jnp.int32)
+        return image.at[source_y, source_x].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+
+    return jax.vmap(rotate)(images, keys)
+
+
+def random_cutout(images: jax.Array, keys: jax.Array, side: int, fill: jax.Array) -> jax.Array:
+    """Sets a square (cube) of `side` pixels at a random place to `fill` (DeVries and Taylor 2017, arXiv 1708.04552).
+
+    Its centre is any pixel, so part of it may lie outside.
+    """
+    spatial = images.shape[1:-1]
+
+    def mask(key: jax.Array) -> jax.Array:
+        centres = jax.random.randint(key, (len(spatial),), 0, jnp.array(spatial))
+        inside = jnp.ones((), bool)
+        for axis, size in enumerate(spatial):
+            offset = jnp.arange(size) - (centres[axis] - side // 2)
+            line = (offset >= 0) & (offset < side)
+            inside = inside & line.reshape([-1 if a == axis else 1 for a in range(len(spatial))])
+        return inside
+
+    return jnp.where(jax.vmap(mask)(keys)[..., None], fill, images)
+
+
+def mixup(images: jax.Array, targets: jax.Array, keys: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image and its target with its neighbour's, by a share drawn from Beta(alpha, alpha).
+
+    Neighbours are the examples 0 and 1, 2 and 3, ... so that no image leaves its device (Zhang et al. 2018, arXiv
+    1710.09412, mix at random). An example's own share is at least a half.
+
+    Args:
+      images: float (batch, *spatial, channels); `batch` is even.
+      targets: float (batch, num_classes).
+      keys: one an example.
+      alpha: larger than 0; 1 draws the share evenly.
+    """
+    shares = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=targets.dtype))(keys)
+    shares = jnp.maximum(shares, 1 - shares)
+
+    def mix(x: jax.Array) -> jax.Array:
+        neighbours = jnp.flip(x.reshape(-1, 2, *x.shape[1:]), 1).reshape(x.shape)
+        share = shares.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
+        return share * x + (1 - share) * neighbours
+
+    return mix(images), mix(targets)

@@ -1,15 +1,21 @@
 """Order, sharding over hosts, and batching. Which example stands where is a pure function of (seed, step)."""
 
+import os
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from squeeze_jax.data.sources import Split
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 
 PREFETCHED_BATCHES = 4
+PARENT_CHECK_SECONDS = 0.5
 
 
 def train_batches(
@@ -19,47 +25,57 @@ def train_batches(
     seed: int,
     first_step: int = 0,
     num_threads: int = 2,
+    num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Endless shuffled batches, from step `first_step` on; each epoch holds every example exactly once.
 
     Examples are shuffled, repeated and numbered first; then each host takes its contiguous positions of every global
-    batch. So the order does not depend on the number of hosts, and a resumed run goes on with the next example.
+    batch. A random crop is keyed by (seed, step, position). So nothing depends on the number of hosts, threads or
+    workers, and a resumed run goes on with the next example.
 
     Args:
       split: the examples.
       batch_size: of the global batch; a multiple of `process_count`.
-      seed: of the order.
+      seed: of the order and of random crops.
       first_step: the step of the first batch.
-      num_threads: that read and assemble batches.
+      num_threads: that read, decode and assemble batches, in this process or in each worker.
+      num_workers: processes that do so instead of this one; 0 for none.
       process_index: of this host.
       process_count: hosts.
 
     Yields:
-      "image" (batch_size / process_count, *image_shape) and "label" int32, this host's part of the batch.
+      "image" (batch_size / process_count, *image_shape) and "label" int32, this host's part of the batch; also
+      "unreadable" where examples were replaced, see `Split.batch`.
     """
     rows = _host_rows(batch_size, process_index, process_count)
-    batches = (
-        grain.MapDataset.range(len(split))
-        .shuffle(seed=seed)
-        .repeat()
-        .batch(batch_size)
-        .map(lambda indices: split.batch(indices[rows]))
-        .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=PREFETCHED_BATCHES))
-    )
-    iterator = iter(batches)
-    iterator.set_state({"next_index": first_step})
-    return iterator
+
+    def load(step_from_first: int, indices: np.ndarray) -> Batch:
+        step = first_step + step_from_first
+        rngs = None
+        if split.crop is not None:
+            rngs = [np.random.default_rng((seed, step, position)) for position in range(batch_size)[rows]]
+        return split.batch(indices[rows], rngs)
+
+    batches = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat().batch(batch_size)
+    return _iterate(batches[first_step:].map_with_index(load), num_threads, num_workers)
 
 
 def eval_batches(
-    split: Split, *, batch_size: int, num_threads: int = 2, process_index: int = 0, process_count: int = 1
+    split: Split,
+    *,
+    batch_size: int,
+    num_threads: int = 2,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Every example once, in its stored order; the last batch is padded, and "mask" is false on the padding.
 
     Yields:
-      "image" and "label" as in training, "mask" bool (batch_size / process_count,); as many batches on every host.
+      "image" and "label" as in training, "mask" bool (batch_size / process_count,); as many batches on every host. An
+      example that was replaced because it could not be read is masked as well.
     """
     rows = _host_rows(batch_size, process_index, process_count)
     size = len(split)
@@ -67,12 +83,36 @@ def eval_batches(
     def load(start: int) -> Batch:
         indices = np.arange(start, start + batch_size)[rows]
         mask = indices < size
-        return {**split.batch(np.where(mask, indices, 0)), "mask": mask}
+        batch = split.batch(np.where(mask, indices, 0))
+        for row, _ in batch.get("unreadable", ()):
+            mask[row] = False
+        return {**batch, "mask": mask}
 
-    batches = grain.MapDataset.range(0, size, batch_size).map(load)
-    return iter(
-        batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=PREFETCHED_BATCHES))
-    )
+    return _iterate(grain.MapDataset.range(0, size, batch_size).map(load), num_threads, num_workers)
+
+
+def _iterate(batches: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=PREFETCHED_BATCHES)
+    dataset = batches.to_iter_dataset(options)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its own flags, which a notebook never parses
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(num_workers=num_workers)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_end_with_parent)
+    return iter(dataset)
+
+
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
+    """Runs in a worker: a parent that is killed cannot stop its workers, so they look for it."""
+    del worker_index, worker_count
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _host_rows(batch_size: int, process_index: int, process_count: int) -> slice:

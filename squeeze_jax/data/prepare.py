@@ -1,44 +1,183 @@
-"""Downloads and prepares a dataset: `python -m squeeze_jax.data.prepare NAME`. The only place that needs TensorFlow.
+"""Puts a dataset on disk in the form that training reads. The only place that needs TensorFlow.
 
-It is stored once, as array_record, which gives the training process random access without TensorFlow.
+    python -m squeeze_jax.data.prepare cifar10                          # downloads and prepares a TFDS dataset
+    python -m squeeze_jax.data.prepare medmnist/adrenalmnist3d --file adrenalmnist3d.npz   # from a file you have
+    python -m squeeze_jax.data.prepare imagenet2012 --from ~/tensorflow_datasets/imagenet2012/5.1.0   # from tfrecord
+    python -m squeeze_jax.data.prepare photographs.zip                  # unpacks a zip of split/class/image
+
+A dataset is stored once, as array_record, which gives the training process random access without TensorFlow. What is
+there already stays as it is.
 """
 
 import argparse
+import contextlib
 import fcntl
+import json
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from squeeze_jax.data.builders import BUILDERS, builder_class
+from squeeze_jax.data.folder import ImageFolder
+from squeeze_jax.data.sources import default_data_dir
 
 
-def prepare(name: str, data_dir: str | None = None) -> pathlib.Path:
-    """Prepares a dataset of this project or of TFDS, and returns its folder; one that is there stays as it is.
+def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None = None) -> pathlib.Path:
+    """Downloads and prepares a dataset of this project or of TFDS.
 
     Several processes may prepare at once: the others wait for the first.
+
+    Args:
+      name: of the dataset.
+      data_dir: where datasets are kept; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      file: the dataset's file, where it was downloaded before; only for builders of this project that have one.
+
+    Returns:
+      The dataset's folder.
+
+    Raises:
+      ValueError: unknown, or a file that is not the right one.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
 
-    from squeeze_jax.data.builders import BUILDERS, builder_class
-
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folder = pathlib.Path(data_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name.replace('/', '_').replace(':', '_')}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if name in BUILDERS:
+    folder = default_data_dir(data_dir)
+    with _locked(folder, name):
+        if name.split("/")[0] in BUILDERS:
             builder = builder_class(name)(data_dir=folder, file_format="array_record")
         else:
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+        if file is not None:
+            if not hasattr(builder, "local_file"):
+                raise ValueError(f"{name} is not made from one file; leave --file out.")
+            builder.local_file = file
         builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)
 
 
-def main() -> int:
+def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
+    """Turns a prepared tfrecord dataset into array_record, record by record: nothing is decoded or shuffled.
+
+    Args:
+      name: of the dataset, as the new folder is called.
+      source: the folder of the prepared dataset, with its dataset_info.json.
+      data_dir: as in `prepare`.
+
+    Returns:
+      The dataset's folder.
+
+    Raises:
+      ValueError: no prepared tfrecord dataset there, another dataset's, or a record count that differs from its own
+        dataset_info.json.
+    """
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    if not (source / "dataset_info.json").exists():
+        raise ValueError(f"{source} is no prepared dataset: it has no dataset_info.json. Give the folder of a version.")
+    builder = tfds.builder_from_directory(source)
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        raise ValueError(f"{source} is stored as {builder.info.file_format.value}; expected tfrecord.")
+    if name != "/".join(filter(None, (builder.name, builder.info.config_name))):
+        raise ValueError(f"{source} holds {builder.info.full_name}; expected {name}.")
+    folder = default_data_dir(data_dir)
+    target = folder / builder.info.full_name
+    with _locked(folder, name):
+        if (target / "dataset_info.json").exists():
+            if target.resolve() != source.resolve():
+                return target
+            raise ValueError(f"{source} would be written over itself; give another --data_dir.")
+        with _complete_or_absent(target) as partial:
+            for path in source.iterdir():
+                if path.is_file() and ".tfrecord" not in path.name:
+                    shutil.copy(path, partial / path.name)
+            description = json.loads((source / "dataset_info.json").read_text())
+            description["fileFormat"] = "array_record"
+            for split in description["splits"]:
+                info = builder.info.splits[split["name"]]
+                template = info.filename_template.replace(data_dir=partial, filetype_suffix="array_record")
+                split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+                for shard, (path, expected) in enumerate(zip(info.filepaths, info.shard_lengths, strict=True)):
+                    output = template.sharded_filepath(shard_index=shard, num_shards=info.num_shards)
+                    writer = ArrayRecordWriter(str(output), "group_size:1")
+                    count = 0
+                    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                        writer.write(record)
+                        count += 1
+                    writer.close()
+                    if count != expected:
+                        raise ValueError(f"{path} holds {count} records; dataset_info.json says {expected}.")
+            (partial / "dataset_info.json").write_text(json.dumps(description, indent=2))
+    return target
+
+
+def unpack(archive: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
+    """Unpacks a zip of `split/class/image` to a folder of the archive's name.
+
+    Raises:
+      ValueError: no zip, or another layout.
+    """
+    folder = default_data_dir(data_dir)
+    target = folder / archive.stem
+    with _locked(folder, archive.stem):
+        if not target.exists():
+            with _complete_or_absent(target) as partial:
+                try:
+                    with zipfile.ZipFile(archive) as zipped:
+                        zipped.extractall(partial)
+                except zipfile.BadZipFile as error:
+                    raise ValueError(f"{archive} is no intact zip: {error}") from error
+                ImageFolder(partial)
+    return target
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name.replace('/', '_').replace(':', '_')}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `target` that becomes it at the end, or vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="a dataset of this project or of TFDS")
+    parser.add_argument("name", help="a dataset of this project or of TFDS, or a zip of split/class/image")
     parser.add_argument("--data_dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-    args = parser.parse_args()
-    print(prepare(args.name, args.data_dir))
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--from", dest="source", type=pathlib.Path, metavar="DIR", help="a prepared tfrecord dataset")
+    what.add_argument("--file", type=pathlib.Path, help="the dataset's file, downloaded before")
+    args: Any = parser.parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        if args.name.endswith(".zip"):
+            folder = unpack(pathlib.Path(args.name), args.data_dir)
+        elif args.source:
+            folder = convert(args.name, args.source.expanduser(), args.data_dir)
+        else:
+            folder = prepare(args.name, args.data_dir, file=args.file)
+    except (ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(folder)
     return 0
 
 

@@ -4,8 +4,11 @@ All of them take `(batch, *spatial, channels)` with any number of spatial axes, 
 3-D network.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,8 @@ CONV_INIT = nn.initializers.lecun_uniform()
 HEAD_INIT = nn.initializers.normal(0.01)
 
 BATCH_NORM_MOMENTUM = 0.9
+
+FEW_CHANNELS = 8  # of an image, not of a feature map
 
 POOL_WINDOW = 3
 POOL_STRIDE = 2
@@ -48,8 +53,61 @@ def conv(
         kernel_init=kernel_init,
         dtype=jnp.dtype(dtype),
         param_dtype=parameter_dtype(dtype),
+        conv_general_dilated=_convolve,
         name=name,
     )
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
+    """`lax.conv_general_dilated`, but for the branch that the convolutions of Fire modules take on CPU."""
+    in_fire_module = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
+    if in_fire_module and jax.default_backend() == "cpu":
+        return _convolve_on_cpu(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+# XLA's CPU backend spends three times as long on the gradient of a small kernel, and twice as long on a convolution of
+# three channels, as on a matrix product of the unfolded input (benchmarks/layers.py).
+@jax.custom_vjp
+def _convolve_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if x.shape[-1] < FEW_CHANNELS:
+        return (_unfold(x, kernel.shape[0]) @ kernel.reshape(-1, kernel.shape[-1])).reshape(*x.shape[:-1], -1)
+    return _lax_convolve(x, kernel)
+
+
+def _convolve_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_on_cpu(x, kernel), (x, kernel)
+
+
+def _convolve_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    (x_gradient,) = jax.linear_transpose(lambda x: _lax_convolve(x, kernel), x)(gradient)
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    kernel_gradient = jax.lax.dot_general(_unfold(x, kernel.shape[0]), rows, (((0,), (0,)), ((), ())))
+    return x_gradient, kernel_gradient.reshape(kernel.shape)
+
+
+_convolve_on_cpu.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _lax_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    rank = x.ndim - 2
+    spatial = "DHW"[-rank:]
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return jax.lax.conv_general_dilated(x, kernel, (1,) * rank, "SAME", dimension_numbers=numbers)
+
+
+def _unfold(x: jax.Array, size: int) -> jax.Array:
+    """(cells, size ** rank * channels): the zero-padded neighbourhood of every cell, in the kernel's order."""
+    if size == 1:
+        return x.reshape(-1, x.shape[-1])
+    spatial = x.shape[1:-1]
+    padded = jnp.pad(x, [(0, 0), *[(size // 2, size // 2)] * len(spatial), (0, 0)])
+    taps = [
+        jax.lax.slice(padded, (0, *offset, 0), (x.shape[0], *map(operator.add, offset, spatial), x.shape[-1]))
+        for offset in itertools.product(range(size), repeat=len(spatial))
+    ]
+    return jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * x.shape[-1])
 
 
 def conv_block(
@@ -105,12 +163,39 @@ class MaxPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if jax.default_backend() == "cpu":
+            return _max_pool_on_cpu(x, self.pooling)
         padding = [
             (0, max(0, (pooled_size(size, self.pooling) - 1) * POOL_STRIDE + POOL_WINDOW - size))
             for size in x.shape[1:-1]
         ]
         rank = x.ndim - 2
         return nn.max_pool(x, (POOL_WINDOW,) * rank, (POOL_STRIDE,) * rank, padding)
+
+
+def _max_pool_on_cpu(x: jax.Array, pooling: str) -> jax.Array:
+    """The same, an axis after the other, as a maximum of even and odd cells.
+
+    XLA's CPU backend takes ten times as long for the gradient of a window reduction (benchmarks/layers.py). The last
+    axis comes first and a tie goes to the earlier cell, so the gradient goes where the window reduction sends it.
+    """
+
+    def earlier_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(a >= b, a, b)
+
+    for axis in range(x.ndim - 2, 0, -1):
+        cells = pooled_size(x.shape[axis], pooling)
+        to_even_length = [(0, 0, 0)] * x.ndim
+        to_even_length[axis] = (0, POOL_STRIDE * (cells + 1) - x.shape[axis], 0)
+        x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), to_even_length)
+        pairs = x.reshape(*x.shape[:axis], cells + 1, POOL_STRIDE, *x.shape[axis + 1 :])
+        even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(POOL_STRIDE))
+        first, second, third = (
+            jax.lax.slice_in_dim(part, start, start + cells, axis=axis)
+            for part, start in ((even, 0), (odd, 0), (even, 1))
+        )
+        x = earlier_maximum(earlier_maximum(first, second), third)
+    return x
 
 
 class Dropout(nn.Module):

@@ -1,15 +1,21 @@
 """The TFDS builders of this project; each prepares itself on first use."""
 
+import functools
 import importlib
 
-BUILDERS = {"digits": ("squeeze_jax.data.builders.digits", "Digits")}
+BUILDERS = {
+    "digits": ("squeeze_jax.data.builders.digits", "Digits"),
+    "medmnist": ("squeeze_jax.data.builders.medmnist", "MedMNIST"),
+}
 
 
 def builder_class(name: str):
-    """The builder class of that name.
+    """What makes the builder called "digits" or, with a TFDS config, "medmnist/adrenalmnist3d".
 
     Raises:
       KeyError: it is no builder of this project.
     """
-    module, attribute = BUILDERS[name]
-    return getattr(importlib.import_module(module), attribute)
+    builder, _, config = name.partition("/")
+    module, attribute = BUILDERS[builder]
+    made = getattr(importlib.import_module(module), attribute)
+    return functools.partial(made, config=config) if config else made

@@ -1,0 +1,51 @@
+"""The CPU branches of convolution and pooling against the plain lax formulation: outputs and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from squeeze_jax.models import layers
+
+
+def close(function, reference, *arguments):
+    """Both give the same value and, for a random cotangent, the same gradients."""
+    value, pull_back = jax.vjp(function, *arguments)
+    expected, expected_pull_back = jax.vjp(reference, *arguments)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=value.shape), value.dtype)
+    for gradient, wanted in zip(pull_back(cotangent), expected_pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5 * max(1, abs(wanted).max()))
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (2, 5, 7, 12), (2, 4, 3, 5, 9), (1, 1, 1, 16)])
+@pytest.mark.parametrize("size", [1, 3])
+def test_convolution(shape, size):
+    rng = np.random.default_rng(0)
+    rank = len(shape) - 2
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size,) * rank + (shape[-1], 7)), jnp.float32)
+    numbers = jax.lax.conv_dimension_numbers(shape, kernel.shape, ("NDHWC"[: 1] + "DHW"[-rank:] + "C",
+        "DHW"[-rank:] + "IO", "N" + "DHW"[-rank:] + "C"))
+
+    def reference(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1,) * rank, "SAME", dimension_numbers=numbers)
+
+    close(lambda x, kernel: layers._convolve(x, kernel, (1,) * rank, "SAME"), reference, x, kernel)
+
+
+@pytest.mark.parametrize("pooling", ["ceil", "floor"])
+@pytest.mark.parametrize("shape", [(2, 8, 9, 3), (1, 3, 12, 2), (2, 5, 6, 7, 4)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_max_pooling(shape, pooling, ties):
+    rng = np.random.default_rng(0)
+    # After a ReLU ties are the rule, and the gradient must choose the same cell of them.
+    x = rng.integers(0, 3, shape) if ties else rng.normal(size=shape)
+    padding = [(0, max(0, (layers.pooled_size(n, pooling) - 1) * 2 + 3 - n)) for n in shape[1:-1]]
+    rank = len(shape) - 2
+
+    def reference(x):
+        return nn.max_pool(x, (3,) * rank, (2,) * rank, padding)
+
+    close(lambda x: layers.MaxPool(pooling).apply({}, x), reference, jnp.asarray(x, jnp.float32))
