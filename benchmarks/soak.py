@@ -45,7 +45,7 @@ def train(devices: int, steps: int, batch_size: int, pool_threads: int) -> None:
         "squeezenet_v1_1", num_classes=10, stem="3x3/1", use_batch_norm=True, base_filters=32, filter_increment=32
     )
     optimizer = make_optimizer(config.optimizer, lambda step: 0.01)
-    preprocessing = Preprocessing(mean=(127.0,), std=(64.0,), flip=True, pad_and_crop=4)
+    preprocessing = Preprocessing(mean=(127.0,), std=(64.0,), flip=("width",), pad_and_crop=4)
     state = spread.compile_init(lambda: create_state(model, optimizer, (32, 32, 3), seed=0, use_ema=True))()
     step = spread.compile_train_step(make_train_step(model, optimizer, preprocessing.train, seed=0, ema_decay=0.99))
     rng = np.random.default_rng(0)

@@ -1,8 +1,19 @@
-"""SqueezeNet on CIFAR-10."""
+"""SqueezeNet 1.1 on CIFAR-10, with a stride-1 stem, batch norm and identity bypasses: 730,570 parameters.
+
+    python -m squeeze_jax.main --config configs/cifar10.py --workdir runs/cifar10          # the CPU recipe
+    python -m squeeze_jax.main --config configs/cifar10.py:long --workdir runs/cifar10_long
+
+The dataset is TFDS's cifar10, or a folder of JPEGs: `--config.dataset.name=FOLDER`. 5,000 training images are held out,
+always the same ones, to choose the best checkpoint; the test images are read once, at the end.
+
+Expected: RESULT
+The long recipe (200 epochs, cutout, mixup) is for an accelerator and was not run. No paper reports SqueezeNet on
+CIFAR-10; the unchanged network on 32 x 32 images ends near 61 % (khoroshe/squeezenet).
+"""
 
 from ml_collections import ConfigDict
 
-from squeeze_jax.config import base_config
+from squeeze_jax.config import ConfigError, base_config
 
 
 def get_config(recipe: str = "cpu") -> ConfigDict:
@@ -13,7 +24,6 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.dataset.mean = (125.3, 123.0, 113.9)
     config.dataset.std = (63.0, 62.1, 66.7)
     config.augment.flip = ("width",)
-    config.augment.pad_and_crop = 2
 
     config.model.name = "squeezenet_v1_1"
     config.model.stem = "3x3/1"
@@ -22,14 +32,28 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.model.head_relu = False
     config.model.dropout_rate = 0.0
 
-    config.train.duration = "15 epochs"
     config.train.batch_size = 128
-    config.optimizer.learning_rate = 0.15
+    config.optimizer.name = "sgd"
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
-    config.schedule.name = "polynomial"
-    config.schedule.warmup = "2 epochs"
     config.run.log_every = "0.25 epochs"
     config.run.evaluate_every = "2 epochs"
     config.run.checkpoint_every = "1 epoch"
+    if recipe == "cpu":
+        config.train.duration = "15 epochs"
+        config.optimizer.learning_rate = 0.15
+        config.schedule.name = "polynomial"
+        config.schedule.warmup = "2 epochs"
+        config.augment.pad_and_crop = 2
+    elif recipe == "long":
+        config.train.duration = "200 epochs"
+        config.train.ema_decay = 0.999
+        config.optimizer.learning_rate = 0.1
+        config.schedule.name = "cosine"
+        config.schedule.warmup = "5 epochs"
+        config.augment.pad_and_crop = 4
+        config.augment.cutout = 8
+        config.augment.mixup = 0.2
+    else:
+        raise ConfigError(f"configs/cifar10.py has the recipes cpu and long, not {recipe!r}.")
     return config

@@ -43,7 +43,7 @@ def auc(probability: np.ndarray, label: np.ndarray) -> float:
 
 
 def sensitivity_and_specificity(probability: np.ndarray, label: np.ndarray) -> Values:
-    """Of a test with two outcomes, class 1 being the positive one, at a probability of one half; NaN where undefined."""
+    """Of a test with two outcomes, class 1 the positive one, at a probability of one half; NaN where undefined."""
     positive = probability[:, 1] > 0.5
     rates = {}
     for name, hit, of in (("sensitivity", positive, label == 1), ("specificity", ~positive, label == 0)):

@@ -92,8 +92,9 @@ def _scale_by_path(rate_factors: tuple[tuple[str, float], ...]) -> optax.Gradien
         ]
         for pattern, _ in rate_factors:
             if not any(re.search(pattern, name) for name in names):
+                known = ", ".join(names)
                 raise ConfigError(
-                    f"config.optimizer.rate_factors: {pattern!r} is found in no parameter; there are {', '.join(names)}."
+                    f"config.optimizer.rate_factors: {pattern!r} is in no parameter's path; known: {known}."
                 )
         return optax.EmptyState()
 

@@ -90,7 +90,13 @@ def make_train_step(
                 return x.reshape(local // micro_batches, micro_batches, *x.shape[1:])[:, part]
 
             (_, (batch_stats, part_sums)), part_gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, batch_stats, take(images), take(targets), take(batch["label"]), dropout_key, take(positions)
+                state.params,
+                batch_stats,
+                take(images),
+                take(targets),
+                take(batch["label"]),
+                dropout_key,
+                take(positions),
             )
             gradients = part_gradients if part == 0 else jax.tree.map(jnp.add, gradients, part_gradients)
             sums = part_sums if part == 0 else jax.tree.map(jnp.add, sums, part_sums)

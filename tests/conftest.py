@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 ROOT = pathlib.Path(__file__).parents[1]
+SHARED = pathlib.Path(os.environ.get("SQUEEZE_JAX_SHARED", ROOT.parent / "shared")) / "data"
 TIME_LIMIT = 300  # seconds for a child process, so that a hang is a named failure
 
 # A network small enough to compile and train in seconds, with everything that a resumed run could get wrong switched
@@ -84,11 +86,8 @@ def configure(data_dir, **overrides):
     return config
 
 
-def load_config(name):
-    namespace = {}
-    path = ROOT / "configs" / f"{name}.py"
-    exec(compile(path.read_text(), str(path), "exec"), namespace)
-    return namespace["get_config"]()
+def load_config(name, *argument):
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](*argument)
 
 
 def main_command(data_dir, workdir, *arguments, config="digits", **overrides):

@@ -17,30 +17,71 @@ from squeeze_jax.state import create_state
 from squeeze_jax.steps import make_train_step
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+ARGUMENTS = {
+    "cifar10": ("long",),
+    "fake_benchmark": ("32x32x3",),
+    "imagenet_bypass": ("complex",),
+    "imagenet_torchvision": ("v1_0",),
+    "pneumonia_mnist": ("early",),
+}
+VARIANTS = [(name,) for name in CONFIGS] + [(name, *argument) for name, argument in ARGUMENTS.items()]
+# Images as they leave the host, and classes, of the datasets that the configs name.
+DATASETS = {
+    "digits": ((8, 8, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+    "imagenet2012": (None, 1000),
+    "medmnist/pneumoniamnist": ((28, 28, 1), 2),
+    "medmnist/pneumoniamnist_early": ((28, 28, 1), 2),
+    "medmnist/adrenalmnist3d": ((28, 28, 28, 1), 2),
+    "medmnist/nodulemnist3d": ((28, 28, 28, 1), 2),
+    "fake/224x224x3/1000": ((224, 224, 3), 1000),
+    "fake/32x32x3/1000": ((32, 32, 3), 1000),
+}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_config_file_loads_locks_and_is_traced(name, data_dir):
-    config = load_config(name)
+@pytest.mark.parametrize("variant", VARIANTS, ids=":".join)
+def test_config_file_loads_locks_and_is_traced(variant):
+    config = load_config(*variant)
     assert config.is_locked
     config_lib.validate(config)
-    dataset = open_dataset(config.dataset.name, data_dir)
-    model, preprocessing = run.model_of(config, dataset.num_classes), run.preprocessing_of(config)
+    image_shape, num_classes = DATASETS[config.dataset.name]
+    crop = run.crop_of(config)
+    if crop is not None:
+        image_shape = (crop.size, crop.size, config.dataset.channels)
+    model, preprocessing = run.model_of(config, num_classes), run.preprocessing_of(config)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1000, 10)
     optimizer = make_optimizer(config.optimizer, schedule)
-    input_shape = preprocessing.input_shape(dataset.image_shape)
+    input_shape = preprocessing.input_shape(image_shape)
     use_ema = config.train.ema_decay > 0
     state = jax.eval_shape(lambda: create_state(model, optimizer, input_shape, seed=0, use_ema=use_ema))
-    step = make_train_step(model, optimizer, preprocessing.train, seed=0, ema_decay=config.train.ema_decay)
+    step = make_train_step(
+        model,
+        optimizer,
+        preprocessing.train,
+        seed=0,
+        mixup_alpha=config.augment.mixup,
+        ema_decay=config.train.ema_decay,
+    )
     size = config.train.batch_size
-    batch = {"image": jnp.zeros((size, *dataset.image_shape), jnp.uint8), "label": jnp.zeros((size,), jnp.int32)}
+    images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
+    batch = {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     assert jax.eval_shape(step, state, batch) == state
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_unknown_argument_of_a_config_file_is_named(name):
+    with pytest.raises(ValueError, match="nonsense"):
+        config = load_config(name, "nonsense")
+        open_dataset(config.dataset.name)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_file_says_how_to_run_it(name):
-    path = ROOT / "configs" / f"{name}.py"
-    assert f"python -m squeeze_jax.main --config configs/{name}.py" in path.read_text()
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    assert f"python -m squeeze_jax.main --config configs/{name}.py" in text
+    for argument in ARGUMENTS.get(name, ()):
+        assert f"--config configs/{name}.py:{argument} " in text
 
 
 def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
@@ -67,7 +108,8 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(config_lib, "validate", lambda config: None)
     short = {"train.duration": "2 steps", "schedule.warmup": "1 step"}
     one_cycle = {"schedule.name": "one_cycle", "schedule.warmup": "0 steps"}
-    for i, overrides in enumerate([{"schedule.name": "polynomial"}, {"schedule.name": "step"}, one_cycle]):
+    cropped = {"crop.size": 20, "crop.resize": 22, "dataset.image_size": ()}
+    for i, overrides in enumerate([{"schedule.name": "polynomial"}, {"schedule.name": "step"}, one_cycle | cropped]):
         config = configure(data_dir, **{**short, **overrides})
         sections.clear()
         sections[id(config)] = ""
@@ -82,7 +124,16 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ({"optimizer.name": "sdg"}, "config.optimizer.name='sdg' .* Did you mean 'sgd'"),
         ({"schedule.name": "linear"}, "config.schedule.name='linear' is unknown; expected one of constant, polynomial"),
         ({"run.backend": "xmap"}, "Did you mean 'pmap'"),
-        ({"evaluation.best_metric": "auc"}, "expected one of top1, loss"),
+        ({"evaluation.best_metric": "roc"}, "expected one of top1, loss, auc"),
+        ({"evaluation.best_metric": "auc"}, "best_metric='auc' needs config.evaluation.auc=True"),
+        ({"crop.train": "randm"}, "Did you mean 'random'"),
+        ({"crop.size": 300}, "config.crop.size=300 is more than config.crop.resize=256"),
+        ({"dataset.channels": 2}, "config.dataset.channels=2; expected 1 or 3"),
+        ({"dataset.held_out": 100}, "set config.dataset.validation_split=''"),
+        ({"augment.mixup": 0.2, "train.batch_size": 33}, "mixup pairs examples; batch_size=33 is odd"),
+        ({"augment.intensity": (1.0, 0.5)}, r"\(low, high\)"),
+        ({"train.class_weights": "1, -2"}, "expected 'none', 'balanced', or positive factors"),
+        ({"train.patience": "5"}, "config.train.patience: '5' is no duration"),
         ({"train.duration": "20"}, "config.train.duration: '20' is no duration"),
         ({"run.log_every": "3 days"}, "config.run.log_every"),
         ({"train.batch_size": 0}, "config.train.batch_size=0; expected at least 1"),
@@ -111,6 +162,10 @@ def test_wrong_value_is_named(data_dir, overrides, message):
         ({"dataset.train_split": "trian"}, "no split 'trian'.*it has test, train, validation"),
         ({"dataset.name": "dgits"}, "no dataset is called 'dgits'"),
         ({"dataset.name": "mnist"}, "python -m squeeze_jax.data.prepare mnist --data_dir"),
+        ({"dataset.held_out": 5000, "dataset.validation_split": ""}, "5000 examples cannot be held out of the 1197"),
+        ({"dataset.channels": 3, "dataset.name": "fake/20x20x1/10"}, "config.dataset.channels=3 is for photographs"),
+        ({"train.class_weights": "1, 2"}, "class_weights has 2 factors, but the dataset has 10 classes"),
+        ({"optimizer.rate_factors": (("convl", 0.0),)}, "'convl' is in no parameter's path"),
     ],
 )
 def test_wrong_experiment_writes_no_checkpoint(data_dir, tmp_path, overrides, message):

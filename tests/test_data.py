@@ -15,7 +15,7 @@ from squeeze_jax.data.sources import DataError, Split
 def numbered(size, image_shape=(2, 2, 1)):
     """A split whose image i is filled with i, and whose label is i modulo 10."""
     examples = [{"image": np.full(image_shape, i % 256, np.uint8), "label": i % 10} for i in range(size)]
-    return Split("numbered/train", examples, "image", "label", image_shape, 10)
+    return Split("numbered/train", examples, image_shape, 10)
 
 
 def indices(batches, count):

@@ -26,8 +26,9 @@ def test_convolution(shape, size):
     rank = len(shape) - 2
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size,) * rank + (shape[-1], 7)), jnp.float32)
-    numbers = jax.lax.conv_dimension_numbers(shape, kernel.shape, ("NDHWC"[: 1] + "DHW"[-rank:] + "C",
-        "DHW"[-rank:] + "IO", "N" + "DHW"[-rank:] + "C"))
+    numbers = jax.lax.conv_dimension_numbers(
+        shape, kernel.shape, ("NDHWC"[:1] + "DHW"[-rank:] + "C", "DHW"[-rank:] + "IO", "N" + "DHW"[-rank:] + "C")
+    )
 
     def reference(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1,) * rank, "SAME", dimension_numbers=numbers)

@@ -1,5 +1,6 @@
 """Schedules against their formulas; optimizers against a few lines of NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -89,3 +90,31 @@ def test_adamw_decays_apart_from_the_gradient():
 def test_gradient_clip_limits_the_global_norm():
     _, clipped = follow({"gradient_clip": 0.5, "weight_decay": 0.0}, steps=1)
     assert clipped == pytest.approx(1 - 0.1 * 0.5 / np.sqrt(2), rel=1e-5)
+
+
+def test_rates_by_path_freeze_and_slow_down():
+    params = {"conv1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "conv10": {"kernel": jnp.ones((2, 2))}}
+    config = base_config().optimizer
+    config.rate_factors = (("^conv1/", 0.0), ("conv10", 0.5))
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    state = optimizer.init(params)
+    new = params
+    for _ in range(2):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, new)
+        new = optax.apply_updates(new, updates)
+    np.testing.assert_array_equal(new["conv1"]["kernel"], params["conv1"]["kernel"])  # no weight decay either
+    np.testing.assert_array_equal(new["conv1"]["bias"], params["conv1"]["bias"])
+    config.rate_factors = ()
+    whole = make_optimizer(config, optax.constant_schedule(0.05))
+    state, expected = whole.init(params), params
+    for _ in range(2):
+        updates, state = whole.update(jax.tree.map(jnp.ones_like, params), state, expected)
+        expected = optax.apply_updates(expected, updates)
+    np.testing.assert_allclose(new["conv10"]["kernel"], expected["conv10"]["kernel"], rtol=1e-5)
+
+
+def test_a_path_that_fits_nothing_is_named():
+    config = base_config().optimizer
+    config.rate_factors = (("convl", 0.0),)
+    with pytest.raises(ConfigError, match="'convl' is in no parameter's path; known: conv1/kernel"):
+        make_optimizer(config, optax.constant_schedule(0.1)).init({"conv1": {"kernel": jnp.ones((2, 2))}})

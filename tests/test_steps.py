@@ -6,9 +6,18 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from PIL import Image
 
 from squeeze_jax import metrics, models
-from squeeze_jax.data.augment import Preprocessing, random_crop, random_flip
+from squeeze_jax.data.augment import (
+    Preprocessing,
+    mixup,
+    random_crop,
+    random_cutout,
+    random_flip,
+    random_quarter_turns,
+    random_rotation,
+)
 from squeeze_jax.state import all_finite, create_state
 from squeeze_jax.steps import make_eval_step, make_train_step
 
@@ -43,7 +52,7 @@ def assert_close(tree, other, tolerance):
 
 def test_micro_batches_change_nothing_without_batch_norm():
     model = small_model(dropout_rate=0.5)
-    augmented = Preprocessing(mean=(127.0,), std=(64.0,), flip=True, pad_and_crop=2)
+    augmented = Preprocessing(mean=(127.0,), std=(64.0,), flip=("width",), pad_and_crop=2)
     whole = after_steps(model, preprocessing=augmented)
     parts = after_steps(model, preprocessing=augmented, micro_batches=2)
     assert_close(whole.params, parts.params, 1e-6)
@@ -63,6 +72,21 @@ def test_the_step_is_gradient_descent_on_the_smoothed_loss():
 
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, jax.jit(jax.grad(loss))(state.params))
     new = after_steps(model, label_smoothing=0.1)
+    assert_close(new.params, expected, 1e-6)
+    assert float(new.window["loss"]) / SIZE == pytest.approx(float(loss(state.params)), rel=1e-5)
+
+
+def test_class_weights_weight_the_loss_of_each_class():
+    model, weights = small_model(), tuple(np.linspace(0.5, 2, CLASSES))
+    state = jax.jit(lambda: create_state(model, optax.sgd(0.1), SHAPE, seed=0, use_ema=False))()
+    data = batch()
+
+    def loss(params):
+        log_probabilities = jax.nn.log_softmax(model.apply({"params": params}, (data["image"] - 127.0) / 64.0))
+        return -(jnp.array(weights)[data["label"]] * log_probabilities[jnp.arange(SIZE), data["label"]]).mean()
+
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, jax.jit(jax.grad(loss))(state.params))
+    new = after_steps(model, class_weights=weights)
     assert_close(new.params, expected, 1e-6)
     assert float(new.window["loss"]) / SIZE == pytest.approx(float(loss(state.params)), rel=1e-5)
 
@@ -103,6 +127,91 @@ def test_randomness_differs_between_steps_and_examples():
     assert random_crop(volumes, keys, 1).shape == volumes.shape
 
 
+KEYS = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(256))
+
+
+def test_every_axis_is_flipped_on_its_own():
+    volume = jnp.arange(8.0).reshape(1, 2, 2, 2, 1)
+    flipped = random_flip(jnp.tile(volume, (256, 1, 1, 1, 1)), KEYS, (0, 1, 2))
+    assert len({tuple(v.ravel()) for v in np.asarray(flipped)}) == 8
+    only_depth = random_flip(jnp.tile(volume, (256, 1, 1, 1, 1)), KEYS, (0,))
+    expected = {tuple(np.asarray(volume[0]).ravel()), tuple(np.asarray(volume[0, ::-1]).ravel())}
+    assert {tuple(v.ravel()) for v in np.asarray(only_depth)} == expected
+
+
+@pytest.mark.parametrize(("shape", "count"), [((3, 3, 1), 4), ((3, 3, 3, 2), 10)])
+def test_quarter_turns_reach_every_turn_in_every_plane(shape, count):
+    image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    turned = random_quarter_turns(jnp.tile(image, (256, *[1] * len(shape))), KEYS)
+    planes = [(0, 1)] if len(shape) == 3 else [(0, 1), (0, 2), (1, 2)]
+    expected = {np.rot90(image, k, plane).tobytes() for plane in planes for k in range(4)}
+    assert {np.asarray(t).tobytes() for t in turned} == expected and len(expected) == count
+
+
+def test_rotation_is_pillows():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+    rotated = np.asarray(random_rotation(jnp.tile(image, (4, 1, 1, 1)), KEYS[:4], 30.0))
+    for key, ours in zip(KEYS[:4], rotated, strict=True):
+        angle = float(jax.random.uniform(key, (), minval=-30.0, maxval=30.0))
+        candidates = [np.asarray(Image.fromarray(image).rotate(sign * angle)) for sign in (1, -1)]
+        # Pixels on the edge between two cells may round either way.
+        assert max((ours == c).mean() for c in candidates) > 0.9
+    still = random_rotation(jnp.asarray(image)[None], KEYS[:1], 1e-3)
+    np.testing.assert_array_equal(still[0], image)
+
+
+@pytest.mark.parametrize("shape", [(12, 12, 3), (12, 12, 12, 1)])
+def test_cutout_fills_at_most_a_cube(shape):
+    images = jnp.zeros((256, *shape))
+    filled = (np.asarray(random_cutout(images, KEYS, 4, jnp.ones(shape[-1]))) == 1).sum(
+        axis=tuple(range(1, len(shape) + 1))
+    )
+    cube = 4 ** (len(shape) - 1) * shape[-1]
+    assert filled.max() == cube and 0 < filled.min() < cube
+
+
+def test_intensity_is_random_in_training_and_the_middle_in_evaluation():
+    preprocessing = Preprocessing(std=(1.0,), intensity=(0.5, 1.0))
+    images = jnp.full((256, 4, 4, 1), 100, jnp.uint8)
+    assert float(preprocessing.evaluate(images)[0, 0, 0, 0]) == 75.0
+    drawn = np.asarray(preprocessing.train(images, KEYS))
+    assert (drawn == drawn[:, :1, :1]).all()
+    assert 50 <= drawn.min() < 52 and 98 < drawn.max() <= 100
+
+
+def test_mixup_mixes_neighbours_and_their_targets_alike():
+    images = jnp.arange(256.0).reshape(256, 1, 1, 1) * jnp.ones((256, 2, 2, 1))
+    targets = jax.nn.one_hot(jnp.arange(256) % CLASSES, CLASSES)
+    mixed, mixed_targets = mixup(images, targets, KEYS, 0.4)
+    own = jnp.arange(256) % CLASSES
+    share = np.asarray(mixed_targets)[np.arange(256), own]
+    neighbour = np.arange(256) ^ 1
+    np.testing.assert_allclose(mixed[:, 0, 0, 0], share * np.arange(256) + (1 - share) * neighbour, rtol=1e-4)
+    np.testing.assert_allclose(mixed_targets.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(mixed_targets)[np.arange(256), (neighbour % CLASSES)], 1 - share, atol=1e-5)
+    assert share.min() >= 0.5 and share.max() > 0.99 and share.std() > 0.1
+
+
+def test_mixup_trains():
+    plain, mixed = after_steps(small_model()), after_steps(small_model(), mixup_alpha=1.0)
+    assert np.isfinite(float(mixed.window["loss"]))
+    assert float(mixed.window["loss"]) != float(plain.window["loss"])
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "shape", "message"),
+    [
+        (Preprocessing(flip=("depth",)), (8, 8, 1), "config.augment.flip names depth; images of 2 spatial axes have"),
+        (Preprocessing(quarter_turns=True), (8, 6, 1), r"needs images with equal sides; these have \(8, 6\)"),
+        (Preprocessing(rotate=10.0), (8, 8, 8, 1), "config.augment.rotate is for 2-D images"),
+        (Preprocessing(cutout=9), (8, 8, 1), "config.augment.cutout=9 is larger than the images"),
+    ],
+)
+def test_augmentation_that_does_not_fit_is_named(preprocessing, shape, message):
+    with pytest.raises(ValueError, match=message):
+        preprocessing.train(jnp.zeros((2, *shape)), KEYS[:2])
+
+
 def test_resizing_is_bilinear_and_the_identity_at_the_same_size():
     small = jnp.arange(64, dtype=jnp.uint8).reshape(1, 8, 8, 1)
     enlarged = Preprocessing(image_size=(32, 32)).resize(small)
@@ -125,8 +234,9 @@ def test_a_constant_answer_gets_the_hand_computed_accuracy():
     labels = jnp.array([2, 2, 5, 1, 2, 9, 2, 2], jnp.int32)
     mask = jnp.array([True] * 6 + [False] * 2)
     step = make_eval_step(Constant(2), lambda images: images.astype(jnp.float32), confusion=True)
-    sums = jax.jit(step)({}, {"image": batch()["image"], "label": labels, "mask": mask})
-    totals = metrics.add_up([sums, sums])
+    evaluated = jax.jit(step)({}, {"image": batch()["image"], "label": labels, "mask": mask})
+    totals, scores = metrics.add_up([evaluated, evaluated])
+    assert scores == {}
     assert totals["examples"] == 12 and totals["top1"] == 6 and totals["examples"].dtype == np.int64
     # Behind class 2 the lowest classes win the tie for the five best: 0, 1, 3, 4.
     assert totals["top5"] == 8
@@ -144,7 +254,7 @@ def test_equal_logits_are_no_hit_for_everyone():
             return jnp.zeros((images.shape[0], CLASSES))
 
     data = {"image": batch(CLASSES)["image"], "label": jnp.arange(CLASSES), "mask": jnp.ones(CLASSES, bool)}
-    sums = make_eval_step(Flat(), lambda images: images)({}, data)
+    sums, _ = make_eval_step(Flat(), lambda images: images)({}, data)
     assert int(sums["top1"]) == 1 and int(sums["top5"]) == 5
 
 
@@ -163,3 +273,28 @@ def test_a_state_that_is_not_finite_is_seen():
     assert all_finite(state)
     bad = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params))
     assert not all_finite(bad)
+
+
+def test_scores_leave_the_padding_out():
+    labels, mask = jnp.array([0, 1, 1, 0, 1], jnp.int32), jnp.array([True, True, True, True, False])
+    logits = jnp.array([[0.0, 1.0], [0.0, 2.0], [0.0, 0.5], [0.0, -1.0], [9.0, 0.0]])
+
+    class Fixed(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return logits
+
+    step = make_eval_step(Fixed(), lambda images: images, scores=True)
+    sums, scores = metrics.add_up([step({}, {"image": labels, "label": labels, "mask": mask})])
+    assert sums["examples"] == 4 and scores["label"].tolist() == [0, 1, 1, 0]
+    values = metrics.score_metrics(scores)
+    # Of the four pairs of a positive and a negative, one is in the wrong order: 0.5 below 1.0.
+    assert values == {"auc": 0.75, "sensitivity": 1.0, "specificity": 0.5}
+
+
+def test_auc_of_several_classes_is_the_mean_of_one_against_the_rest():
+    label = np.array([0, 0, 1, 1, 2, 2])
+    perfect = np.eye(3)[label]
+    assert metrics.auc(perfect, label) == 1.0
+    assert metrics.auc(np.ones((6, 3)) / 3, label) == 0.5
+    assert np.isnan(metrics.auc(perfect[:4], label[:4]))

@@ -12,9 +12,11 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, Child, configure, main_command, make_once
+from PIL import Image
 
 from squeeze_jax import load, trainer
 from squeeze_jax.checkpoints import Checkpoints
+from squeeze_jax.data.sources import DataError
 from squeeze_jax.writers import read_metrics
 
 KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "3"))  # more of them is a soak
@@ -368,3 +370,81 @@ def test_a_run_that_is_suspended_goes_on(start, tmp_path):
     time.sleep(float(os.environ.get("SQUEEZE_JAX_SUSPEND", "3")))
     child.process.send_signal(signal.SIGCONT)
     assert "finished" in child.succeed()
+
+
+def test_early_stopping_auc_and_balanced_classes(data_dir, tmp_path):
+    """Nothing improves at a learning rate of zero, so the run ends `patience` after its first evaluation."""
+    options = {
+        "optimizer.learning_rate": 0.0,
+        "schedule.warmup": "0 steps",
+        "train.patience": "10 steps",
+        "train.class_weights": "balanced",
+        "train.ema_decay": 0.0,
+        "model.use_batch_norm": False,
+        "evaluation.auc": True,
+        "evaluation.best_metric": "auc",
+        "run.evaluate_every": "5 steps",
+        "augment.mixup": 0.2,
+        "dataset.validation_split": "",
+        "dataset.held_out": 97,
+    }
+    broken = trainer.train_and_evaluate(configure(data_dir, **options, **{"run.stop_after_steps": 7}), tmp_path)
+    assert (broken.step, broken.finished) == (7, False)
+    result = trainer.train_and_evaluate(configure(data_dir, **options), tmp_path)
+    assert (result.step, result.finished, result.best_step) == (15, True, 5)
+    assert 0 <= result.metrics["test"]["auc"] <= 1 and "sensitivity" not in result.metrics["test"]
+    again = trainer.train_and_evaluate(configure(data_dir, **options), tmp_path)
+    assert (again.step, again.finished) == (15, True)
+    assert again.metrics["test"] == result.metrics["test"]
+    records = [r for r in read_metrics(tmp_path) if r["split"] == "validation"]
+    assert [r["step"] for r in records] == [5, 10, 15]
+
+
+def photographs(root):
+    """Two classes of 40 bright or dark pictures a split; one training file is cut short."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label, name in enumerate(("dark", "bright")):
+            for i in range(20):
+                pixels = rng.integers(0, 100, (24 + i, 30, 3)) + 120 * label
+                path = root / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    broken = root / "train" / "dark" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:400])
+    return broken
+
+
+def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_counted(data_dir, tmp_path, capfd):
+    broken = photographs(tmp_path / "data")
+    options = {
+        "dataset.name": str(tmp_path / "data"),
+        "dataset.image_size": (),
+        "dataset.mean": (127.0,),
+        "crop.size": 20,
+        "crop.resize": 22,
+        "augment.flip": ("height", "width"),
+        "train.batch_size": 10,
+        "train.duration": "30 steps",
+        "model.dropout_rate": 0.0,
+        "evaluation.auc": True,
+    }
+    with pytest.raises(DataError, match=f"{broken} cannot be read"):
+        trainer.train_and_evaluate(configure(data_dir, **options), tmp_path / "stops")
+    options["dataset.skip_unreadable"] = True
+    result = trainer.train_and_evaluate(configure(data_dir, **options), tmp_path / "skips")
+    assert f"replaced by the next example (1 so far): {broken}" in capfd.readouterr().err
+    assert read_metrics(tmp_path / "skips")[-3]["speed"]["unreadable_examples"] == 1
+    assert result.metrics["test"]["auc"] > 0.9 and set(result.metrics["test"]) >= {"sensitivity", "specificity"}
+
+
+def test_the_look_at_the_data_is_a_command(tmp_path, data_dir):
+    command = [sys.executable, "-m", "squeeze_jax.data.show", "--config", str(ROOT / "configs" / "digits.py")]
+    command += ["--output", str(tmp_path / "report"), "--seconds=0.2", f"--config.run.data_dir={data_dir}"]
+    text = Child(command, tmp_path / "show.log").succeed()
+    assert "mean [77.8], standard deviation [95.8]" in text  # as configs/digits.py has them
+    assert "images/s in batches of 64" in text
+    rows = list(csv.DictReader((tmp_path / "report" / "counts.csv").open()))
+    assert sum(int(row["train"]) for row in rows) == 1197 and len(rows) == 10
+    assert (tmp_path / "report" / "before.png").exists() and (tmp_path / "report" / "after.png").exists()
+    assert "DataError" in Child([*command, "--config.dataset.name=dgits"], tmp_path / "wrong.log").fail()

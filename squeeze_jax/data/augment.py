@@ -133,7 +133,9 @@ def random_quarter_turns(images: jax.Array, keys: jax.Array) -> jax.Array:
     """Turns each image by 0, 90, 180 or 270 degrees, a volume in one of its three planes at random."""
     rank = images.ndim - 2
     planes = [(a, b) for a in range(rank) for b in range(a + 1, rank)]
-    choices = [lambda image, a=a, b=b, turns=turns: jnp.rot90(image, turns, (a, b)) for a, b in planes for turns in range(4)]
+    choices = [
+        lambda image, a=a, b=b, turns=turns: jnp.rot90(image, turns, (a, b)) for a, b in planes for turns in range(4)
+    ]
 
     def turn(image: jax.Array, key: jax.Array) -> jax.Array:
         return jax.lax.switch(jax.random.randint(key, (), 0, len(choices)), choices, image)

@@ -91,7 +91,9 @@ class Crop:
     def _cut(self, image: Image.Image, channels: int, offset) -> np.ndarray:
         width, height = self.resized(*image.size)
         mode = "L" if channels == 1 else "RGB"  # modes that Pillow can interpolate
-        image = (image if image.mode == mode else image.convert(mode)).resize((width, height), Image.Resampling.BILINEAR)
+        image = (image if image.mode == mode else image.convert(mode)).resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
         left, top = offset(width - self.size), offset(height - self.size)
         return to_array(image.crop((left, top, left + self.size, top + self.size)), channels)
 

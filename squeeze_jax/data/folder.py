@@ -60,10 +60,10 @@ class ImageFolder:
         return None
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
-        return _Files(self.files[split])
+        return Files(self.files[split])
 
 
-class _Files(Sequence):
+class Files(Sequence):
     """The encoded images of one split, read when asked for."""
 
     def __init__(self, files: list[tuple[str, int]]):

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from typing import Any
 
 from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.folder import ImageFolder
@@ -45,6 +44,8 @@ def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None
     """
     import tensorflow_datasets as tfds
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     folder = default_data_dir(data_dir)
     with _locked(folder, name):
         if name.split("/")[0] in BUILDERS:
@@ -158,14 +159,14 @@ def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="a dataset of this project or of TFDS, or a zip of split/class/image")
     parser.add_argument("--data_dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--from", dest="source", type=pathlib.Path, metavar="DIR", help="a prepared tfrecord dataset")
     what.add_argument("--file", type=pathlib.Path, help="the dataset's file, downloaded before")
-    args: Any = parser.parse_args(arguments)
+    args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         if args.name.endswith(".zip"):

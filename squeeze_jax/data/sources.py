@@ -42,7 +42,7 @@ class Source(Protocol):
     split_sizes: dict[str, int]
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
-        """Dicts of "image", an array or encoded bytes, and "label"; `label(index)` reads the label alone."""
+        """Dicts of "image", an array or encoded bytes, and "label"; a method `label(index)` may read it alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Split:
         """Decoded uint8 images, filled as they are read, where all of them fit in CACHE_BYTES."""
         size = len(self) * math.prod(self.image_shape)
         return _Cache(len(self), self.image_shape) if size <= CACHE_BYTES else None
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether decoded images stay in memory, where they are not cropped at random."""
+        return self._cache is not None
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker process fills a cache of its own."""
@@ -176,7 +181,7 @@ def _unreadable(replaced: Sequence[str | None]) -> dict[str, Any]:
 
 
 def label_of(examples: Sequence[dict[str, Any]], index: int) -> int:
-    """The label of an example, without decoding its image where its source can do so."""
+    """The label of an example, without reading its image where the source can do so."""
     return int(examples.label(index) if hasattr(examples, "label") else examples[index]["label"])
 
 
@@ -253,7 +258,9 @@ class Dataset:
         try:
             parts = tfds.core.ReadInstruction.from_spec(name).to_absolute(infos)
         except Exception as error:
-            raise DataError(f"{self.name} has no split {name!r} ({error}); it has {', '.join(sorted(sizes))}.") from error
+            raise DataError(
+                f"{self.name} has no split {name!r} ({error}); it has {', '.join(sorted(sizes))}."
+            ) from error
         pieces = []
         for part in parts:
             first, last, _ = slice(part.from_, part.to).indices(sizes[part.splitname])
@@ -366,17 +373,13 @@ class _Tfds:
         self._decoders = {self._image: tfds.decode.SkipDecoding()} if encoded else None
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
-        import tensorflow_datasets as tfds
-
         stored = self._builder.as_data_source(split=split, decoders=self._decoders)
-        label_only = tfds.decode.PartialDecoding({self._label: True})
-        labels = self._builder.as_data_source(split=split, decoders=label_only)
-        return _TfdsExamples(stored, labels, self._image, self._label)
+        return _TfdsExamples(stored, self._image, self._label)
 
 
 class _TfdsExamples(Sequence):
-    def __init__(self, stored: Sequence, labels: Sequence, image_key: str, label_key: str):
-        self._stored, self._labels, self._image, self._label = stored, labels, image_key, label_key
+    def __init__(self, stored: Sequence, image_key: str, label_key: str):
+        self._stored, self._image, self._label = stored, image_key, label_key
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -384,9 +387,6 @@ class _TfdsExamples(Sequence):
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._stored[index]
         return {"image": example[self._image], "label": example[self._label]}
-
-    def label(self, index: int) -> int:
-        return int(self._labels[index][self._label])
 
 
 def default_data_dir(data_dir: str | None) -> pathlib.Path:
@@ -440,7 +440,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
                 builder = builder_class(name)(data_dir=data_dir, file_format="array_record")
             return builder
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, FileNotFoundError, tfds.core.registered.DatasetNotFoundError) as error:
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"no dataset is called {name!r}; expected one of this project ({', '.join(sorted(BUILDERS))}), a TFDS "
             f"name, 'fake/32x32x3/10', or a folder: of a prepared dataset, or of images in split/class/. "

@@ -144,9 +144,7 @@ ENTRIES = {
         ),
     ),
     # An earlier release that is still passed around: 826 training images fewer. It has no official address.
-    "pneumoniamnist_early": Entry(
-        ("normal", "pneumonia"), (3882, 524, 624), ("f5b994ec7c2fe8bc81ae15cbab7c3df8",)
-    ),
+    "pneumoniamnist_early": Entry(("normal", "pneumonia"), (3882, 524, 624), ("f5b994ec7c2fe8bc81ae15cbab7c3df8",)),
     "retinamnist": Entry(
         ("0", "1", "2", "3", "4"),
         (1080, 120, 400),

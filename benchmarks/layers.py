@@ -1,0 +1,158 @@
+"""Our CPU formulations of the layers against the plain lax ones, and what keeping freed memory gives.
+
+    python benchmarks/layers.py --csv benchmarks/results/layers.csv
+
+Each row is one operation, forward and backward, at the sizes of SqueezeNet 1.1 on CIFAR-10 in batches of 128; the last
+row is a whole training step. All of them are timed in one run, alternating; medians over the rounds, with the spread
+between the quartiles. glibc is told to keep freed memory in the second half, for it cannot be taken back.
+"""
+
+import argparse
+import datetime
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from squeeze_jax import models
+from squeeze_jax.data.augment import Preprocessing
+from squeeze_jax.models import layers
+from squeeze_jax.parallel import keep_freed_memory
+from squeeze_jax.state import create_state
+from squeeze_jax.steps import make_train_step
+from squeeze_jax.writers import write_csv
+
+BATCH = 128
+
+
+def plain_lax(build: Callable[[], Any]) -> Any:
+    """What `build` makes when the layers take no branch for the CPU."""
+    backend, jax.default_backend = jax.default_backend, lambda: "none"
+    try:
+        return build()
+    finally:
+        jax.default_backend = backend
+
+
+def forward_and_backward(function: Callable, *arguments: jax.Array) -> Callable[[], Any]:
+    """Compiled, with the gradients of every argument but a first one called images."""
+    cotangent = jnp.ones(jax.eval_shape(function, *arguments).shape)
+
+    def both(*arguments):
+        value, pull_back = jax.vjp(function, *arguments)
+        return value, pull_back(cotangent)
+
+    compiled = jax.jit(both).lower(*arguments).compile()
+    return lambda: compiled(*arguments)
+
+
+def convolution(size: int, channels: int, features: int, kernel: int) -> Callable[[], Callable[[], Any]]:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(BATCH, size, size, channels)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(kernel, kernel, channels, features)), jnp.float32)
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def convolve(x, weights):
+        return layers._convolve(x, weights, (1, 1), "SAME", dimension_numbers=numbers)
+
+    if channels == 3:  # nobody needs the gradient of the images
+        return lambda: forward_and_backward(lambda weights: convolve(x, weights), weights)
+    return lambda: forward_and_backward(convolve, x, weights)
+
+
+def max_pooling() -> Callable[[], Any]:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, 32, 32, 64)), jnp.float32)
+    return forward_and_backward(lambda x: layers.MaxPool().apply({}, x), x)
+
+
+def training_step() -> Callable[[], Any]:
+    model = models.create(
+        "squeezenet_v1_1",
+        num_classes=10,
+        stem="3x3/1",
+        bypass="simple",
+        use_batch_norm=True,
+        head_relu=False,
+        dropout_rate=0.0,
+    )
+    optimizer = optax.sgd(0.1, 0.9, nesterov=True)
+    state = jax.jit(lambda: create_state(model, optimizer, (32, 32, 3), seed=0, use_ema=False))()
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (BATCH, 32, 32, 3), np.uint8), "label": np.arange(BATCH) % 10}
+    preprocessing = Preprocessing(flip=("width",), pad_and_crop=2)
+    compiled = jax.jit(make_train_step(model, optimizer, preprocessing.train, seed=0)).lower(state, batch).compile()
+    return lambda: compiled(state, batch)
+
+
+CASES = {
+    "convolution 3x3, 3 to 64 channels at 32x32": convolution(32, 3, 64, 3),
+    "convolution 3x3, 16 to 64 channels at 16x16": convolution(16, 16, 64, 3),
+    "convolution 3x3, 32 to 128 channels at 8x8": convolution(8, 32, 128, 3),
+    "convolution 1x1, 128 to 16 channels at 16x16": convolution(16, 128, 16, 1),
+    "max pooling 3/2, 64 channels at 32x32": max_pooling,
+    "training step, SqueezeNet 1.1 with batch norm": training_step,
+}
+
+
+def measure(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, alternating between the programs."""
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for i in range(rounds + 1):
+        for name, run in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if i:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", required=True, type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    programs = {name: {"lax": plain_lax(build), "ours": build()} for name, build in CASES.items()}
+    rows = []
+    for memory in ("default", "kept"):
+        if memory == "kept":
+            keep_freed_memory()
+        for name, pair in programs.items():
+            seconds = measure(pair, args.rounds)
+            for formulation, values in seconds.items():
+                low, median, high = statistics.quantiles(values, n=4)
+                rows.append(
+                    {
+                        "operation": name,
+                        "formulation": formulation,
+                        "freed_memory": memory,
+                        "milliseconds": round(1000 * median, 1),
+                        "quartile_low": round(1000 * low, 1),
+                        "quartile_high": round(1000 * high, 1),
+                        "lax_over_this": round(statistics.median(seconds["lax"]) / median, 2),
+                        "rounds": args.rounds,
+                        "date": datetime.date.today().isoformat(),
+                        "processor": platform.processor() or platform.machine(),
+                        "cpu_cores": os.cpu_count(),
+                        "jax": jax.__version__,
+                    }
+                )
+                row = rows[-1]
+                print(f"{memory:8} {name:48} {formulation:5} {row['milliseconds']:8} ms  {row['lax_over_this']:5}x")
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(args.csv, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

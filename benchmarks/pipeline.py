@@ -1,0 +1,144 @@
+"""Images a second a core of the input pipeline on photographs, against tf.data.
+
+    python benchmarks/pipeline.py --images FOLDER --csv benchmarks/results/pipeline.csv
+
+FOLDER holds JPEGs, such as a class of ImageNet. Each program runs on one core in a process of its own, several times
+and in turns: reads the files, decodes, cuts random resized crops of 224 pixels and batches 64 of them. `ours` is
+`squeeze_jax.data.pipeline.train_batches` with one thread; `tf.data` uses decode_and_crop_jpeg, which decodes the crop
+alone, and the bilinear resize of TensorFlow; `pillow` decodes, crops and resizes with Pillow in a loop, as torchvision
+does.
+"""
+
+import argparse
+import datetime
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+SIZE, BATCH, SMALLEST_AREA = 224, 64, 0.08
+
+
+def ours(paths: list[pathlib.Path]) -> Iterator[object]:
+    from squeeze_jax.data import pipeline
+    from squeeze_jax.data.decode import Crop
+    from squeeze_jax.data.folder import Files
+    from squeeze_jax.data.sources import Split
+
+    crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)
+    split = Split("photographs", Files([(str(path), 0) for path in paths]), (SIZE, SIZE, 3), 1, crop)
+    return pipeline.train_batches(split, batch_size=BATCH, seed=0, num_threads=1)
+
+
+def tf_data(paths: list[pathlib.Path]) -> Iterator[object]:
+    import tensorflow as tf
+
+    def crop(path):
+        stored = tf.io.read_file(path)
+        shape = tf.io.extract_jpeg_shape(stored)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.zeros((1, 0, 4)),
+            area_range=(SMALLEST_AREA, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        image = tf.io.decode_and_crop_jpeg(stored, window, channels=3)
+        return tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    dataset = tf.data.Dataset.from_tensor_slices([str(path) for path in paths]).shuffle(len(paths)).repeat()
+    dataset = dataset.map(crop, num_parallel_calls=1).batch(BATCH).prefetch(2).with_options(options)
+    return iter(dataset)
+
+
+def pillow(paths: list[pathlib.Path]) -> Iterator[object]:
+    import numpy as np
+    from PIL import Image
+
+    from squeeze_jax.data.decode import Crop
+
+    crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)
+    rng = np.random.default_rng(0)
+    images = []
+    while True:
+        for index in rng.permutation(len(paths)):
+            image = Image.open(paths[index]).convert("RGB")
+            left, top, width, height = crop.random_box(*image.size, rng)
+            cut = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            images.append(np.asarray(cut))
+            if len(images) == BATCH:
+                yield np.stack(images)
+                images = []
+
+
+PROGRAMS = {"ours": ours, "tf.data": tf_data, "pillow": pillow}
+
+
+def measure(name: str, folder: pathlib.Path, seconds: float) -> float:
+    """Images a second of a program on one core, after two batches."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
+    batches = PROGRAMS[name](paths)
+    for _ in range(2):
+        next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        next(batches)
+        count += 1
+    return count * BATCH / (time.perf_counter() - start)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, type=pathlib.Path)
+    parser.add_argument("--csv", type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--program", choices=PROGRAMS, help="measure this one alone, and print its images a second")
+    args = parser.parse_args()
+    if args.program:
+        print(measure(args.program, args.images, args.seconds))
+        return 0
+    from squeeze_jax.writers import write_csv
+
+    found: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    for _ in range(args.rounds):
+        for name, values in found.items():
+            command = [sys.executable, __file__, "--images", str(args.images), "--program", name]
+            done = subprocess.run(
+                [*command, "--seconds", str(args.seconds)], capture_output=True, text=True, check=True
+            )
+            values.append(float(done.stdout.split()[-1]))
+    rows = []
+    for name, values in found.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        rows.append(
+            {
+                "program": name,
+                "images_per_second_per_core": round(median),
+                "quartile_low": round(low),
+                "quartile_high": round(high),
+                "best": round(max(values)),
+                "ours_over_this": round(statistics.median(found["ours"]) / median, 2),
+                "rounds": args.rounds,
+                "date": datetime.date.today().isoformat(),
+                "processor": platform.processor() or platform.machine(),
+            }
+        )
+        print(rows[-1])
+    if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(args.csv, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
