@@ -5,8 +5,9 @@ model = models.create("squeezenet_v1_1", num_classes=10)
 run = load("runs/digits")
 """
 
-from squeeze_jax import models
-from squeeze_jax.run import Run, load
+from squeeze_jax import models, pretrained
+from squeeze_jax.loading import load
+from squeeze_jax.run import Run
 from squeeze_jax.version import __version__
 
-__all__ = ["Run", "__version__", "load", "models"]
+__all__ = ["Run", "__version__", "load", "models", "pretrained"]

@@ -319,12 +319,17 @@ def read(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
+    return from_values(values, path), resolved
+
+
+def from_values(values: dict[str, Any], path: pathlib.Path) -> ConfigDict:
+    """A config from what JSON kept of it; raises ConfigError where another version of this project wrote it."""
     config = base_config()
     try:
         config.update(_tuples(values))
     except (KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path} was written by another version of squeeze_jax: {error}") from error
-    return config, resolved
+    return config
 
 
 def _tuples(value: Any) -> Any:

@@ -160,6 +160,18 @@ def draw_batch(
     return _save(figure, path)
 
 
+def draw_overlay(path: pathlib.Path, image: np.ndarray, heat: np.ndarray) -> pathlib.Path:
+    """Draws an image (height, width, channels), 0..255, and beside it the same under a map of any smaller size."""
+    height, width = image.shape[:2]
+    figure, axes = _figure(1, 2, width=8, height=4 * height / width)
+    grey = image.shape[-1] == 1
+    for axis in axes.flat:
+        axis.axis("off")
+        axis.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, extent=(0, width, height, 0))
+    axes.flat[1].imshow(heat, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=(0, width, height, 0))
+    return _save(figure, path)
+
+
 def write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> pathlib.Path:
     """Writes rows with the keys of the first as the header."""
     with path.open("w", newline="") as file:

@@ -18,9 +18,10 @@ FLOORS = [
     {"optimizers", "state", "parallel", "summary"},
     {"steps", "checkpoints"},
     {"metrics", "run"},
-    {"evaluation", "data.show"},
+    {"evaluation", "data.show", "pretrained"},
+    {"loading"},
     {"trainer"},
-    {"main"},
+    {"main", "predict"},
 ]
 
 

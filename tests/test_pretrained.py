@@ -1,0 +1,205 @@
+"""Published weights: the paper's compressed network on real photographs, our own file, hostile files, `predict`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED
+from PIL import Image
+
+from squeeze_jax import load, models, pretrained
+from squeeze_jax.config import base_config
+from squeeze_jax.pretrained import WeightError, deep_compression
+from squeeze_jax.run import Run, crop_of, preprocessing_of
+
+NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
+PHOTOGRAPHS = SHARED / "imagenet_sample"
+MUTATIONS = int(os.environ.get("SQUEEZE_JAX_MUTATIONS", "100"))  # more of them is a soak
+needs_net = pytest.mark.skipif(not NET.exists(), reason=f"{NET} is not there; set SQUEEZE_JAX_SHARED")
+
+# Shares of non-zero weights, counted in the file when it was first decoded (squeeze, 1x1, 3x3 of each Fire module).
+NON_ZERO = {
+    "conv1": 13_902,
+    "fire2": (1_528, 1_020, 3_039),
+    "fire3": (2_038, 1_023, 3_039),
+    "fire4": (4_085, 4_071, 12_156),
+    "fire5": (8_160, 4_067, 12_147),
+    "fire6": (12_161, 4_602, 27_325),
+    "fire7": (9_205, 9_129, 27_336),
+    "fire8": (24_388, 8_187, 44_144),
+    "fire9": (16_370, 16_303, 44_173),
+    "conv10": 102_323,
+}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return load(NET)
+
+
+@needs_net
+def test_the_compressed_file_holds_what_the_paper_says(paper):
+    params = paper.variables["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_248_424
+    kernels = {}
+    for name, layer in params.items():
+        if name.startswith("fire"):
+            counts = [np.count_nonzero(layer[part]["kernel"]) for part in ("squeeze1x1", "expand1x1", "expand3x3")]
+            kernels[name] = tuple(map(int, counts))
+        else:
+            kernels[name] = np.count_nonzero(layer["kernel"])
+    assert kernels == NON_ZERO
+    assert sum(np.sum(count) for count in kernels.values()) == 415_921
+    assert len(paper.class_names) == 1000 and paper.class_names[0] == "n01440764"
+
+
+@needs_net
+def test_it_classifies_photographs_as_an_independent_forward_pass_does(paper):
+    """PyTorch's forward pass of the same weights gives these figures: top-1 0.675, top-5 0.875, and the logits."""
+    crop, preprocessing = crop_of(paper.config), preprocessing_of(paper.config)
+    logits_of = jax.jit(lambda variables, x: paper.model.apply(variables, preprocessing.evaluate(x)))
+    paths = sorted(PHOTOGRAPHS.glob("*.JPEG"))
+    images = np.stack([crop.for_evaluation(path.read_bytes(), 3) for path in paths])
+    logits = np.concatenate([logits_of(paper.variables, part) for part in np.split(images, 10)])
+    labels = np.array([paper.class_names.index(path.name[:9]) for path in paths])
+    order = np.argsort(-logits, axis=1)
+    assert (order[:, 0] == labels).mean() == 0.675
+    assert (order[:, :5] == labels[:, None]).any(1).mean() == 0.875
+    largest = {path.name[10:-5]: (row.argmax(), row.max()) for path, row in zip(paths, logits, strict=True)}
+    assert largest["tench"] == (0, pytest.approx(23.3411, abs=1e-3))
+    assert largest["electric_ray"] == (5, pytest.approx(15.8080, abs=1e-3))
+
+
+def mutants(data, count, seed=0):
+    """Truncated, lengthened, with bits flipped, with bytes and words overwritten."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        copy = bytearray(data)
+        kind, position = i % 5, int(rng.integers(len(data)))
+        head = int(rng.integers(200)) if i % 2 else position
+        if kind == 0:
+            del copy[position:]
+        elif kind == 1:
+            copy += rng.bytes(int(rng.integers(1, 100)))
+        elif kind == 2:
+            copy[head] ^= 1 << int(rng.integers(8))
+        elif kind == 3:
+            copy[head : head + 4] = rng.bytes(4)
+        else:
+            copy[head : head + 4] = b"\xff\xff\xff\x7f"
+        if bytes(copy) != data:
+            yield bytes(copy)
+
+
+@needs_net
+def test_altered_net_files_are_refused_or_give_finite_weights(tmp_path, paper):
+    path = tmp_path / "mutant.net"
+    refused = 0
+    for data in mutants(NET.read_bytes(), MUTATIONS):
+        path.write_bytes(data)
+        try:
+            leaves = deep_compression.decode(path)
+        except WeightError as error:
+            refused += 1
+            assert str(path) in str(error)
+            continue
+        for name, leaf in leaves.items():
+            part = paper.variables["params"]
+            for key in name.split("/")[1:]:
+                part = part[key]
+            assert leaf.shape == part.shape and np.isfinite(leaf).all()
+    assert refused > MUTATIONS / 3
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network that was never trained."""
+    config = base_config()
+    config.model.name = "squeezenet_v1_1"
+    config.model.base_filters = config.model.filter_increment = 8
+    config.model.stem_filters = 8
+    config.model.use_batch_norm = True
+    config.crop.size, config.crop.resize = 32, 36
+    model = models.create(
+        "squeezenet_v1_1", num_classes=3, base_filters=8, filter_increment=8, stem_filters=8, use_batch_norm=True
+    )
+    variables = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))
+    return Run(model, variables, config, 7, ("ant", "bee", "cow"), (32, 32, 3))
+
+
+def test_our_own_file_gives_the_network_back(small, tmp_path):
+    path = tmp_path / "small.safetensors"
+    pretrained.save(small, path)
+    again = load(path)
+    assert (again.step, again.class_names, again.image_shape) == (7, small.class_names, small.image_shape)
+    assert again.config.to_dict() == small.config.to_dict() and again.model == small.model
+    jax.tree.map(np.testing.assert_array_equal, again.variables, small.variables)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(again.predict(images), small.predict(images))
+    assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_our_own_file_shows_every_change(small, tmp_path):
+    path = tmp_path / "small.safetensors"
+    pretrained.save(small, path)
+    for data in mutants(path.read_bytes(), MUTATIONS):
+        path.write_bytes(data)
+        with pytest.raises(WeightError, match="small.safetensors"):
+            load(path)
+
+
+def test_what_does_not_fit_is_listed(small, tmp_path):
+    variables = {**small.variables, "params": {**small.variables["params"]}}
+    variables["params"]["conv11"] = variables["params"].pop("conv10")
+    pretrained.save(
+        Run(small.model, variables, small.config, 0, small.class_names, small.image_shape), tmp_path / "x.safetensors"
+    )
+    with pytest.raises(WeightError) as error:
+        load(tmp_path / "x.safetensors")
+    assert "  - params/conv10/kernel (1, 1, 32, 3)" in str(error.value)
+    assert "  + params/conv11/kernel (1, 1, 32, 3)" in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "message"), [("absent.net", "is no file"), ("weights.bin", "ends in .bin; expected")])
+def test_files_that_are_no_weights_are_named(tmp_path, name, message):
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(WeightError, match=message):
+        load(tmp_path / name)
+
+
+def predict(*arguments):
+    command = [sys.executable, "-m", "squeeze_jax.predict", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_predict_names_what_it_cannot_read(small, tmp_path):
+    weights = tmp_path / "small.safetensors"
+    pretrained.save(small, weights)
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((40, 50, 3), 80 * i, np.uint8)).save(images / f"{i}.png")
+    (images / "broken.png").write_bytes(b"no image")
+    done = predict("--weights", weights, "--format=json", "--cam", tmp_path / "maps", "--batch_size=2", images)
+    assert done.returncode == 1 and f"{images}/broken.png is left out" in done.stderr
+    answers = json.loads(done.stdout)
+    assert [answer["file"] for answer in answers] == [str(images / f"{i}.png") for i in range(3)]
+    for answer in answers:
+        assert sorted(best["label"] for best in answer["top5"]) == ["ant", "bee", "cow"]
+        assert sum(best["probability"] for best in answer["top5"]) == pytest.approx(1, abs=1e-5)
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["0.png", "1.png", "2.png"]
+    done = predict("--weights", weights, "--format=csv", images / "[01].png")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + 2 * 3
+    done = predict("--weights", weights, tmp_path / "nothing*.png")
+    assert done.returncode == 1 and "no file, no folder with images and no pattern" in done.stderr
+
+
+@needs_net
+def test_predict_knows_a_tench(tmp_path):
+    image = PHOTOGRAPHS / "n01440764_tench.JPEG"
+    done = predict("--weights", NET, "--labels", PHOTOGRAPHS / "synsets.txt", image)
+    assert done.returncode == 0 and "tench (0)" in done.stdout.splitlines()[1], done.stderr
