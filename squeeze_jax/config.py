@@ -33,6 +33,8 @@ def base_config() -> ConfigDict:
     """The defaults, locked. A duration is a number and a unit: "500 steps", "20 epochs" or "51200 examples"."""
     config = ConfigDict()
     config.seed = 0
+    config.init_from = ""  # a weight file or a workdir to start from; "" for random weights
+    config.init_new_head = False  # conv10 starts anew, for another number of classes than those weights have
 
     config.model = ConfigDict()
     config.model.name = "squeezenet_v1_1"

@@ -5,12 +5,14 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from squeeze_jax import metrics, run, workdir, writers
-from squeeze_jax.config import ConfigError, check_same_experiment, validate
+from squeeze_jax.config import SPLITS, ConfigError, check_same_experiment, validate
 from squeeze_jax.data import pipeline
-from squeeze_jax.data.sources import Split
+from squeeze_jax.data.sources import Dataset, Split
+from squeeze_jax.loading import load
 from squeeze_jax.parallel import Parallel, is_main_process
 from squeeze_jax.steps import make_eval_step
 
@@ -38,13 +40,21 @@ class Evaluator:
         )
         self._eval_step = spread.compile_eval_step(step)
         self._spread = spread
+        self._num_classes = model.num_classes
         # The padding is masked, so any batch size is exact; round up to what the devices can share.
         self._batch_size = -(-config.evaluation.batch_size // spread.num_devices) * spread.num_devices
         self._num_threads = config.run.num_threads
         self._num_workers = config.run.num_workers
 
-    def measure(self, split: Split, variables: Any) -> tuple[dict[str, Any], metrics.Values]:
+    def measure(
+        self, split: Split, variables: Any, label_map: np.ndarray | None = None
+    ) -> tuple[dict[str, Any], metrics.Values]:
         """Measures a split.
+
+        Args:
+          split: the examples.
+          variables: of the model.
+          label_map: the model's class of each class of the split; None where they are the same.
 
         Returns:
           The sums over all examples, in int64 and float64; and mean loss, accuracies and what the config asks for.
@@ -62,57 +72,82 @@ class Evaluator:
         def evaluated():
             for batch in batches:
                 unreadable.update(name for _, name in batch.pop("unreadable", ()))
+                if label_map is not None:
+                    batch["label"] = label_map[batch["label"]]
                 yield self._eval_step(variables, self._spread.shard(batch))
 
         sums, scores = metrics.add_up(evaluated())
         for name in sorted(unreadable):
             logger.warning("left out: %s cannot be read", name)
-        return sums, metrics.example_means(sums, split.num_classes) | metrics.score_metrics(scores)
+        return sums, metrics.example_means(sums, self._num_classes) | metrics.score_metrics(scores)
 
 
 def evaluate(
-    folder: str | pathlib.Path,
+    source: str | pathlib.Path,
     *,
     split: str = "test",
     checkpoint: str | int = "best",
     config: ConfigDict | None = None,
+    dataset_name: str | None = None,
+    output: str | pathlib.Path | None = None,
 ) -> metrics.Values:
-    """Evaluates a checkpoint of a workdir and writes its tables to `evaluation/<split>_step_<step>/` there.
+    """Evaluates a network on a split and writes its tables to `OUTPUT/evaluation/<split>_step_<step>/`.
 
     The tables are metrics.csv, per_class.csv, confusion.csv and confusion.png. Nothing else in the folder changes.
 
     Args:
-      folder: a workdir.
+      source: a workdir, or a weight file.
       split: "train", "validation" or "test".
-      checkpoint: "best", "latest" or a step.
-      config: the run's own by default; another may differ in its `run` section only.
+      checkpoint: of a workdir: "best", "latest" or a step.
+      config: the network's own by default; another may differ in its `run` section only.
+      dataset_name: another dataset, with splits of these names, preprocessed as the network's own. Its classes must be
+        among the network's, by their names.
+      output: a folder; by default the workdir.
 
     Returns:
       Mean loss, top-1 and, with more than five classes, top-5 accuracy in 0..1; with `evaluation.auc` the metrics of
       `metrics.score_metrics`.
     """
-    trained = run.load(folder, checkpoint)
+    network = load(source, checkpoint)
     if config is None:
-        config = trained.config
+        config = network.config
     validate(config)
-    check_same_experiment(trained.config, config, folder)
+    check_same_experiment(network.config, config, source)
+    if dataset_name is not None:
+        config = config.copy_and_resolve_references()
+        config.dataset.name = dataset_name
+        config.dataset.held_out = 0
+        for name in SPLITS:
+            config.dataset[f"{name}_split"] = name
     num_devices = min(config.run.num_devices, jax.device_count()) if config.run.num_devices else None
     spread = Parallel.create(config.run.backend, num_devices)
     dataset = run.dataset_of(config)
-    if dataset.class_names != trained.class_names:
-        raise ConfigError(f"{dataset.name} has other classes than the run in {folder}: {dataset.class_names}.")
+    label_map = _label_map(source, network, dataset)
     examples = run.split_of(dataset, config, split)
     if examples is None:
         raise ConfigError(f"config.dataset.{split}_split is empty: this experiment has no {split} split.")
-    evaluator = Evaluator(trained.model, config, spread, confusion=True)
-    sums, values = evaluator.measure(examples, spread.replicate(trained.variables))
+    evaluator = Evaluator(network.model, config, spread, confusion=True)
+    sums, values = evaluator.measure(examples, spread.replicate(network.variables), label_map)
     text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    logger.info("%s of %s, step %d: %d examples, %s", split, dataset.name, trained.step, sums["examples"], text)
+    logger.info("%s of %s, step %d: %d examples, %s", split, dataset.name, network.step, sums["examples"], text)
     if is_main_process():
-        output = workdir.create(pathlib.Path(folder) / "evaluation" / f"{split}_step_{trained.step}")
-        row = {"split": split, "step": trained.step, "examples": int(sums["examples"]), **values}
-        writers.write_csv(output / "metrics.csv", [row])
-        writers.write_csv(output / "per_class.csv", metrics.per_class(sums["confusion"], dataset.class_names))
-        writers.write_confusion(output, sums["confusion"], dataset.class_names)
-        logger.info("tables and the confusion matrix are in %s", output)
+        folder = workdir.create(pathlib.Path(output or source) / "evaluation" / f"{split}_step_{network.step}")
+        row = {"split": split, "step": network.step, "examples": int(sums["examples"]), **values}
+        writers.write_csv(folder / "metrics.csv", [row])
+        writers.write_csv(folder / "per_class.csv", metrics.per_class(sums["confusion"], network.class_names))
+        writers.write_confusion(folder, sums["confusion"], network.class_names)
+        logger.info("tables and the confusion matrix are in %s", folder)
     return values
+
+
+def _label_map(source: object, network: run.Run, dataset: Dataset) -> np.ndarray | None:
+    """The network's class of each class of the dataset; None where they are the same."""
+    if dataset.class_names == network.class_names:
+        return None
+    unknown = sorted(set(dataset.class_names) - set(network.class_names))
+    if unknown:
+        raise ConfigError(
+            f"{dataset.name} has classes that {source} does not know: {', '.join(unknown[:5])}; it knows "
+            f"{', '.join(network.class_names[:5])}, ..."
+        )
+    return np.array([network.class_names.index(name) for name in dataset.class_names], np.int32)

@@ -20,6 +20,7 @@ from squeeze_jax.config import BEST_METRICS, SPLITS, ConfigError, duration_in_st
 from squeeze_jax.data import pipeline
 from squeeze_jax.data.sources import Dataset, Split
 from squeeze_jax.evaluation import Evaluator
+from squeeze_jax.fine_tuning import start_from
 from squeeze_jax.optimizers import make_optimizer, make_schedule
 from squeeze_jax.parallel import Parallel, any_process, is_main_process, wait_for_all
 from squeeze_jax.state import TrainState, all_finite, create_state, empty_window
@@ -141,6 +142,10 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
     restored = checkpoints.restore_latest(jax.eval_shape(init))
     if restored is None:
         state, best = spread.compile_init(init)(), {"best_step": None, "best_value": None}
+        if config.init_from:
+            state, network = start_from(state, config.init_from, new_head=config.init_new_head)
+            state = spread.replicate(state)
+            _warn_of_other_pixels(config, network.config)
     else:
         state, best = spread.replicate(restored[0]), restored[1]
     step = first_step = int(state.step)
@@ -233,6 +238,14 @@ def _check_float64(config: ConfigDict) -> None:
             "config.model.dtype='float64' needs jax.config.update('jax_enable_x64', True) before JAX is first used; "
             "`python -m squeeze_jax.main` does it."
         )
+
+
+def _warn_of_other_pixels(config: ConfigDict, theirs: ConfigDict) -> None:
+    """The weights of config.init_from were trained on pixels of one mean and scale."""
+    for key in ("dataset.mean", "dataset.std"):
+        ours, wanted = config_lib.lookup(config, key), config_lib.lookup(theirs, key)
+        if tuple(ours) != tuple(wanted):
+            logger.warning("config.%s=%s, but the weights of config.init_from were trained with %s", key, ours, wanted)
 
 
 def _settle_config(config: ConfigDict, folder: pathlib.Path, dataset: Dataset, *, has_checkpoint: bool) -> None:

@@ -20,6 +20,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 ARGUMENTS = {
     "cifar10": ("long",),
     "fake_benchmark": ("32x32x3",),
+    "finetune_pneumonia": ("early",),
     "imagenet_bypass": ("complex",),
     "imagenet_torchvision": ("v1_0",),
     "pneumonia_mnist": ("early",),
@@ -46,6 +47,8 @@ def test_config_file_loads_locks_and_is_traced(variant):
     assert config.is_locked
     config_lib.validate(config)
     image_shape, num_classes = DATASETS[config.dataset.name]
+    if config.dataset.channels and image_shape:
+        image_shape = (*image_shape[:-1], config.dataset.channels)
     crop = run.crop_of(config)
     if crop is not None:
         image_shape = (crop.size, crop.size, config.dataset.channels)

@@ -8,11 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
+from conftest import ROOT, SHARED, configure, load_config
 from PIL import Image
 
-from squeeze_jax import load, models, pretrained
-from squeeze_jax.config import base_config
+from squeeze_jax import load, models, pretrained, trainer
+from squeeze_jax.config import ConfigError, base_config
 from squeeze_jax.pretrained import WeightError, deep_compression
 from squeeze_jax.run import Run, crop_of, preprocessing_of
 
@@ -203,3 +203,56 @@ def test_predict_knows_a_tench(tmp_path):
     image = PHOTOGRAPHS / "n01440764_tench.JPEG"
     done = predict("--weights", NET, "--labels", PHOTOGRAPHS / "synsets.txt", image)
     assert done.returncode == 0 and "tench (0)" in done.stdout.splitlines()[1], done.stderr
+
+
+@needs_net
+def test_imported_weights_are_evaluated_on_a_folder_of_some_of_their_classes(tmp_path):
+    for path in sorted(PHOTOGRAPHS.glob("*.JPEG"))[::5]:
+        link = tmp_path / "photographs" / "val" / path.name[:9] / path.name
+        link.parent.mkdir(parents=True)
+        link.symlink_to(path)
+    command = [sys.executable, "-m", "squeeze_jax.main", "--mode=eval", f"--weights={NET}", "--split=validation"]
+    command += [f"--dataset={tmp_path}/photographs", f"--workdir={tmp_path}/out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    header, row = (tmp_path / "out/evaluation/validation_step_0/metrics.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True))
+    assert int(values["examples"]) == 40 and 0.5 < float(values["top1"]) < float(values["top5"]) < 1
+    (tmp_path / "photographs" / "val" / "unknown").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1 and "has classes that" in done.stderr and "unknown" in done.stderr
+
+
+def test_a_run_starts_from_weights_with_a_new_head(data_dir, tmp_path):
+    first = configure(data_dir, **{"run.stop_after_steps": 2, "train.ema_decay": 0.0})
+    trainer.train_and_evaluate(first, tmp_path / "first")
+    trained = load(tmp_path / "first", "latest")
+    pretrained.save(trained, tmp_path / "first.safetensors")
+    again = {"init_from": str(tmp_path / "first.safetensors"), "optimizer.learning_rate": 0.0, "seed": 1}
+    again |= {"run.stop_after_steps": 1, "train.ema_decay": 0.0}
+    trainer.train_and_evaluate(configure(data_dir, **again), tmp_path / "again")
+    started = load(tmp_path / "again", "latest")
+    jax.tree.map(np.testing.assert_array_equal, started.variables["params"], trained.variables["params"])
+    new_head = configure(data_dir, **again, init_new_head=True)
+    trainer.train_and_evaluate(new_head, tmp_path / "head")
+    head = load(tmp_path / "head", "latest").variables["params"]
+    for name, leaf in head["conv1"].items():
+        np.testing.assert_array_equal(leaf, trained.variables["params"]["conv1"][name])
+    assert not np.array_equal(head["conv10"]["kernel"], trained.variables["params"]["conv10"]["kernel"])
+    wider = configure(data_dir, **again, **{"model.stem_filters": 9})
+    with pytest.raises(ConfigError, match=r"- params/conv1/kernel \(3, 3, 1, 9\)"):
+        trainer.train_and_evaluate(wider, tmp_path / "wider")
+
+
+@needs_net
+def test_another_number_of_classes_asks_for_a_new_head(data_dir, tmp_path):
+    options = {"init_from": str(NET), "dataset.channels": 3, "dataset.image_size": (32, 32), "train.ema_decay": 0.0}
+    options |= {"train.batch_size": 8, "run.stop_after_steps": 1, "run.data_dir": data_dir}
+    config = load_config("digits")
+    for name in config.model:
+        if name not in ("name", "dtype", "num_classes"):
+            options |= {f"model.{name}": None}
+    config.update_from_flattened_dict({**options, "model.name": "squeezenet_v1_0"})
+    with pytest.raises(ConfigError, match=r"- params/conv10/kernel \(1, 1, 512, 10\)(.|\n)*init_new_head=True makes"):
+        trainer.train_and_evaluate(config, tmp_path / "w")
+    assert not list((tmp_path / "w").glob("checkpoints/*"))

@@ -18,8 +18,9 @@ FLOORS = [
     {"optimizers", "state", "parallel", "summary"},
     {"steps", "checkpoints"},
     {"metrics", "run"},
-    {"evaluation", "data.show", "pretrained"},
+    {"pretrained", "data.show"},
     {"loading"},
+    {"evaluation", "fine_tuning"},
     {"trainer"},
     {"main", "predict"},
 ]

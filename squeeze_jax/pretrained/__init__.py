@@ -2,18 +2,30 @@
 
 import pathlib
 
-from squeeze_jax.pretrained import deep_compression, own_file
+from squeeze_jax.pretrained import caffe, deep_compression, onnx_zoo, own_file, torchvision
 from squeeze_jax.pretrained.weights import WeightError
 from squeeze_jax.run import Run
 
-READERS = {".net": deep_compression.read, ".safetensors": own_file.read}
+
+def _read_safetensors(path: pathlib.Path) -> Run:
+    return own_file.read(path) if own_file.is_own(path) else torchvision.read(path)
+
+
+READERS = {
+    ".net": deep_compression.read,
+    ".caffemodel": caffe.read,
+    ".safetensors": _read_safetensors,
+    ".pth": torchvision.read,
+    ".onnx": onnx_zoo.read,
+}
 
 
 def read(path: str | pathlib.Path) -> Run:
     """Opens a weight file, by its suffix: a network with its preprocessing, ready for `predict`.
 
     Args:
-      path: a .net file of Deep Compression, or a .safetensors file that `save` wrote.
+      path: a `.net` file of Deep Compression, a `.caffemodel`, a state dict of torchvision (`.pth`, `.safetensors`), an
+        `.onnx` file, or a `.safetensors` file that `save` wrote.
 
     Raises:
       WeightError: no such file, an unknown suffix, or a file that is damaged or of another network.

@@ -56,6 +56,12 @@ def read(path: pathlib.Path) -> run.Run:
     return run.Run(model, variables, config, description["step"], class_names, image_shape)
 
 
+def is_own(path: pathlib.Path) -> bool:
+    """Whether `save` may have written this safetensors file."""
+    data = read_bytes(path)
+    return KEY.encode() in data[8 : 8 + int.from_bytes(data[:8], "little")]
+
+
 def _serialise(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> bytes:
     """The same bytes for the same contents, so that writing it again shows any change of the file."""
     digest = hashlib.sha256(json.dumps(description).encode())

@@ -37,6 +37,18 @@ def caffe_imagenet_config(model_name: str) -> ConfigDict:
     return config
 
 
+def model_of_stem(path: object, leaves: Leaves) -> str:
+    """Version 1.0 or 1.1, by the kernel of conv1; raises WeightError where there is none that fits."""
+    stem = leaves.get("params/conv1/kernel")
+    names = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}
+    if stem is None or stem.shape[0] not in names:
+        found = "nothing" if stem is None else f"a kernel of shape {stem.shape}"
+        raise WeightError(
+            f"{path} is neither SqueezeNet 1.0 nor 1.1: conv1 holds {found}; layers: {sorted(leaves)[:8]}"
+        )
+    return names[stem.shape[0]]
+
+
 def imagenet_class_names() -> tuple[str, ...]:
     """WordNet ids of the 1000 classes in the order of the logits, such as n01440764."""
     import tensorflow_datasets as tfds

@@ -1,0 +1,43 @@
+"""SqueezeNet 1.0 on PneumoniaMNIST from ImageNet weights: grey X-rays as colour images, enlarged on the device.
+
+    python -m squeeze_jax.main --config configs/finetune_pneumonia.py --workdir runs/finetune_pneumonia \
+        --config.init_from=compressed_SqueezeNet.net
+    python -m squeeze_jax.main --config configs/finetune_pneumonia.py:early --workdir runs/finetune_pneumonia_early \
+        --config.init_from=compressed_SqueezeNet.net
+
+The weights are any file that squeeze_jax.pretrained reads, here the paper's compressed network
+(songhan/SqueezeNet-Deep-Compression); the last layer starts anew. Without `init_from` the same steps train from
+scratch. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py. `--config.optimizer.rate_factors=
+"(('conv10', 1.0), ('', 0.1))"` lets the trunk learn at a tenth of the rate, a factor of 0.0 freezes it.
+
+Expected: RESULT
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+BASE = pathlib.Path(__file__).with_name("pneumonia_mnist.py")
+
+
+def get_config(release: str = "official") -> ConfigDict:
+    config = runpy.run_path(str(BASE))["get_config"](release)
+    config.init_new_head = True
+    config.dataset.channels = 3
+    config.dataset.image_size = (64, 64)
+    config.dataset.mean = (123.0, 117.0, 104.0)
+    config.dataset.std = (1.0,)
+
+    config.model.name = "squeezenet_v1_0"
+    config.model.stem = "7x7/2"
+    config.model.use_batch_norm = False
+
+    config.train.duration = "5 epochs"
+    config.train.batch_size = 64
+    config.optimizer.learning_rate = 2e-4
+    config.schedule.name = "cosine"
+    config.schedule.warmup = "30 steps"
+    config.run.log_every = "10 steps"
+    config.run.evaluate_every = "1 epoch"
+    return config
