@@ -7,8 +7,9 @@
 
 The weights are any file that squeeze_jax.pretrained reads, here the paper's compressed network
 (songhan/SqueezeNet-Deep-Compression); the last layer starts anew. Without `init_from` the same steps train from
-scratch. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py. `--config.optimizer.rate_factors=
-"(('conv10', 1.0), ('', 0.1))"` lets the trunk learn at a tenth of the rate, a factor of 0.0 freezes it.
+scratch. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py. With
+`--config.optimizer.rate_factors="(('conv10', 1.0), ('', 0.1))"` the trunk learns at a tenth of the rate, and a factor
+of 0.0 freezes it.
 
 Expected: RESULT
 """
