@@ -45,6 +45,14 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.schedule.name = "polynomial"
         config.schedule.warmup = "2 epochs"
         config.augment.pad_and_crop = 2
+    elif recipe == "polish":
+        config.train.duration = "3 epochs"
+        config.train.label_smoothing = 0.1
+        config.train.ema_decay = 0.99
+        config.optimizer.learning_rate = 0.04
+        config.schedule.name = "polynomial"
+        config.augment.pad_and_crop = 4
+        config.run.evaluate_every = "1 epoch"
     elif recipe == "long":
         config.train.duration = "200 epochs"
         config.train.ema_decay = 0.999
@@ -55,5 +63,5 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.augment.cutout = 8
         config.augment.mixup = 0.2
     else:
-        raise ConfigError(f"configs/cifar10.py has the recipes cpu and long, not {recipe!r}.")
+        raise ConfigError(f"configs/cifar10.py has the recipes cpu, polish and long, not {recipe!r}.")
     return config
