@@ -19,21 +19,34 @@ def close(function, reference, *arguments):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-5 * max(1, abs(wanted).max()))
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (2, 5, 7, 12), (2, 4, 3, 5, 9), (1, 1, 1, 16)])
-@pytest.mark.parametrize("size", [1, 3])
-def test_convolution(shape, size):
+@pytest.mark.parametrize(
+    ("shape", "size", "stride"),
+    [
+        ((2, 6, 5, 3), 3, 1),
+        ((2, 5, 7, 12), 3, 1),
+        ((2, 5, 7, 12), 1, 1),
+        ((1, 1, 1, 16), 3, 1),
+        ((2, 4, 3, 5, 9), 3, 1),
+        ((2, 4, 3, 5, 9), 1, 1),
+        ((2, 4, 3, 5, 1), 3, 1),
+        ((2, 12, 13, 3), 3, 2),
+        ((2, 15, 14, 1), 7, 2),
+        ((1, 9, 8, 10, 1), 7, 2),
+    ],
+)
+def test_convolution(shape, size, stride):
     rng = np.random.default_rng(0)
     rank = len(shape) - 2
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size,) * rank + (shape[-1], 7)), jnp.float32)
-    numbers = jax.lax.conv_dimension_numbers(
-        shape, kernel.shape, ("NDHWC"[:1] + "DHW"[-rank:] + "C", "DHW"[-rank:] + "IO", "N" + "DHW"[-rank:] + "C")
-    )
+    spatial = "DHW"[-rank:]
+    options = {"dimension_numbers": (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")}
+    padding = "SAME" if stride == 1 else "VALID"
 
     def reference(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (1,) * rank, "SAME", dimension_numbers=numbers)
+        return jax.lax.conv_general_dilated(x, kernel, (stride,) * rank, padding, **options)
 
-    close(lambda x, kernel: layers._convolve(x, kernel, (1,) * rank, "SAME"), reference, x, kernel)
+    close(lambda x, kernel: layers._convolve(x, kernel, (stride,) * rank, padding, **options), reference, x, kernel)
 
 
 @pytest.mark.parametrize("pooling", ["ceil", "floor"])

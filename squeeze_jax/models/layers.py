@@ -4,6 +4,7 @@ All of them take `(batch, *spatial, channels)` with any number of spatial axes, 
 3-D network.
 """
 
+import functools
 import itertools
 import math
 import operator
@@ -59,55 +60,77 @@ def conv(
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated`, but for the branch that the convolutions of Fire modules take on CPU."""
+    """`lax.conv_general_dilated`, but for the branch that stems and the convolutions of Fire modules take on CPU."""
+    is_stem = x.shape[-1] < FEW_CHANNELS and padding == "VALID"
     in_fire_module = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
-    if in_fire_module and jax.default_backend() == "cpu":
-        return _convolve_on_cpu(x, kernel)
+    if (is_stem or in_fire_module) and jax.default_backend() == "cpu":
+        return _convolve_on_cpu(x, kernel, strides[0], padding)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
 # XLA's CPU backend spends three times as long on the gradient of a small kernel, and twice as long on a convolution of
-# three channels, as on a matrix product of the unfolded input (benchmarks/layers.py).
-@jax.custom_vjp
-def _convolve_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    if x.shape[-1] < FEW_CHANNELS:
-        return (_unfold(x, kernel.shape[0]) @ kernel.reshape(-1, kernel.shape[-1])).reshape(*x.shape[:-1], -1)
-    return _lax_convolve(x, kernel)
+# an image's few channels or of a volume, as on a matrix product of the unfolded input (benchmarks/layers.py).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    if x.shape[-1] < FEW_CHANNELS or x.ndim == 5:
+        return _multiply_unfolded(x, kernel, stride, padding)
+    return _lax_convolve(x, kernel, stride, padding)
 
 
-def _convolve_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve_on_cpu(x, kernel), (x, kernel)
+def _convolve_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_on_cpu(x, kernel, stride, padding), (x, kernel)
 
 
-def _convolve_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _convolve_backward(
+    stride: int, padding: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    (x_gradient,) = jax.linear_transpose(lambda x: _lax_convolve(x, kernel), x)(gradient)
+    if x.ndim == 5 and stride == 1:
+        turned = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
+        x_gradient = _multiply_unfolded(gradient, turned, stride, padding)
+    else:  # of a stem nobody asks for it, so that it is not computed
+        (x_gradient,) = jax.linear_transpose(lambda x: _lax_convolve(x, kernel, stride, padding), x)(gradient)
+    columns = _unfold(x, kernel.shape[0], stride, padding)
     rows = gradient.reshape(-1, gradient.shape[-1])
-    kernel_gradient = jax.lax.dot_general(_unfold(x, kernel.shape[0]), rows, (((0,), (0,)), ((), ())))
+    kernel_gradient = jax.lax.dot_general(columns.reshape(len(rows), -1), rows, (((0,), (0,)), ((), ())))
     return x_gradient, kernel_gradient.reshape(kernel.shape)
 
 
 _convolve_on_cpu.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _lax_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _multiply_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    """The convolution as a matrix product."""
+    return _unfold(x, kernel.shape[0], stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _lax_convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     rank = x.ndim - 2
     spatial = "DHW"[-rank:]
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-    return jax.lax.conv_general_dilated(x, kernel, (1,) * rank, "SAME", dimension_numbers=numbers)
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * rank, padding, dimension_numbers=numbers)
 
 
-def _unfold(x: jax.Array, size: int) -> jax.Array:
-    """(cells, size ** rank * channels): the zero-padded neighbourhood of every cell, in the kernel's order."""
+def _unfold(x: jax.Array, size: int, stride: int, padding: str) -> jax.Array:
+    """(batch, *spatial, size ** rank * channels): what every output cell sees, in the kernel's order."""
     if size == 1:
-        return x.reshape(-1, x.shape[-1])
-    spatial = x.shape[1:-1]
-    padded = jnp.pad(x, [(0, 0), *[(size // 2, size // 2)] * len(spatial), (0, 0)])
+        return x
+    rank = x.ndim - 2
+    border = size // 2 if padding == "SAME" else 0
+    x = jnp.pad(x, [(0, 0), *[(border, border)] * rank, (0, 0)])
+    extents = [(length - size) // stride * stride + 1 for length in x.shape[1:-1]]
     taps = [
-        jax.lax.slice(padded, (0, *offset, 0), (x.shape[0], *map(operator.add, offset, spatial), x.shape[-1]))
-        for offset in itertools.product(range(size), repeat=len(spatial))
+        jax.lax.slice(
+            x,
+            (0, *offset, 0),
+            (x.shape[0], *map(operator.add, offset, extents), x.shape[-1]),
+            (1, *(stride,) * rank, 1),
+        )
+        for offset in itertools.product(range(size), repeat=rank)
     ]
-    return jnp.concatenate(taps, axis=-1).reshape(-1, len(taps) * x.shape[-1])
+    return jnp.concatenate(taps, axis=-1)
 
 
 def conv_block(
