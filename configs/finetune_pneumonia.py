@@ -11,7 +11,7 @@ scratch. `early` is the earlier release of the dataset, see configs/pneumonia_mn
 `--config.optimizer.rate_factors="(('conv10', 1.0), ('', 0.1))"` the trunk learns at a tenth of the rate, and a factor
 of 0.0 freezes it.
 
-Expected: RESULT
+Not measured here yet. Beside it: MedMNIST's ResNet-18 at 28 pixels, AUC 0.944 and accuracy 0.854.
 """
 
 import pathlib
@@ -31,7 +31,6 @@ def get_config(release: str = "official") -> ConfigDict:
     config.dataset.std = (1.0,)
 
     config.model.name = "squeezenet_v1_0"
-    config.model.stem = "7x7/2"
     config.model.use_batch_norm = False
 
     config.train.duration = "5 epochs"

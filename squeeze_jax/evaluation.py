@@ -41,8 +41,7 @@ class Evaluator:
         self._eval_step = spread.compile_eval_step(step)
         self._spread = spread
         self._num_classes = model.num_classes
-        # The padding is masked, so any batch size is exact; round up to what the devices can share.
-        self._batch_size = -(-config.evaluation.batch_size // spread.num_devices) * spread.num_devices
+        self._batch_size = config.evaluation.batch_size
         self._num_threads = config.run.num_threads
         self._num_workers = config.run.num_workers
 
@@ -59,9 +58,11 @@ class Evaluator:
         Returns:
           The sums over all examples, in int64 and float64; and mean loss, accuracies and what the config asks for.
         """
+        # The padding is masked, so any batch size is exact; round up to what the devices can share.
+        num_devices = self._spread.num_devices
         batches = pipeline.eval_batches(
             split,
-            batch_size=self._batch_size,
+            batch_size=-(-min(self._batch_size, len(split)) // num_devices) * num_devices,
             num_threads=self._num_threads,
             num_workers=self._num_workers,
             process_index=jax.process_index(),

@@ -4,7 +4,6 @@ import nbformat
 import pytest
 from conftest import ROOT, SHARED, Child, main_command, make_once
 from nbclient import NotebookClient
-from test_medmnist import local, prepare
 
 NOTEBOOKS = ROOT / "notebooks"
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
@@ -21,7 +20,7 @@ def execute(name, monkeypatch, **settings):
 
 
 def test_every_notebook_is_tested_and_keeps_its_pictures():
-    names = {"classify_photographs", "design_space", "fine_tune", "look_inside_a_run"}
+    names = {"classify_photographs", "design_space", "look_inside_a_run"}
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == names
     for name in names:
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
@@ -44,11 +43,3 @@ def test_look_inside_a_run(monkeypatch, shared, data_dir):
 @needs_net
 def test_classify_photographs(monkeypatch):
     execute("classify_photographs", monkeypatch, WEIGHTS=NET, PHOTOGRAPHS=SHARED / "imagenet_sample")
-
-
-@needs_net
-def test_fine_tune(monkeypatch, tmp_path):
-    prepare("medmnist/pneumoniamnist_early", local("pneumoniamnist"), tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    settings = {"RELEASE": "early", "DURATION": "4 steps", "PIXELS": 32}
-    execute("fine_tune", monkeypatch, WEIGHTS=NET, WORKDIR=tmp_path / "run", **settings)

@@ -224,12 +224,11 @@ def test_imported_weights_are_evaluated_on_a_folder_of_some_of_their_classes(tmp
 
 
 def test_a_run_starts_from_weights_with_a_new_head(data_dir, tmp_path):
-    first = configure(data_dir, **{"run.stop_after_steps": 2, "train.ema_decay": 0.0})
-    trainer.train_and_evaluate(first, tmp_path / "first")
+    # The first step of the warm-up has a rate of zero, so a run of one step ends where it starts.
+    trainer.train_and_evaluate(configure(data_dir, **{"run.stop_after_steps": 3}), tmp_path / "first")
     trained = load(tmp_path / "first", "latest")
     pretrained.save(trained, tmp_path / "first.safetensors")
-    again = {"init_from": str(tmp_path / "first.safetensors"), "optimizer.learning_rate": 0.0, "seed": 1}
-    again |= {"run.stop_after_steps": 1, "train.ema_decay": 0.0}
+    again = {"init_from": str(tmp_path / "first.safetensors"), "run.stop_after_steps": 1}
     trainer.train_and_evaluate(configure(data_dir, **again), tmp_path / "again")
     started = load(tmp_path / "again", "latest")
     jax.tree.map(np.testing.assert_array_equal, started.variables["params"], trained.variables["params"])

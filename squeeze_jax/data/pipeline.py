@@ -1,5 +1,6 @@
 """Order, sharding over hosts, and batching. Which example stands where is a pure function of (seed, step)."""
 
+import functools
 import os
 import threading
 import time
@@ -98,14 +99,13 @@ def _iterate(batches: grain.MapDataset, num_threads: int, num_workers: int) -> I
         if not flags.FLAGS.is_parsed():  # Grain reads its own flags, which a notebook never parses
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=num_workers)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_end_with_parent)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=functools.partial(_end_with_parent, os.getpid()))
     return iter(dataset)
 
 
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
+def _end_with_parent(parent: int, worker_index: int, worker_count: int) -> None:
     """Runs in a worker: a parent that is killed cannot stop its workers, so they look for it."""
     del worker_index, worker_count
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 from absl import app, flags
@@ -112,6 +113,7 @@ def show(config: Any, output: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> int:
     del argv
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         show(CONFIG.value, pathlib.Path(OUTPUT.value))
     except (config_lib.ConfigError, DataError, workdir.WorkdirError, ValueError) as error:
