@@ -45,16 +45,16 @@ def plain_lax(build: Callable[[], Any]) -> Any:
         jax.default_backend = backend
 
 
-def forward_and_backward(function: Callable, *arguments: jax.Array) -> Callable[[], Any]:
-    """Compiled, with the gradients of every argument but a first one called images."""
+def forward_and_backward(function: Callable, *arguments: jax.Array, fixed: int = 0) -> Callable[[], Any]:
+    """Compiled, with the gradients of all arguments but the first `fixed`."""
     cotangent = jnp.ones(jax.eval_shape(function, *arguments).shape)
 
-    def both(*arguments):
-        value, pull_back = jax.vjp(function, *arguments)
+    def both(cotangent, *arguments):
+        value, pull_back = jax.vjp(lambda *rest: function(*arguments[:fixed], *rest), *arguments[fixed:])
         return value, pull_back(cotangent)
 
-    compiled = jax.jit(both).lower(*arguments).compile()
-    return lambda: compiled(*arguments)
+    compiled = jax.jit(both).lower(cotangent, *arguments).compile()
+    return lambda: compiled(cotangent, *arguments)
 
 
 def convolution(size: int, channels: int, features: int, kernel: int) -> Callable[[], Callable[[], Any]]:
@@ -66,9 +66,8 @@ def convolution(size: int, channels: int, features: int, kernel: int) -> Callabl
     def convolve(x, weights):
         return layers._convolve(x, weights, (1, 1), "SAME", dimension_numbers=numbers)
 
-    if channels == 3:  # nobody needs the gradient of the images
-        return lambda: forward_and_backward(lambda weights: convolve(x, weights), weights)
-    return lambda: forward_and_backward(convolve, x, weights)
+    is_stem = channels == 3  # nobody needs the gradient of the images
+    return lambda: forward_and_backward(convolve, x, weights, fixed=int(is_stem))
 
 
 def max_pooling() -> Callable[[], Any]:

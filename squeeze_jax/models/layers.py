@@ -68,8 +68,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-# XLA's CPU backend spends three times as long on the gradient of a small kernel, and twice as long on a convolution of
-# an image's few channels or of a volume, as on a matrix product of the unfolded input (benchmarks/layers.py).
+# XLA's CPU backend takes 1.2 to 2.8 times as long, forward and backward, as with matrix products of the unfolded input
+# for the kernel's gradient and for an image's few channels (benchmarks/layers.py, benchmarks/results/layers.csv).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     if x.shape[-1] < FEW_CHANNELS or x.ndim == 5:
@@ -199,7 +199,7 @@ class MaxPool(nn.Module):
 def _max_pool_on_cpu(x: jax.Array, pooling: str) -> jax.Array:
     """The same, an axis after the other, as a maximum of even and odd cells.
 
-    XLA's CPU backend takes ten times as long for the gradient of a window reduction (benchmarks/layers.py). The last
+    XLA's CPU backend takes three to four times as long with a window reduction (benchmarks/layers.py). The last
     axis comes first and a tie goes to the earlier cell, so the gradient goes where the window reduction sends it.
     """
 
