@@ -4,7 +4,7 @@ import logging
 import pathlib
 
 import flax.traverse_util
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from squeeze_jax.config import ConfigError
@@ -55,9 +55,5 @@ def start_from(state: TrainState, source: str | pathlib.Path, *, new_head: bool)
     }
     variables = {"params": {}, "batch_stats": {}} | flax.traverse_util.unflatten_dict(merged, sep="/")
     # A copy: one buffer cannot be donated twice.
-    ema = {name: _copy(tree) for name, tree in variables.items()} if state.ema else {}
+    ema = jax.tree.map(np.copy, variables) if state.ema else {}
     return state.replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=ema), network
-
-
-def _copy(tree):
-    return {key: _copy(value) if isinstance(value, dict) else jnp.copy(value) for key, value in tree.items()}

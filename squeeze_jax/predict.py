@@ -14,7 +14,7 @@ import glob
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -107,11 +107,15 @@ def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, 
     )
 
 
-def draw_cam(network: run_lib.Run, image: np.ndarray, chosen: int, path: pathlib.Path) -> None:
-    """Draws the class activation map of a class over the image: conv10's map of that class (Zhou et al. 2016)."""
-    inputs = run_lib.preprocessing_of(network.config).evaluate(image[None])
-    maps = jax.jit(lambda variables, x: network.model.apply(variables, x, method="features")["conv10"])
-    writers.draw_overlay(path, image, np.asarray(maps(network.variables, inputs))[0, ..., chosen])
+def activation_maps(network: run_lib.Run) -> Callable[[np.ndarray], np.ndarray]:
+    """What maps an image to conv10's map of each class: its class activation maps (Zhou et al. 2016)."""
+    preprocessing = run_lib.preprocessing_of(network.config)
+
+    @jax.jit
+    def maps(variables, images):
+        return network.model.apply(variables, preprocessing.evaluate(images), method="features")["conv10"]
+
+    return lambda image: np.asarray(maps(network.variables, image[None]))[0]
 
 
 def main() -> int:
@@ -128,12 +132,14 @@ def main() -> int:
         paths = find_images(args.images)
         network = load(args.weights)
         labels = read_labels(args.labels, network.class_names) if args.labels else network.class_names
+        maps_of = activation_maps(network)
         results = []
         for path, image, probabilities in predictions(network, paths, args.batch_size, unreadable):
             results.append({"file": str(path), "top5": best_classes(probabilities, labels)})
             if args.cam:
                 args.cam.mkdir(parents=True, exist_ok=True)
-                draw_cam(network, image, results[-1]["top5"][0]["class"], args.cam / f"{path.stem}.png")
+                best = results[-1]["top5"][0]["class"]
+                writers.draw_overlay(args.cam / f"{path.stem}.png", image, maps_of(image)[..., best])
     except (ConfigError, CheckpointError, WeightError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

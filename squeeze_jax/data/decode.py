@@ -17,7 +17,6 @@ cv2.setNumThreads(1)  # images are decoded in parallel already
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, "Going deeper with convolutions")
 CROP_TRIALS = 10
-CROPS = ("random_resized", "random")
 GREY_MODES = ("L", "LA", "1")
 
 
@@ -38,9 +37,14 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
 
 def to_array(image: Image.Image, channels: int) -> np.ndarray:
     """uint8 (height, width, channels). A grey image becomes a colour one by repeating it, CMYK and palettes RGB."""
-    mode = "L" if channels == 1 else "RGB"
-    array = np.asarray(image if image.mode == mode else image.convert(mode))
+    array = np.asarray(_convert(image, channels))
     return array[..., None] if channels == 1 else array
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """In the mode of so many channels, which Pillow can interpolate."""
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def decode(stored: bytes, channels: int) -> np.ndarray:
@@ -90,10 +94,7 @@ class Crop:
 
     def _cut(self, image: Image.Image, channels: int, offset) -> np.ndarray:
         width, height = self.resized(*image.size)
-        mode = "L" if channels == 1 else "RGB"  # modes that Pillow can interpolate
-        image = (image if image.mode == mode else image.convert(mode)).resize(
-            (width, height), Image.Resampling.BILINEAR
-        )
+        image = _convert(image, channels).resize((width, height), Image.Resampling.BILINEAR)
         left, top = offset(width - self.size), offset(height - self.size)
         return to_array(image.crop((left, top, left + self.size, top + self.size)), channels)
 

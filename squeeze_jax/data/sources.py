@@ -331,9 +331,10 @@ def open_dataset(
         an example, or images that do not fit `channels` and `crop`.
     """
     source = _source(name, data_dir)
-    if source.image_shape is None:
+    stored_shape = source.image_shape
+    if stored_shape is None:
         raise DataError(f"{name} holds no images.")
-    *spatial, own_channels = source.image_shape
+    *spatial, own_channels = stored_shape
     if channels not in (None, own_channels) and (len(spatial) != 2 or isinstance(source, Fake)):
         raise DataError(f"{name} has {own_channels} channel(s); config.dataset.channels={channels} is for photographs.")
     channels = channels or own_channels
@@ -343,7 +344,7 @@ def open_dataset(
         spatial = [crop.size, crop.size]
     if None in (*spatial, channels):
         raise DataError(
-            f"the images of {name} differ in size or channels ({source.image_shape}); set config.crop.size, and "
+            f"the images of {name} differ in size or channels ({stored_shape}); set config.crop.size, and "
             f"config.dataset.channels=3 where they are mixed."
         )
     return Dataset(name, source, (*spatial, channels), crop, skip_unreadable)

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from squeeze_jax import config as config_lib
 from squeeze_jax import run
-from squeeze_jax.pretrained.weights import WeightError, fit, read_bytes
+from squeeze_jax.pretrained.weights import LARGEST_FILE, WeightError, fit, read_bytes
 
 KEY = "squeeze_jax"
 DESCRIPTION = ("config", "class_names", "image_shape", "step")
@@ -58,8 +58,9 @@ def read(path: pathlib.Path) -> run.Run:
 
 def is_own(path: pathlib.Path) -> bool:
     """Whether `save` may have written this safetensors file."""
-    data = read_bytes(path)
-    return KEY.encode() in data[8 : 8 + int.from_bytes(data[:8], "little")]
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return KEY.encode() in file.read(min(length, LARGEST_FILE))
 
 
 def _serialise(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from squeeze_jax.config import base_config
 from squeeze_jax.pretrained.weights import (
     LARGEST_FILE,
+    MODEL_OF_STEM,
     Leaves,
     WeightError,
     imagenet_class_names,
@@ -32,7 +33,6 @@ from squeeze_jax.run import Run
 # Which of torchvision's `features` are Fire modules (pytorch/vision, torchvision/models/squeezenet.py).
 FIRE_MODULES = {"squeezenet_v1_0": (3, 4, 5, 7, 8, 9, 10, 12), "squeezenet_v1_1": (3, 4, 6, 7, 9, 10, 11, 12)}
 STEM = "features.0.weight"
-KERNEL_SIZES = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}
 
 _OPCODES = (
     "PROTO GLOBAL EMPTY_TUPLE EMPTY_DICT EMPTY_LIST MARK BINUNICODE SHORT_BINUNICODE BININT BININT1 BININT2 LONG1 NONE "
@@ -49,9 +49,9 @@ def read(path: pathlib.Path) -> Run:
       WeightError: another network, a damaged file, or a pickle that asks for more than a state dict needs.
     """
     state = from_safetensors(path) if path.suffix == ".safetensors" else from_pth(path)
-    if STEM not in state or state[STEM].ndim != 4 or state[STEM].shape[-1] not in KERNEL_SIZES:
+    if STEM not in state or state[STEM].ndim != 4 or state[STEM].shape[-1] not in MODEL_OF_STEM:
         raise WeightError(f"{path} is no state dict of squeezenet1_0 or squeezenet1_1: it has no fitting {STEM!r}.")
-    name = KERNEL_SIZES[state[STEM].shape[-1]]
+    name = MODEL_OF_STEM[state[STEM].shape[-1]]
     return make_run(path, imagenet_config(name), to_leaves(state, name), imagenet_class_names())
 
 

@@ -10,6 +10,7 @@ from squeeze_jax.config import base_config
 
 Leaves = dict[str, np.ndarray]  # "params/fire2/squeeze1x1/kernel" -> array
 
+MODEL_OF_STEM = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}  # by the size of conv1's kernel
 LARGEST_FILE = 64 * 2**20  # bytes; ten times the largest network of the family
 
 
@@ -40,13 +41,12 @@ def caffe_imagenet_config(model_name: str) -> ConfigDict:
 def model_of_stem(path: object, leaves: Leaves) -> str:
     """Version 1.0 or 1.1, by the kernel of conv1; raises WeightError where there is none that fits."""
     stem = leaves.get("params/conv1/kernel")
-    names = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}
-    if stem is None or stem.shape[0] not in names:
+    if stem is None or stem.shape[0] not in MODEL_OF_STEM:
         found = "nothing" if stem is None else f"a kernel of shape {stem.shape}"
         raise WeightError(
             f"{path} is neither SqueezeNet 1.0 nor 1.1: conv1 holds {found}; layers: {sorted(leaves)[:8]}"
         )
-    return names[stem.shape[0]]
+    return MODEL_OF_STEM[stem.shape[0]]
 
 
 def imagenet_class_names() -> tuple[str, ...]:
