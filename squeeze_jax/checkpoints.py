@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from squeeze_jax import parallel
+from squeeze_jax.leaves import differences
 
 logger = logging.getLogger(__name__)
 
@@ -256,16 +257,11 @@ def _flatten(state: Any) -> Leaves:
 def _unflatten(leaves: Leaves, template: Any, where: str) -> Any:
     """Leaves in the structure of the template, or a CheckpointError that lists the differences."""
     wanted = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(template), keep_empty_nodes=True, sep="/")
-    expected = {
-        name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in wanted.items() if hasattr(leaf, "shape")
-    }
-    found = {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+    expected = {name: f"{leaf.shape} {leaf.dtype}" for name, leaf in wanted.items() if hasattr(leaf, "shape")}
+    found = {name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves.items()}
     if expected != found:
-        lines = [f"  - {name} {shape} {dtype}" for name, (shape, dtype) in sorted(expected.items() - found.items())]
-        lines += [f"  + {name} {shape} {dtype}" for name, (shape, dtype) in sorted(found.items() - expected.items())]
-        raise CheckpointError(
-            f"{where} does not fit the model of this config (- expected, + found):\n" + "\n".join(lines)
-        )
+        lines = differences(expected, found)
+        raise CheckpointError(f"{where} does not fit the model of this config (- expected, + found):\n{lines}")
     tree = flax.traverse_util.unflatten_dict({**wanted, **leaves}, sep="/")
     return flax.serialization.from_state_dict(template, tree)
 

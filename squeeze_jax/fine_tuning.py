@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from squeeze_jax.config import ConfigError
+from squeeze_jax.leaves import differences
 from squeeze_jax.loading import load
 from squeeze_jax.run import Run
 from squeeze_jax.state import TrainState
@@ -38,14 +39,11 @@ def start_from(state: TrainState, source: str | pathlib.Path, *, new_head: bool)
     wanted = {name: leaf.shape for name, leaf in fresh.items() if name not in kept}
     given = {name: leaf.shape for name, leaf in found.items() if name not in kept}
     if wanted != given:
-        lines = [f"  - {name} {shape}" for name, shape in sorted(wanted.items() - given.items())]
-        lines += [f"  + {name} {shape}" for name, shape in sorted(given.items() - wanted.items())]
+        lines = differences(wanted, given)
         differs = {name for name, _ in wanted.items() ^ given.items()}
         hint = "\nconfig.init_new_head=True makes a new last layer." if differs <= set(HEAD) else ""
         raise ConfigError(
-            f"config.init_from={str(source)!r} does not fit the model (- expected, + found):\n"
-            + "\n".join(lines)
-            + hint
+            f"config.init_from={str(source)!r} does not fit the model (- expected, + found):\n{lines}{hint}"
         )
     for name in sorted(kept):
         logger.info("a new %s of shape %s; not taken from %s", name, fresh[name].shape, source)

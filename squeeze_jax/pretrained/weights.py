@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from squeeze_jax import run
 from squeeze_jax.config import base_config
+from squeeze_jax.leaves import differences
 
 Leaves = dict[str, np.ndarray]  # "params/fire2/squeeze1x1/kernel" -> array
 
@@ -74,9 +75,8 @@ def fit(path: object, model, leaves: Leaves, input_shape: tuple[int, ...]) -> di
     expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     if expected != found:
-        lines = [f"  - {name} {shape}" for name, shape in sorted(expected.items() - found.items())]
-        lines += [f"  + {name} {shape}" for name, shape in sorted(found.items() - expected.items())]
-        raise WeightError(f"{path} does not fit the network (- expected, + found):\n" + "\n".join(lines))
+        lines = differences(expected, found)
+        raise WeightError(f"{path} does not fit the network (- expected, + found):\n{lines}")
     for name, leaf in leaves.items():
         if not np.isfinite(leaf).all():
             raise WeightError(f"{path} holds values in {name} that are not finite numbers.")
