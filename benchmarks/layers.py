@@ -8,22 +8,17 @@ between the quartiles. glibc is told to keep freed memory in the second half, fo
 """
 
 import argparse
-import datetime
-import os
 import pathlib
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import report
 
 from squeeze_jax import models
 from squeeze_jax.data.augment import Preprocessing
@@ -31,7 +26,6 @@ from squeeze_jax.models import layers
 from squeeze_jax.parallel import keep_freed_memory
 from squeeze_jax.state import create_state
 from squeeze_jax.steps import make_train_step
-from squeeze_jax.writers import write_csv
 
 BATCH = 128
 
@@ -128,28 +122,13 @@ def main() -> int:
             keep_freed_memory()
         for name, pair in programs.items():
             seconds = measure(pair, args.rounds)
-            for formulation, values in seconds.items():
-                low, median, high = statistics.quantiles(values, n=4)
-                rows.append(
-                    {
-                        "operation": name,
-                        "formulation": formulation,
-                        "freed_memory": memory,
-                        "milliseconds": round(1000 * median, 1),
-                        "quartile_low": round(1000 * low, 1),
-                        "quartile_high": round(1000 * high, 1),
-                        "lax_over_this": round(statistics.median(seconds["lax"]) / median, 2),
-                        "rounds": args.rounds,
-                        "date": datetime.date.today().isoformat(),
-                        "processor": platform.processor() or platform.machine(),
-                        "cpu_cores": os.cpu_count(),
-                        "jax": jax.__version__,
-                    }
-                )
-                row = rows[-1]
-                print(f"{memory:8} {name:48} {formulation:5} {row['milliseconds']:8} ms  {row['lax_over_this']:5}x")
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(args.csv, rows)
+            rows += [
+                {"operation": name, "formulation": formulation, "freed_memory": memory}
+                | report.spread([1000 * value for value in values], "milliseconds", 1)
+                | {"lax_over_this": report.ratio(seconds["lax"], values)}
+                for formulation, values in seconds.items()
+            ]
+    report.write(args.csv, rows, args.rounds)
     return 0
 
 

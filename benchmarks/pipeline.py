@@ -10,11 +10,8 @@ does.
 """
 
 import argparse
-import datetime
 import os
 import pathlib
-import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -28,7 +25,9 @@ def ours(paths: list[pathlib.Path]) -> Iterator[object]:
     from squeeze_jax.data.decode import Crop
     from squeeze_jax.data.folder import Files
     from squeeze_jax.data.sources import Split
+    from squeeze_jax.parallel import keep_freed_memory
 
+    keep_freed_memory()  # as a training run does
     crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)
     split = Split("photographs", Files([(str(path), 0) for path in paths]), (SIZE, SIZE, 3), 1, crop)
     return pipeline.train_batches(split, batch_size=BATCH, seed=0, num_threads=1)
@@ -107,7 +106,7 @@ def main() -> int:
     if args.program:
         print(measure(args.program, args.images, args.seconds))
         return 0
-    from squeeze_jax.writers import write_csv
+    import report
 
     found: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for _ in range(args.rounds):
@@ -117,26 +116,13 @@ def main() -> int:
                 [*command, "--seconds", str(args.seconds)], capture_output=True, text=True, check=True
             )
             values.append(float(done.stdout.split()[-1]))
-    rows = []
-    for name, values in found.items():
-        low, median, high = statistics.quantiles(values, n=4)
-        rows.append(
-            {
-                "program": name,
-                "images_per_second_per_core": round(median),
-                "quartile_low": round(low),
-                "quartile_high": round(high),
-                "best": round(max(values)),
-                "ours_over_this": round(statistics.median(found["ours"]) / median, 2),
-                "rounds": args.rounds,
-                "date": datetime.date.today().isoformat(),
-                "processor": platform.processor() or platform.machine(),
-            }
-        )
-        print(rows[-1])
-    if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(args.csv, rows)
+    rows = [
+        {"program": name}
+        | report.spread(values, "images_per_second_per_core", 0)
+        | {"best": round(max(values)), "ours_over_this": report.ratio(found["ours"], values)}
+        for name, values in found.items()
+    ]
+    report.write(args.csv, rows, args.rounds)
     return 0
 
 

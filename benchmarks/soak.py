@@ -46,7 +46,9 @@ def train(devices: int, steps: int, batch_size: int, pool_threads: int) -> None:
     )
     optimizer = make_optimizer(config.optimizer, lambda step: 0.01)
     preprocessing = Preprocessing(mean=(127.0,), std=(64.0,), flip=("width",), pad_and_crop=4)
-    state = spread.compile_init(lambda: create_state(model, optimizer, (32, 32, 3), seed=0, use_ema=True))()
+    state = parallel.compile_once(
+        lambda: create_state(model, optimizer, (32, 32, 3), seed=0, use_ema=True), out_shardings=spread.replicated
+    )()
     step = spread.compile_train_step(make_train_step(model, optimizer, preprocessing.train, seed=0, ema_decay=0.99))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, batch_size, 32, 32, 3), np.uint8)

@@ -44,11 +44,12 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.run.evaluate_every = "2 epochs"
     config.run.checkpoint_every = "1 epoch"
     if recipe == "cpu":
-        config.train.duration = "15 epochs"
+        config.train.duration = "16 epochs"
+        config.train.label_smoothing = 0.1
         config.optimizer.learning_rate = 0.15
         config.schedule.name = "polynomial"
         config.schedule.warmup = "2 epochs"
-        config.augment.pad_and_crop = 2
+        config.augment.pad_and_crop = 4
     elif recipe == "polish":
         config.train.duration = "3 epochs"
         config.train.label_smoothing = 0.1

@@ -41,7 +41,10 @@ class Evaluator:
         self._eval_step = spread.compile_eval_step(step)
         self._spread = spread
         self._num_classes = model.num_classes
-        self._batch_size = config.evaluation.batch_size
+        # The padding is masked, so any batch size is exact; round up to what the devices can share. Splits of all sizes
+        # have batches of this one, so the step is compiled once.
+        num_devices = spread.num_devices
+        self._batch_size = -(-config.evaluation.batch_size // num_devices) * num_devices
         self._num_threads = config.run.num_threads
         self._num_workers = config.run.num_workers
 
@@ -58,11 +61,9 @@ class Evaluator:
         Returns:
           The sums over all examples, in int64 and float64; and mean loss, accuracies and what the config asks for.
         """
-        # The padding is masked, so any batch size is exact; round up to what the devices can share.
-        num_devices = self._spread.num_devices
         batches = pipeline.eval_batches(
             split,
-            batch_size=-(-min(self._batch_size, len(split)) // num_devices) * num_devices,
+            batch_size=self._batch_size,
             num_threads=self._num_threads,
             num_workers=self._num_workers,
             process_index=jax.process_index(),

@@ -11,8 +11,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from squeeze_jax import compilation_cache, evaluation, parallel, trainer, workdir, writers
 from squeeze_jax import config as config_lib
-from squeeze_jax import evaluation, parallel, trainer, workdir, writers
 from squeeze_jax.checkpoints import CheckpointError
 from squeeze_jax.data.sources import DataError
 from squeeze_jax.pretrained import WeightError
@@ -63,6 +63,7 @@ def _run() -> int:
         config_lib.validate(config)
         jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     parallel.keep_freed_memory()
+    compilation_cache.enable()
     if COORDINATOR.value:
         parallel.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     else:

@@ -4,7 +4,7 @@ import ctypes
 import dataclasses
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -138,11 +138,19 @@ class Parallel:
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
 
-    def compile_init(self, init: Callable) -> Callable:
-        """Compiles a function without arguments, to be called once, whose result is replicated."""
-        # Less optimisation gives the same numbers and spares seconds of compilation.
-        options = {"xla_backend_optimization_level": 1}
-        return jax.jit(init, out_shardings=self.replicated, compiler_options=options)
+    def prefetch(self, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yields each endless batch as (on the host, on the devices) with the copy of the next one already under way.
+
+        The batch on the devices holds its arrays alone.
+        """
+
+        def copy(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+            return batch, self.shard({name: x for name, x in batch.items() if isinstance(x, np.ndarray)})
+
+        ahead = copy(next(batches))
+        for batch in batches:
+            current, ahead = ahead, copy(batch)
+            yield current
 
     def compile_train_step(self, step: Callable) -> Callable:
         """Compiles `step(state, batch) -> state`; the given state's memory is used again."""
@@ -159,6 +167,11 @@ class Parallel:
     def _pmap(self, step: Callable) -> Callable:
         # out_axes None keeps the state an ordinary replicated array, without a leading axis of devices.
         return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=list(self.mesh.devices.flat))
+
+
+def compile_once(function: Callable, **options: Any) -> Callable:
+    """Like jax.jit, for what runs once: less optimisation gives the same numbers and spares seconds of compilation."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 1}, **options)
 
 
 def is_main_process() -> bool:

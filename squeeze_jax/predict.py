@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from squeeze_jax import compilation_cache, writers
 from squeeze_jax import run as run_lib
-from squeeze_jax import writers
 from squeeze_jax.checkpoints import CheckpointError
 from squeeze_jax.config import ConfigError
 from squeeze_jax.data import decode
@@ -127,6 +127,7 @@ def main() -> int:
     parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="draws class activation maps there")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
+    compilation_cache.enable()
     unreadable: list[str] = []
     try:
         paths = find_images(args.images)

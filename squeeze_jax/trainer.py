@@ -22,7 +22,7 @@ from squeeze_jax.data.sources import Dataset, Split
 from squeeze_jax.evaluation import Evaluator
 from squeeze_jax.fine_tuning import start_from
 from squeeze_jax.optimizers import make_optimizer, make_schedule
-from squeeze_jax.parallel import Parallel, any_process, is_main_process, wait_for_all
+from squeeze_jax.parallel import Parallel, any_process, compile_once, is_main_process, wait_for_all
 from squeeze_jax.state import TrainState, all_finite, create_state, empty_window
 from squeeze_jax.steps import make_train_step
 from squeeze_jax.stopping import StopRequest
@@ -141,7 +141,7 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
 
     restored = checkpoints.restore_latest(jax.eval_shape(init))
     if restored is None:
-        state, best = spread.compile_init(init)(), {"best_step": None, "best_value": None}
+        state, best = compile_once(init, out_shardings=spread.replicated)(), {"best_step": None, "best_value": None}
         if config.init_from:
             state, network = start_from(state, config.init_from, new_head=config.init_new_head)
             state = spread.replicate(state)
@@ -171,7 +171,7 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
 
     def save() -> None:
         if not all_finite(state):
-            raise TrainingError(recorder.not_finite(step, float(schedule(step))))
+            raise TrainingError(recorder.not_finite(step))
         checkpoints.save(step, state, best)
 
     def out_of_patience(step: int) -> bool:
@@ -182,22 +182,24 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
         return step - best["best_step"] >= plan.patience
 
     # The loop.
-    batches = pipeline.train_batches(
-        train_split,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        first_step=first_step,
-        num_threads=config.run.num_threads,
-        num_workers=config.run.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+    batches = spread.prefetch(
+        pipeline.train_batches(
+            train_split,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            first_step=first_step,
+            num_threads=config.run.num_threads,
+            num_workers=config.run.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
     )
     with StopRequest() as stop, recorder:
         while step < last_step and not out_of_patience(step):
             recorder.profile(step)
-            batch = next(batches)
-            recorder.count_unreadable(batch.pop("unreadable", ()))
-            state = train_step(state, spread.shard(batch))
+            batch, batch_on_devices = next(batches)
+            recorder.count_unreadable(batch.get("unreadable", ()))
+            state = train_step(state, batch_on_devices)
             step += 1
             if step == first_step + 1:
                 recorder.first_step_done(state, batch, preprocessing, config.seed)
@@ -306,7 +308,7 @@ class _Recorder:
         self._folder = folder
         self._plan = plan
         self._dataset = dataset
-        self._schedule = schedule
+        self._schedule = jax.jit(schedule)
         self._first_step = first_step
         self._writes = is_main_process()
         self._writer = writers.MetricsWriter(folder, first_step) if self._writes else None
@@ -370,8 +372,12 @@ class _Recorder:
         logger.info("first step after %.1f s, compilation included", time.perf_counter() - self._begin)
         if self._writes and self._first_step == 0:
             positions = np.arange(min(32, len(batch["label"])))
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(positions)
-            images = jax.jit(preprocessing.augment)(batch["image"][positions], keys)
+
+            def augment(images: jax.Array) -> jax.Array:
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), positions)
+                return preprocessing.augment(images, keys)
+
+            images = compile_once(augment)(batch["image"][positions])
             writers.draw_batch(
                 self._folder / "first_batch.png", np.asarray(images), batch["label"], self._dataset.class_names
             )
@@ -397,11 +403,10 @@ class _Recorder:
 
     def log_window(self, step: int, window: dict[str, np.ndarray]) -> None:
         """Writes the means since the last line; stops a run that diverged, warns of one that is stuck."""
-        learning_rate = float(self._schedule(step - 1))
         sums = [value for value in window.values() if np.issubdtype(value.dtype, np.inexact)]
         if not all(np.isfinite(value) for value in sums):
-            raise TrainingError(self.not_finite(step, learning_rate))
-        values = metrics.window_means(window, self._dataset.num_classes) | {"learning_rate": learning_rate}
+            raise TrainingError(self.not_finite(step))
+        values = metrics.window_means(window, self._dataset.num_classes) | {"learning_rate": self._learning_rate(step)}
         speed = {"seconds": time.perf_counter() - self._begin}
         if self._unreadable:
             speed["unreadable_examples"] = len(self._unreadable)
@@ -429,11 +434,12 @@ class _Recorder:
         if self._bar and split == "train":
             self._bar.update(step, f"epoch {epoch:.2f}, {text}{suffix}")
 
-    def not_finite(self, step: int, learning_rate: float) -> str:
+    def not_finite(self, step: int) -> str:
         return (
             f"the state is not finite between steps {self._window_start + 1} and {step} (learning rate "
-            f"{learning_rate:g}). The last checkpoint is intact. Try a lower config.optimizer.learning_rate, a "
-            f"config.schedule.warmup or config.optimizer.gradient_clip, or config.model.use_batch_norm=True."
+            f"{self._learning_rate(step):g}). The last checkpoint is intact. Try a lower "
+            f"config.optimizer.learning_rate, a config.schedule.warmup or config.optimizer.gradient_clip, or "
+            f"config.model.use_batch_norm=True."
         )
 
     def profile(self, step: int) -> None:
@@ -463,6 +469,10 @@ class _Recorder:
             )
         else:
             logger.info("stopped at step %d of %d; the same command goes on", step, self._plan.total)
+
+    def _learning_rate(self, step: int) -> float:
+        """Of the update that led to this step."""
+        return float(self._schedule(step - 1))
 
     def _restart_timer(self, step: int) -> None:
         self._timer, self._timed_from = time.perf_counter(), step

@@ -1,5 +1,7 @@
 """Every notebook runs from top to bottom, on small settings."""
 
+import sys
+
 import nbformat
 import pytest
 from conftest import ROOT, SHARED, Child, main_command, make_once
@@ -20,7 +22,7 @@ def execute(name, monkeypatch, **settings):
 
 
 def test_every_notebook_is_tested_and_keeps_its_pictures():
-    names = {"classify_photographs", "design_space", "look_inside_a_run"}
+    names = {"classify_photographs", "design_space", "fine_tune", "look_inside_a_run"}
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == names
     for name in names:
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
@@ -43,3 +45,12 @@ def test_look_inside_a_run(monkeypatch, shared, data_dir):
 @needs_net
 def test_classify_photographs(monkeypatch):
     execute("classify_photographs", monkeypatch, WEIGHTS=NET, PHOTOGRAPHS=SHARED / "imagenet_sample")
+
+
+@needs_net
+def test_fine_tune(monkeypatch, tmp_path):
+    release = ["medmnist/pneumoniamnist_early", "--file", SHARED / "medmnist" / "pneumoniamnist.npz"]
+    command = [sys.executable, "-m", "squeeze_jax.data.prepare", *map(str, release), "--data_dir", str(tmp_path)]
+    Child(command, tmp_path / "prepare.log").succeed()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    execute("fine_tune", monkeypatch, WEIGHTS=NET, WORKDIR=tmp_path / "w", DURATION="2 steps")

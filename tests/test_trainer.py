@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, Child, configure, main_command, make_once
@@ -17,7 +18,7 @@ from PIL import Image
 from squeeze_jax import load, trainer
 from squeeze_jax.checkpoints import Checkpoints
 from squeeze_jax.data.sources import DataError
-from squeeze_jax.writers import read_metrics
+from squeeze_jax.writers import MetricsWriter, read_metrics
 
 KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "3"))  # more of them is a soak
 
@@ -194,6 +195,7 @@ def test_load_in_another_process_without_dataset_or_config(reference, tmp_path, 
     before = snapshot(workdir)
     code = f"""
 import sys
+import jax
 import numpy as np
 from squeeze_jax import load
 run = load({str(workdir)!r})
@@ -327,13 +329,27 @@ def test_a_workdir_that_cannot_be_used_is_named(start, tmp_path):
     assert "A new run needs --config" in Child(missing, tmp_path / "missing.log").fail()
 
 
-def test_a_run_stuck_at_chance_is_warned_of(data_dir, tmp_path, capfd):
-    config = configure(
-        data_dir, **{"optimizer.learning_rate": 0.0, "model.head_relu": True, "train.duration": "20 steps"}
+def test_a_dead_run_is_warned_of_and_nothing_is_compiled_twice(data_dir, tmp_path, capfd, monkeypatch):
+    """Splits of different sizes, log lines, checkpoints and all later steps use what the first ones compiled."""
+    compiled, records = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
-    result = trainer.train_and_evaluate(config, tmp_path / "w")
+    write = MetricsWriter.write
+
+    def count(self, step, split, *rest):
+        records.append((split, len(compiled)))
+        return write(self, step, split, *rest)
+
+    monkeypatch.setattr(MetricsWriter, "write", count)
+    dead = {"optimizer.learning_rate": 0.0, "model.head_relu": True, "train.duration": "20 steps"}
+    unequal = {"dataset.validation_split": "", "dataset.held_out": 97, "run.evaluate_every": "10 steps"}
+    result = trainer.train_and_evaluate(configure(data_dir, **dead, **unequal), tmp_path / "w")
     assert result.finished and result.step == 20
     assert "the loss has stayed at ln(10) = 2.303 for 3 log lines" in capfd.readouterr().err
+    splits, counts = zip(*records, strict=True)
+    assert splits == ("train", "train", "validation", "train", "train", "validation", "test")
+    assert len(set(counts[2:])) == 1 and counts[0] > 0
 
 
 def test_other_ways_to_train(data_dir, tmp_path):

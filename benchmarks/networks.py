@@ -1,0 +1,321 @@
+"""Training steps and inference of our networks against PyTorch, Keras and ONNX Runtime, in one run.
+
+    pip install torch onnxruntime onnx        # Keras comes with TensorFlow
+    python benchmarks/networks.py --csv benchmarks/results/networks.csv [--case 'training, v1.1, 224'] [--rounds 7]
+
+Every program is a process of its own that builds the same network (benchmarks/peers.py), takes our weights, shows that
+its logits are ours within 1e-3 (in evaluation, before anything is timed), warms up, and then waits. The processes work
+in turns: in each round each of them makes as many steps as take about a second. A row of the table holds a program's
+images a second, the median over the rounds with its quartiles; `ours_over_this`, the ratio of the medians; and
+`peak_mib`, the largest memory of the process.
+
+A training step is forward, backward and an update by SGD with momentum and weight decay of the same batch in memory,
+with dropout and cross entropy, all in float32. Ours is the step of the trainer, with its normalisation of raw pixels
+and its metrics. The programs get all cores that this one may use.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import report
+
+TURN_SECONDS = 1.0
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 2e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    training: bool
+    batch: int
+    image: tuple[int, ...]  # (*spatial, channels)
+    model: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return len(self.image) - 1
+
+    def network(self) -> Any:
+        from squeeze_jax import models
+
+        return models.create(self.model, **dict(self.options))
+
+
+SMALL = (("num_classes", 10), ("stem", "3x3/1"), ("bypass", "simple"))
+VOLUME = (("num_classes", 2), ("stem", "3x3/2"))
+NETWORKS = {
+    "v1.0, 224": ("squeezenet_v1_0", (224, 224, 3), ()),
+    "v1.1, 224": ("squeezenet_v1_1", (224, 224, 3), ()),
+    "v1.1, 32": ("squeezenet_v1_1", (32, 32, 3), SMALL),
+    "v1.1 with batch norm, 32": ("squeezenet_v1_1", (32, 32, 3), (*SMALL, ("use_batch_norm", True))),
+    "nodule v2, 224": ("squeezenodule_v2", (224, 224, 3), ()),
+    "nodule v2, 28^3": ("squeezenodule_v2", (28, 28, 28, 1), VOLUME),
+}
+CASES = {
+    **{
+        f"training, {name}": Case(True, 128 if image[0] == 32 else 32, image, model, options)
+        for name, (model, image, options) in NETWORKS.items()
+    },
+    **{
+        f"inference, {name}, batch {batch}": Case(False, batch, image, model, options)
+        for name, (model, image, options) in NETWORKS.items()
+        if "batch norm" not in name
+        for batch in (1, 32, 128)
+    },
+}
+
+
+# Each of these returns the logits of images (batch, *spatial, channels), and what makes one step and waits for it.
+Program = tuple[Callable[[np.ndarray], np.ndarray], Callable[[], Any]]
+
+
+def ours(case: Case, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray) -> Program:
+    import flax
+    import jax
+
+    from squeeze_jax.config import base_config
+    from squeeze_jax.data.augment import Preprocessing
+    from squeeze_jax.optimizers import make_optimizer
+    from squeeze_jax.parallel import Parallel, keep_freed_memory
+    from squeeze_jax.state import create_state
+    from squeeze_jax.steps import make_train_step
+
+    keep_freed_memory()
+    model = case.network()
+    variables = flax.traverse_util.unflatten_dict(weights, sep="/")
+    evaluate = jax.jit(model.apply)
+    variables, placed = jax.device_put((variables, images))
+    if not case.training:
+        return lambda x: evaluate(variables, x), lambda: evaluate(variables, placed).block_until_ready()
+
+    config = base_config().optimizer
+    config.name, config.momentum, config.weight_decay = "sgd", MOMENTUM, WEIGHT_DECAY
+    optimizer = make_optimizer(config, lambda step: LEARNING_RATE)
+    spread = Parallel.create("jit")
+    fresh = create_state(model, optimizer, case.image, seed=0, use_ema=False)
+    state = [fresh.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))]
+    step = spread.compile_train_step(make_train_step(model, optimizer, Preprocessing().train, seed=0))
+    batch = spread.shard({"image": np.zeros(images.shape, np.uint8), "label": labels})
+
+    def train() -> None:
+        state[0] = step(state[0], batch)
+        jax.block_until_ready(state[0])
+
+    logits = np.asarray(evaluate(variables, images))  # training gives the weights' memory away
+    return lambda x: logits, train
+
+
+def torch_program(
+    case: Case, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray, *, last: bool, compiled: bool
+) -> Program:
+    import torch
+    from peers import layers_of, torch_network
+
+    network = case.network()
+    model = torch_network(layers_of(network, case.image[-1]), case.rank, network.dropout_rate, weights).eval()
+    layout = torch.channels_last_3d if case.rank == 3 else torch.channels_last
+    layout = layout if last else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    called = torch.compile(model) if compiled else model
+
+    def place(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.moveaxis(x, -1, 1).copy()).contiguous(memory_format=layout)
+
+    @torch.inference_mode()
+    def evaluate(x: torch.Tensor) -> torch.Tensor:
+        return called(x)
+
+    inputs, targets = place(images), torch.from_numpy(labels.astype(np.int64))
+    logits = evaluate(inputs).numpy()
+    if not case.training:
+        return lambda x: logits, lambda: evaluate(inputs)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(called(inputs), targets).backward()
+        optimizer.step()
+
+    return lambda x: logits, train
+
+
+def keras_program(
+    case: Case, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray, *, compiled: bool
+) -> Program:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    import keras
+    import tensorflow as tf
+    from peers import keras_network, layers_of
+
+    network = case.network()
+    model = keras_network(layers_of(network, case.image[-1]), case.image[:-1], network.dropout_rate, weights)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.SGD(LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    model.compile(optimizer, loss, jit_compile=compiled)
+    inputs, targets = tf.constant(images), tf.constant(labels)
+    evaluate = tf.function(lambda x: model(x, training=False), jit_compile=compiled)
+    step = lambda: model.train_on_batch(inputs, targets)  # noqa: E731
+    return lambda x: evaluate(x).numpy(), step if case.training else lambda: evaluate(inputs).numpy()
+
+
+def onnx_runtime(case: Case, weights: dict[str, np.ndarray], images: np.ndarray, labels: np.ndarray) -> Program:
+    import onnxruntime
+    from peers import layers_of, onnx_network
+
+    serialised = onnx_network(layers_of(case.network(), case.image[-1]), case.rank, weights)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
+
+    def evaluate(x: np.ndarray) -> np.ndarray:
+        return session.run(None, {"images": x})[0]
+
+    placed = np.ascontiguousarray(np.moveaxis(images, -1, 1))
+    return lambda x: evaluate(np.ascontiguousarray(np.moveaxis(x, -1, 1))), lambda: evaluate(placed)
+
+
+PROGRAMS: dict[str, Callable[..., Program]] = {
+    "ours": ours,
+    "PyTorch": lambda *a: torch_program(*a, last=False, compiled=False),
+    "PyTorch, channels last": lambda *a: torch_program(*a, last=True, compiled=False),
+    "PyTorch, compiled": lambda *a: torch_program(*a, last=False, compiled=True),
+    "PyTorch, channels last, compiled": lambda *a: torch_program(*a, last=True, compiled=True),
+    "Keras on TensorFlow": lambda *a: keras_program(*a, compiled=False),
+    "Keras on TensorFlow, XLA": lambda *a: keras_program(*a, compiled=True),
+    "ONNX Runtime": onnx_runtime,
+}
+
+
+def work(case: Case, name: str, folder: pathlib.Path) -> None:
+    """The process of one program: answers "turn" with its seconds a step and its memory, until its input ends."""
+    given = dict(np.load(folder / "given.npz"))
+    images, labels, logits = (given.pop(key) for key in ("images", "labels", "logits"))
+    evaluate, step = PROGRAMS[name](case, given, images, labels)
+    np.testing.assert_allclose(evaluate(images), logits, atol=1e-3 * np.abs(logits).max(), rtol=1e-3)
+    for _ in range(3):
+        start = time.perf_counter()
+        step()
+    steps = max(1, round(TURN_SECONDS / (time.perf_counter() - start)))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        seconds = (time.perf_counter() - start) / steps
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+
+
+def prepare(case: Case, folder: pathlib.Path) -> None:
+    """Writes weights, images, labels and our logits; in a process of its own, which leaves the memory to the others."""
+    import flax
+    import jax
+
+    model = case.network()
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(case.batch, *case.image)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    logits = jax.jit(model.apply)(variables, images)
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    labels = rng.integers(0, model.num_classes, case.batch).astype(np.int32)
+    np.savez(folder / "given.npz", images=images, labels=labels, logits=logits, **flat)
+
+
+@dataclasses.dataclass
+class Turns:
+    """What one program did, a value a round."""
+
+    images_per_second: list[float] = dataclasses.field(default_factory=list)
+    peak_mib: list[float] = dataclasses.field(default_factory=list)
+
+
+def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
+    """Measures programs in turns. One that fails is reported and left out."""
+    running: dict[str, subprocess.Popen] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--case", case_name, "--folder", folder]
+        subprocess.run([*command, "--work", "prepare"], check=True)
+        for name in names:
+            log = pathlib.Path(folder, "log")
+            with log.open("w") as errors:
+                process = subprocess.Popen(
+                    [*command, "--work", name], stdin=-1, stdout=-1, stderr=errors, text=True, bufsize=1
+                )
+            if any(line == "ready\n" for line in iter(process.stdout.readline, "")):
+                running[name] = process
+            else:
+                print(f"{case_name}: {name} failed: {log.read_text().strip()[-300:]}", file=sys.stderr)
+        found = {name: Turns() for name in running}
+        for _ in range(rounds):
+            for name, process in running.items():
+                process.stdin.write("turn\n")
+                answer = json.loads(process.stdout.readline())
+                found[name].images_per_second.append(CASES[case_name].batch / answer["seconds"])
+                found[name].peak_mib.append(answer["peak_mib"])
+        for process in running.values():
+            process.communicate()
+    return found
+
+
+def measure(case_name: str, rounds: int) -> list[dict[str, Any]]:
+    """The rows of a case."""
+    case = CASES[case_name]
+    found = turns(case_name, [name for name in PROGRAMS if name != "ONNX Runtime" or not case.training], rounds)
+    if "ours" not in found:
+        raise SystemExit(f"{case_name}: our own program failed.")
+    return [
+        {"case": case_name, "batch": case.batch, "program": name}
+        | report.spread(its.images_per_second, "images_per_second", 1)
+        | {"ours_over_this": report.ratio(found["ours"].images_per_second, its.images_per_second)}
+        | {"peak_mib": round(max(its.peak_mib))}
+        | versions()
+        for name, its in found.items()
+    ]
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("jax", "torch", "tensorflow-cpu", "keras", "onnxruntime"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=pathlib.Path, help="the table, in which the measured cases are replaced")
+    parser.add_argument("--case", action="append", choices=CASES, help="all by default; may be repeated")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work == "prepare":
+        prepare(CASES[args.case[0]], args.folder)
+        return 0
+    if args.work:
+        work(CASES[args.case[0]], args.work, args.folder)
+        return 0
+    for name in args.case or CASES:
+        report.write(args.csv, measure(name, args.rounds), args.rounds, key="case")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""What all benchmarks say alike: medians with quartiles, and where and when they were measured."""
+
+import csv
+import datetime
+import os
+import pathlib
+import platform
+import statistics
+from typing import Any
+
+from squeeze_jax.writers import write_csv
+
+
+def spread(values: list[float], name: str, digits: int) -> dict[str, float]:
+    """The median under this name, and the quartiles."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {name: round(median, digits), "quartile_low": round(low, digits), "quartile_high": round(high, digits)}
+
+
+def ratio(values: list[float], others: list[float]) -> float:
+    """Of the medians."""
+    return round(statistics.median(values) / statistics.median(others), 2)
+
+
+def write(path: pathlib.Path | None, rows: list[dict[str, Any]], rounds: int, key: str | None = None) -> None:
+    """Prints the rows, and writes them with the rounds, the date and the machine where there is a path.
+
+    With a key, rows of the table that is there stay where their value of it is not among the new ones.
+    """
+    for row in rows:
+        print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+    if path is None:
+        return
+    new = {row[key] for row in rows} if key else set()
+    kept = []
+    if key and path.exists():
+        with path.open() as file:
+            kept = [row for row in csv.DictReader(file) if row[key] not in new]
+    machine = {
+        "rounds": rounds,
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(path, kept + [row | machine for row in rows])
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

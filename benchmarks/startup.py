@@ -1,0 +1,122 @@
+"""Seconds from the start of a process to its first training step, against PyTorch and Keras.
+
+    python benchmarks/startup.py --csv benchmarks/results/startup.csv
+
+Each program is started anew in every round, in turns: `import squeeze_jax` alone; `python -m squeeze_jax.main` on
+digits with an empty compilation cache ("cold") and with the one that the cold start filled ("warm"), until the log says
+that the first step is done; and PyTorch and Keras on TensorFlow with the same network and batch, from the start of
+Python to the end of one step. The digits must have been prepared, as any earlier run has done.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import report
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
+
+PEER = """
+import sys
+sys.path.insert(0, {here!r})
+import numpy as np
+import networks
+case = networks.Case(True, {batch}, {image}, {model!r}, {options})
+weights = dict(np.load({weights!r}))
+images, labels = np.zeros((case.batch, *case.image), np.float32), np.zeros(case.batch, np.int32)
+networks.PROGRAMS[{name!r}](case, weights, images, labels)[1]()
+"""
+PEERS = ("PyTorch", "Keras on TensorFlow")
+IMPORT, COLD, WARM = "import squeeze_jax", "ours, cold", "ours, warm"
+
+
+def digits() -> tuple[int, tuple[int, ...], str, tuple]:
+    """Batch, image, name and options of the network of configs/digits.py."""
+    import runpy
+
+    from squeeze_jax import models
+
+    config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
+    options = {name: config.model[name] for name in models.OVERRIDES if config.model[name] is not None}
+    options["num_classes"] = 10
+    return config.train.batch_size, (*config.dataset.image_size, 1), config.model.name, tuple(options.items())
+
+
+def write_weights(path: pathlib.Path) -> None:
+    """For the peers; not timed."""
+    import flax
+    import jax
+    import numpy as np
+
+    from squeeze_jax import models
+
+    _, image, model, options = digits()
+    variables = jax.jit(models.create(model, **dict(options)).init)(jax.random.key(0), np.zeros((1, *image)))
+    np.savez(path, **flax.traverse_util.flatten_dict(variables, sep="/"))
+
+
+def seconds_of_run(folder: pathlib.Path, cache: pathlib.Path) -> float:
+    """Until the first step of a run of ours, which is ended then."""
+    command = [sys.executable, "-m", "squeeze_jax.main", "--config", str(ROOT / "configs" / "digits.py")]
+    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--workdir", str(folder)], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "first step after" in line:
+            seconds = time.perf_counter() - start
+            # The smaller functions that a run compiles after its first step belong to the cache, too.
+            if "cold" in folder.name:
+                next(line for line in process.stderr if "validation" in line)
+            process.kill()
+            process.wait()
+            return seconds
+    raise SystemExit("".join(lines))
+
+
+def seconds_of_script(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    batch, image, model, options = digits()
+    found: dict[str, list[float]] = {name: [] for name in (IMPORT, COLD, WARM, *PEERS)}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        write_weights(folder / "weights.npz")
+        values = {"here": str(HERE), "batch": batch, "image": image, "model": model}
+        values |= {"options": options, "weights": str(folder / "weights.npz")}
+        for i in range(args.rounds):
+            found[IMPORT].append(seconds_of_script("import squeeze_jax"))
+            cache = folder / f"cache{i}"
+            found[COLD].append(seconds_of_run(folder / f"cold{i}", cache))
+            found[WARM].append(seconds_of_run(folder / f"warm{i}", cache))
+            for name in PEERS:
+                found[name].append(seconds_of_script(PEER.format(**values, name=name)))
+    rows = [
+        {"program": name}
+        | report.spread(seconds, "seconds", 2)
+        | {"this_over_ours_warm": report.ratio(seconds, found[WARM])}
+        for name, seconds in found.items()
+    ]
+    report.write(args.csv, rows, args.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
