@@ -13,8 +13,8 @@ from squeeze_jax.writers import write_csv
 
 def spread(values: list[float], name: str, digits: int) -> dict[str, float]:
     """The median under this name, and the quartiles."""
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {name: round(median, digits), "quartile_low": round(low, digits), "quartile_high": round(high, digits)}
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {name: round(middle, digits), "quartile_low": round(low, digits), "quartile_high": round(high, digits)}
 
 
 def ratio(values: list[float], others: list[float]) -> float:

@@ -24,8 +24,10 @@ SHARED = pathlib.Path(os.environ.get("SQUEEZE_JAX_SHARED", ROOT.parent / "shared
 TIME_LIMIT = 300  # seconds for a child process, so that a hang is a named failure
 
 # A network small enough to compile and train in seconds, with everything that a resumed run could get wrong switched
-# on: batch norm, dropout, augmentation, averaged weights, momentum, a schedule.
+# on: batch norm, dropout, augmentation, averaged weights, momentum, a schedule. SqueezeNodule-Net has two thirds of
+# SqueezeNet's convolutions, and compiling them is what the tests wait for.
 TINY = {
+    "model.name": "squeezenodule_v1",
     "model.base_filters": 8,
     "model.filter_increment": 8,
     "model.stem": "3x3/1",

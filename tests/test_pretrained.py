@@ -61,7 +61,10 @@ def test_the_compressed_file_holds_what_the_paper_says(paper):
 def test_it_classifies_photographs_as_an_independent_forward_pass_does(paper):
     """PyTorch's forward pass of the same weights gives these figures: top-1 0.675, top-5 0.875, and the logits."""
     crop, preprocessing = crop_of(paper.config), preprocessing_of(paper.config)
-    logits_of = jax.jit(lambda variables, x: paper.model.apply(variables, preprocessing.evaluate(x)))
+    optimised = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}  # unlike other tests
+    logits_of = jax.jit(
+        lambda variables, x: paper.model.apply(variables, preprocessing.evaluate(x)), compiler_options=optimised
+    )
     paths = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     images = np.stack([crop.for_evaluation(path.read_bytes(), 3) for path in paths])
     logits = np.concatenate([logits_of(paper.variables, part) for part in np.split(images, 10)])

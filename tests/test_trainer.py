@@ -353,8 +353,10 @@ def test_a_dead_run_is_warned_of_and_nothing_is_compiled_twice(data_dir, tmp_pat
 
 
 def test_other_ways_to_train(data_dir, tmp_path):
-    """bfloat16, AdamW, clipping, accumulation, the loss as the best metric, no averaging, a profile."""
+    """SqueezeNet, bfloat16, AdamW, clipping, accumulation, the loss as the best metric, no averaging, a profile."""
     overrides = {
+        "model.name": "squeezenet_v1_1",
+        "model.bypass": "simple",
         "model.dtype": "bfloat16",
         "optimizer.name": "adamw",
         "optimizer.gradient_clip": 1.0,
