@@ -1,6 +1,7 @@
 """Where a training step spends its time: every layer alone, forward and backward, as ours and as plain lax.
 
-    python benchmarks/layer_profile.py --case 'training, v1.1 with batch norm, 32' --csv benchmarks/results/layer_profile.csv
+    python benchmarks/layer_profile.py --csv benchmarks/results/layer_profile.csv \
+        --case 'training, v1.1 with batch norm, 32'
 
 The cases are those of benchmarks/networks.py. Each layer is compiled for the input that it gets in the network, and all
 of them are timed in turns. `backward` is forward and backward less forward. The share is of the sum over the layers,

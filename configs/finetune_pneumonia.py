@@ -37,7 +37,7 @@ def get_config(release: str = "official") -> ConfigDict:
     config.train.batch_size = 64
     config.optimizer.learning_rate = 2e-4
     config.schedule.name = "cosine"
-    config.schedule.warmup = "30 steps"
+    config.schedule.warmup = "0.1 epochs"
     config.run.log_every = "10 steps"
     config.run.evaluate_every = "1 epoch"
     return config

@@ -139,9 +139,10 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
     def init() -> TrainState:
         return create_state(model, optimizer, input_shape, seed=config.seed, use_ema=config.train.ema_decay > 0)
 
-    restored = checkpoints.restore_latest(jax.eval_shape(init))
+    traced = compile_once(init, out_shardings=spread.replicated).trace()
+    restored = checkpoints.restore_latest(traced.out_info)
     if restored is None:
-        state, best = compile_once(init, out_shardings=spread.replicated)(), {"best_step": None, "best_value": None}
+        state, best = traced.lower().compile()(), {"best_step": None, "best_value": None}
         if config.init_from:
             state, network = start_from(state, config.init_from, new_head=config.init_new_head)
             state = spread.replicate(state)
