@@ -1,6 +1,7 @@
 """Exact evaluation of a split: every example counts once, for any dataset size, batch size and device count."""
 
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -26,10 +27,13 @@ class Evaluator:
       model: the network.
       config: of the run.
       spread: the devices.
+      largest: examples of the largest split that will be measured; batches are no larger. None where it is not known.
       confusion: also count the confusion matrix.
     """
 
-    def __init__(self, model: Any, config: ConfigDict, spread: Parallel, *, confusion: bool = False):
+    def __init__(
+        self, model: Any, config: ConfigDict, spread: Parallel, *, largest: int | None = None, confusion: bool = False
+    ):
         preprocessing = run.preprocessing_of(config)
         step = make_eval_step(
             model,
@@ -41,10 +45,10 @@ class Evaluator:
         self._eval_step = spread.compile_eval_step(step)
         self._spread = spread
         self._num_classes = model.num_classes
-        # The padding is masked, so any batch size is exact; round up to what the devices can share. Splits of all sizes
-        # have batches of this one, so the step is compiled once.
+        # The padding is masked, so any batch size is exact; round up to what the devices can share. All splits have
+        # batches of this one size, so the step is compiled once.
         num_devices = spread.num_devices
-        self._batch_size = -(-config.evaluation.batch_size // num_devices) * num_devices
+        self._batch_size = -(-min(config.evaluation.batch_size, largest or math.inf) // num_devices) * num_devices
         self._num_threads = config.run.num_threads
         self._num_workers = config.run.num_workers
 
@@ -128,7 +132,7 @@ def evaluate(
     examples = run.split_of(dataset, config, split)
     if examples is None:
         raise ConfigError(f"config.dataset.{split}_split is empty: this experiment has no {split} split.")
-    evaluator = Evaluator(network.model, config, spread, confusion=True)
+    evaluator = Evaluator(network.model, config, spread, largest=len(examples), confusion=True)
     sums, values = evaluator.measure(examples, spread.replicate(network.variables), label_map)
     text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     logger.info("%s of %s, step %d: %d examples, %s", split, dataset.name, network.step, sums["examples"], text)

@@ -165,7 +165,8 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             axis_name=spread.axis_name,
         )
     )
-    evaluator = Evaluator(model, config, spread)
+    measured = [len(split) for split in (validation_split, test_split) if split is not None]
+    evaluator = Evaluator(model, config, spread, largest=max(measured, default=1))
     last_step = min(plan.total, config.run.stop_after_steps or plan.total)
     recorder = _Recorder(config, folder, first_step, plan, dataset, schedule, console)
     recorder.announce(spread, summary, train_split, validation_split)

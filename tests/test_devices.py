@@ -16,7 +16,8 @@ from squeeze_jax.writers import read_metrics
 EXACT = {
     "model.dtype": "float64",
     "train.duration": "20 steps",
-    "evaluation.batch_size": 96,
+    "dataset.validation_split": "",
+    "dataset.test_split": "",
     "optimizer.learning_rate": 0.001,
 }
 

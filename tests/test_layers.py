@@ -11,8 +11,8 @@ from squeeze_jax.models import layers
 
 def close(function, reference, *arguments):
     """Both give the same value and, for a random cotangent, the same gradients."""
-    value, pull_back = jax.vjp(function, *arguments)
-    expected, expected_pull_back = jax.vjp(reference, *arguments)
+    value, pull_back = jax.vjp(jax.jit(function), *arguments)
+    expected, expected_pull_back = jax.vjp(jax.jit(reference), *arguments)
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
     cotangent = jnp.asarray(np.random.default_rng(1).normal(size=value.shape), value.dtype)
     for gradient, wanted in zip(pull_back(cotangent), expected_pull_back(cotangent), strict=True):

@@ -53,4 +53,5 @@ def test_fine_tune(monkeypatch, tmp_path):
     command = [sys.executable, "-m", "squeeze_jax.data.prepare", *map(str, release), "--data_dir", str(tmp_path)]
     Child(command, tmp_path / "prepare.log").succeed()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "")  # optimised, for the network is large
     execute("fine_tune", monkeypatch, WEIGHTS=NET, WORKDIR=tmp_path / "w", DURATION="7 steps")

@@ -347,7 +347,8 @@ def test_200_photographs_as_a_folder_and_as_a_tfds_dataset(tmp_path):
         for epoch in (two_epochs[:5], two_epochs[5:]):
             assert sorted(np.concatenate([batch["label"] for batch in epoch])) == list(range(200))
         assert_same_batches(read(7, 3), two_epochs[7:])
-        assert_same_batches(read(4, 2, num_workers=2), two_epochs[4:6])
+        if split is folder:
+            assert_same_batches(read(4, 2, num_workers=2), two_epochs[4:6])
         halves = [read(0, 3, process_index=i, process_count=2) for i in range(2)]
         joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*halves, strict=True)]
         assert_same_batches(joined, two_epochs[:3])

@@ -27,7 +27,7 @@ PLAIN = Preprocessing(mean=(127.0,), std=(64.0,))
 
 def small_model(**overrides):
     small = {"num_classes": CLASSES, "base_filters": 8, "filter_increment": 8, "stem": "3x3/1", "stem_filters": 8}
-    return models.create("squeezenet_v1_1", **{**small, "dropout_rate": 0.0, "head_relu": False, **overrides})
+    return models.create("squeezenodule_v1", **{**small, "dropout_rate": 0.0, "head_relu": False, **overrides})
 
 
 def batch(size=SIZE, seed=0):

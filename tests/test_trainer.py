@@ -353,10 +353,8 @@ def test_a_dead_run_is_warned_of_and_nothing_is_compiled_twice(data_dir, tmp_pat
 
 
 def test_other_ways_to_train(data_dir, tmp_path):
-    """SqueezeNet, bfloat16, AdamW, clipping, accumulation, the loss as the best metric, no averaging, a profile."""
+    """bfloat16, AdamW, clipping, accumulation, the loss as the best metric, no averaging, a profile."""
     overrides = {
-        "model.name": "squeezenet_v1_1",
-        "model.bypass": "simple",
         "model.dtype": "bfloat16",
         "optimizer.name": "adamw",
         "optimizer.gradient_clip": 1.0,

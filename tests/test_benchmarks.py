@@ -1,0 +1,49 @@
+"""The peers that benchmarks/ measures are the same network as ours, and its figures are what they say."""
+
+import csv
+
+import flax
+import jax
+import numpy as np
+import onnx.reference
+import pytest
+from conftest import ROOT
+
+from squeeze_jax import models
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("squeezenet_v1_1", (1, 32, 32, 3)), ("squeezenodule_v2", (1, 13, 15, 13, 1))]
+)
+def test_the_onnx_peer_gives_our_logits(name, shape):
+    import peers
+
+    small = {"base_filters": 8, "filter_increment": 8, "stem_filters": 8, "num_classes": 5}
+    model = models.create(name, stem="3x3/1", bypass="simple", **small)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    weights = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    rank = len(shape) - 2
+    serialised = peers.onnx_network(peers.layers_of(model, shape[-1]), rank, weights)
+    (logits,) = onnx.reference.ReferenceEvaluator(serialised).run(None, {"images": np.moveaxis(images, -1, 1)})
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_holds_medians_and_keeps_other_rows(tmp_path):
+    import report
+
+    path = tmp_path / "table.csv"
+    values = [1.0, 2.0, 3.0, 4.0, 100.0]
+    rows = [{"case": case} | report.spread(values, "seconds", 1) for case in ("a", "b")]
+    assert rows[0] == {"case": "a", "seconds": 3.0, "quartile_low": 1.5, "quartile_high": 52.0}
+    assert report.ratio([6.0, 6.0, 0.0], values) == 2.0
+    report.write(path, rows, 5, key="case")
+    report.write(path, [rows[1] | {"seconds": 7.0}], 5, key="case")
+    with path.open() as file:
+        found = list(csv.DictReader(file))
+    assert [(row["case"], row["seconds"], row["rounds"]) for row in found] == [("a", "3.0", "5"), ("b", "7.0", "5")]
