@@ -317,6 +317,13 @@ def test_altered_files_are_refused_or_give_arrays(tmp_path, suffix):
     assert refused > MUTATIONS / 10 and largest < 200 * 2**20
 
 
+def test_a_number_in_place_of_a_layer_is_named(tmp_path):
+    """One of a thousand altered files had it."""
+    (tmp_path / "net.caffemodel").write_bytes(b"\xa0\x06\x01")  # field 100, a whole number
+    with pytest.raises(WeightError, match="a number where a message is expected"):
+        load(tmp_path / "net.caffemodel")
+
+
 @pytest.mark.parametrize(
     ("opcodes", "message"),
     [

@@ -49,7 +49,7 @@ def decode(path: pathlib.Path) -> Leaves:
         for number, layer in _fields(memoryview(read_bytes(path))):
             if number not in NAME_AND_BLOBS:
                 continue
-            name, blobs = _layer(layer, *NAME_AND_BLOBS[number])
+            name, blobs = _layer(_bytes(layer), *NAME_AND_BLOBS[number])
             if not blobs:
                 continue
             *parts, last = name.split("/")
@@ -68,7 +68,7 @@ def decode(path: pathlib.Path) -> Leaves:
     return leaves
 
 
-def _layer(message: Any, name_field: int, blobs_field: int) -> tuple[str, list[np.ndarray]]:
+def _layer(message: memoryview, name_field: int, blobs_field: int) -> tuple[str, list[np.ndarray]]:
     name, blobs = "", []
     for number, value in _fields(message):
         if number == name_field:
