@@ -11,7 +11,10 @@ scratch. `early` is the earlier release of the dataset, see configs/pneumonia_mn
 `--config.optimizer.rate_factors="(('conv10', 1.0), ('', 0.1))"` the trunk learns at a tenth of the rate, and a factor
 of 0.0 freezes it.
 
-Not measured here yet. Beside it: MedMNIST's ResNet-18 at 28 pixels, AUC 0.944 and accuracy 0.854.
+Run here (`early`, 3 seeds, 303 steps each, 2 CPU cores, 2026-11-22): test AUC 0.962 +- 0.006 and accuracy 0.811 +-
+0.021 from the compressed ImageNet weights, AUC 0.942 +- 0.005 and accuracy 0.812 +- 0.009 from scratch
+(experiments/results/finetune_pneumonia.csv and finetune_pneumonia_scratch.csv; README, "Results"). Beside it:
+MedMNIST's ResNet-18 at 28 pixels after 100 epochs, AUC 0.944 and accuracy 0.854.
 """
 
 import pathlib
