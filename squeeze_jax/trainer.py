@@ -329,6 +329,8 @@ class _Recorder:
         return self
 
     def __exit__(self, *error) -> None:
+        if self._writer and error[0]:
+            self._writer.close()
         if self._profiling:
             jax.profiler.stop_trace()
         if self._bar:

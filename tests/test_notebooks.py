@@ -1,11 +1,11 @@
 """Every notebook runs from top to bottom, on small settings."""
 
-import sys
-
 import nbformat
 import pytest
 from conftest import ROOT, SHARED, Child, main_command, make_once
 from nbclient import NotebookClient
+
+from squeeze_jax import load, pretrained
 
 NOTEBOOKS = ROOT / "notebooks"
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
@@ -35,23 +35,26 @@ def test_design_space(monkeypatch):
     execute("design_space", monkeypatch)
 
 
-def test_look_inside_a_run(monkeypatch, shared, data_dir):
-    def train(workdir):
-        Child(main_command(data_dir, workdir), f"{workdir}.log").succeed()
+@pytest.fixture(scope="module")
+def reference(shared, data_dir):
+    return make_once(shared, "reference", lambda w: Child(main_command(data_dir, w), f"{w}.log").succeed())
 
-    execute("look_inside_a_run", monkeypatch, WORKDIR=make_once(shared, "reference", train))
+
+def test_look_inside_a_run(monkeypatch, reference):
+    execute("look_inside_a_run", monkeypatch, WORKDIR=reference)
+
+
+def test_fine_tune(monkeypatch, reference, tmp_path, data_dir):
+    """With a config and weights that are small."""
+    weights, config = tmp_path / "weights.safetensors", tmp_path / "config.py"
+    pretrained.save(load(reference), weights)
+    config.write_text(
+        f"import sys\n\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom conftest import configure\n\n"
+        f"def get_config(release):\n    return configure({data_dir!r}, init_new_head=True)\n"
+    )
+    execute("fine_tune", monkeypatch, CONFIG=config, WEIGHTS=weights, WORKDIR=tmp_path / "w")
 
 
 @needs_net
 def test_classify_photographs(monkeypatch):
     execute("classify_photographs", monkeypatch, WEIGHTS=NET, PHOTOGRAPHS=SHARED / "imagenet_sample")
-
-
-@needs_net
-def test_fine_tune(monkeypatch, tmp_path):
-    release = ["medmnist/pneumoniamnist_early", "--file", SHARED / "medmnist" / "pneumoniamnist.npz"]
-    command = [sys.executable, "-m", "squeeze_jax.data.prepare", *map(str, release), "--data_dir", str(tmp_path)]
-    Child(command, tmp_path / "prepare.log").succeed()
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("XLA_FLAGS", "")  # optimised, for the network is large
-    execute("fine_tune", monkeypatch, WEIGHTS=NET, WORKDIR=tmp_path / "w", DURATION="7 steps")
