@@ -10,8 +10,8 @@ squeeze_jax/data/builders/medmnist.py for how it is prepared from a file.
 
 Expected: MedMNIST's own rows lie between AUC 0.942, accuracy 0.854 and AUC 0.991, accuracy 0.946. Run here on `early`
 (1 seed, 2026-11-22): AUC 0.922 and accuracy 0.851, below those rows, with AUC 0.988 on the validation split
-(experiments/results/pneumonia_early.csv; its seconds hold pauses). One in ten training images of this release is normal,
-three in eight of the test split. The official release was not at hand.
+(experiments/results/pneumonia_early.csv; its seconds hold pauses). One in ten training images of this release is
+normal, and three in eight of the test split. The official release was not at hand.
 """
 
 from ml_collections import ConfigDict
