@@ -7,7 +7,6 @@ Orbax, are written to a temporary folder, carry a SHA-256 a leaf and are verifie
 of that. In turns, medians over the rounds.
 """
 
-import argparse
 import pathlib
 import sys
 import tempfile
@@ -31,10 +30,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args = report.parser(__doc__).parse_args()
     model = models.create("squeezenet_v1_0")
     state = jax.jit(lambda: create_state(model, optax.sgd(0.1, 0.9), (224, 224, 3), seed=0, use_ema=True))()
     arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}

@@ -8,7 +8,6 @@ this machine's cores, so this shows what spreading costs or gives here, not how 
 network in one process, stands beside it.
 """
 
-import argparse
 import pathlib
 import socket
 import statistics
@@ -67,10 +66,7 @@ def images_per_second(devices: int | None, backend: str, processes: int) -> floa
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args = report.parser(__doc__).parse_args()
     found: dict[str, list[float]] = {name: [] for name in (*ROWS, PEER)}
     for _ in range(args.rounds):
         for name, row in ROWS.items():

@@ -8,8 +8,6 @@ of them are timed in turns. `backward` is forward and backward less forward. The
 which a whole step may undercut, for XLA fuses across layers, or exceed, by loss, optimizer and augmentation.
 """
 
-import argparse
-import pathlib
 import statistics
 import sys
 from collections.abc import Callable
@@ -68,10 +66,8 @@ def programs(module: nn.Module, shape: tuple[int, ...], options: dict[str, Any],
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--case", choices=[name for name, case in CASES.items() if case.training], required=True)
-    parser.add_argument("--csv", type=pathlib.Path, help="the table, in which the measured case is replaced")
-    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     rows = []
     for i, (name, module, shape, options) in enumerate(layers_of(CASES[args.case])):

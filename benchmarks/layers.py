@@ -7,8 +7,6 @@ row is a whole training step. All of them are timed in one run, alternating; med
 between the quartiles. glibc is told to keep freed memory in the second half, for it cannot be taken back.
 """
 
-import argparse
-import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -111,10 +109,7 @@ def measure(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, li
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", required=True, type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
+    args = report.parser(__doc__).parse_args()
     programs = {name: {"lax": plain_lax(build), "ours": build()} for name, build in CASES.items()}
     rows = []
     for memory in ("default", "kept"):

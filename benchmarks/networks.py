@@ -299,10 +299,8 @@ def versions() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=pathlib.Path, help="the table, in which the measured cases are replaced")
+    parser = report.parser(__doc__)
     parser.add_argument("--case", action="append", choices=CASES, help="all by default; may be repeated")
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

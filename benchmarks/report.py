@@ -1,5 +1,6 @@
 """What all benchmarks say alike: medians with quartiles, and where and when they were measured."""
 
+import argparse
 import csv
 import datetime
 import os
@@ -9,6 +10,14 @@ import statistics
 from typing import Any
 
 from squeeze_jax.writers import write_csv
+
+
+def parser(description: str, rounds: int = 7) -> argparse.ArgumentParser:
+    """With the arguments that all benchmarks take."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--csv", type=pathlib.Path, help="the table")
+    made.add_argument("--rounds", type=int, default=rounds)
+    return made
 
 
 def spread(values: list[float], name: str, digits: int) -> dict[str, float]:

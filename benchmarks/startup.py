@@ -8,7 +8,6 @@ that the first step is done; and PyTorch and Keras on TensorFlow with the same n
 Python to the end of one step. The digits must have been prepared, as any earlier run has done.
 """
 
-import argparse
 import os
 import pathlib
 import subprocess
@@ -60,8 +59,8 @@ def write_weights(path: pathlib.Path) -> None:
     np.savez(path, **flax.traverse_util.flatten_dict(variables, sep="/"))
 
 
-def seconds_of_run(folder: pathlib.Path, cache: pathlib.Path) -> float:
-    """Until the first step of a run of ours, which is ended then."""
+def seconds_of_run(folder: pathlib.Path, cache: pathlib.Path, *, fill_cache: bool) -> float:
+    """Until the first step of a run of ours, which is then ended, or first left to compile what else it needs."""
     command = [sys.executable, "-m", "squeeze_jax.main", "--config", str(ROOT / "configs" / "digits.py")]
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -74,8 +73,7 @@ def seconds_of_run(folder: pathlib.Path, cache: pathlib.Path) -> float:
         lines.append(line)
         if "first step after" in line:
             seconds = time.perf_counter() - start
-            # The smaller functions that a run compiles after its first step belong to the cache, too.
-            if "cold" in folder.name:
+            if fill_cache:
                 next(line for line in process.stderr if "validation" in line)
             process.kill()
             process.wait()
@@ -90,10 +88,7 @@ def seconds_of_script(code: str) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+    args = report.parser(__doc__).parse_args()
     batch, image, model, options = digits()
     found: dict[str, list[float]] = {name: [] for name in (IMPORT, COLD, WARM, *PEERS)}
     with tempfile.TemporaryDirectory() as temporary:
@@ -104,8 +99,8 @@ def main() -> int:
         for i in range(args.rounds):
             found[IMPORT].append(seconds_of_script("import squeeze_jax"))
             cache = folder / f"cache{i}"
-            found[COLD].append(seconds_of_run(folder / f"cold{i}", cache))
-            found[WARM].append(seconds_of_run(folder / f"warm{i}", cache))
+            found[COLD].append(seconds_of_run(folder / f"cold{i}", cache, fill_cache=True))
+            found[WARM].append(seconds_of_run(folder / f"warm{i}", cache, fill_cache=False))
             for name in PEERS:
                 found[name].append(seconds_of_script(PEER.format(**values, name=name)))
     rows = [

@@ -18,7 +18,8 @@ from rich.logging import RichHandler
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
-TILE, TILE_MARGIN, TILE_TEXT = 96, 8, 14  # pixels: the smallest side of an example, between examples, of its label
+# Pixels: the smallest side of an example, between examples, the height of a label and the width of its letters.
+TILE, TILE_MARGIN, TILE_TEXT, TILE_LETTER = 96, 8, 14, 6
 SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:red"}
 
 
@@ -159,7 +160,7 @@ def draw_batch(
         pixels = np.clip(image, 0, 255).astype(np.uint8)
         tile = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         sheet.paste(tile.resize((width * scale, height * scale), Image.Resampling.NEAREST), (left, top + TILE_TEXT))
-        pen.text((left, top), class_names[int(label)], fill="black")
+        pen.text((left, top), class_names[int(label)][: cell[0] // TILE_LETTER], fill="black")
     sheet.save(path)
     return path
 

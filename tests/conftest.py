@@ -85,6 +85,12 @@ def data_dir(shared):
     return str(make_once(shared, "tfds", lambda path: open_dataset("digits", str(path))))
 
 
+@pytest.fixture(scope="session")
+def reference(shared, data_dir):
+    """The workdir of a tiny run that nobody interrupts."""
+    return make_once(shared, "reference", lambda w: Child(main_command(data_dir, w), f"{w}.log").succeed())
+
+
 def configure(data_dir, **overrides):
     config = load_config("digits")
     config.update_from_flattened_dict({**TINY, "run.data_dir": data_dir, **overrides})

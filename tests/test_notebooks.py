@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from conftest import ROOT, SHARED, Child, main_command, make_once
+from conftest import ROOT, SHARED
 from nbclient import NotebookClient
 
 from squeeze_jax import load, pretrained
@@ -33,11 +33,6 @@ def test_every_notebook_is_tested_and_keeps_its_pictures():
 
 def test_design_space(monkeypatch):
     execute("design_space", monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def reference(shared, data_dir):
-    return make_once(shared, "reference", lambda w: Child(main_command(data_dir, w), f"{w}.log").succeed())
 
 
 def test_look_inside_a_run(monkeypatch, reference):

@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, Child, configure, main_command, make_once
+from conftest import ROOT, Child, configure, main_command
 from PIL import Image
 
 from squeeze_jax import load, trainer
@@ -39,16 +39,6 @@ def last_step(workdir):
 
 def snapshot(path):
     return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(path.rglob("*"))}
-
-
-@pytest.fixture(scope="module")
-def reference(shared, data_dir):
-    """A run that nobody interrupts."""
-
-    def train(workdir):
-        Child(main_command(data_dir, workdir), f"{workdir}.log").succeed()
-
-    return make_once(shared, "reference", train)
 
 
 def stopped_at(step, reference, workdir):
