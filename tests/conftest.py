@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=2"
 )
+# Hundreds of imports in child processes: what pip did not compile is compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(os.environ.get("SQUEEZE_JAX_SHARED", ROOT.parent / "shared")) / "data"
@@ -87,8 +89,15 @@ def data_dir(shared):
 
 @pytest.fixture(scope="session")
 def reference(shared, data_dir):
-    """The workdir of a tiny run that nobody interrupts."""
-    return make_once(shared, "reference", lambda w: Child(main_command(data_dir, w), f"{w}.log").succeed())
+    """The workdir of a tiny run that nobody interrupts, in a process where importing TensorFlow leaves a trace."""
+    package = shared / "packages" / "tensorflow"
+
+    def make(workdir):
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text("import pathlib; pathlib.Path(__file__).with_name('imported').touch()")
+        Child(main_command(data_dir, workdir), f"{workdir}.log", {"PYTHONPATH": str(package.parent)}).succeed()
+
+    return make_once(shared, "reference", make)
 
 
 def configure(data_dir, **overrides):

@@ -22,7 +22,7 @@ from squeeze_jax.checkpoints import Checkpoints
 from squeeze_jax.data.sources import DataError
 from squeeze_jax.writers import MetricsWriter, read_metrics
 
-KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "3"))  # more of them is a soak
+KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "2"))  # more of them is a soak
 
 
 def ending(workdir):
@@ -105,15 +105,20 @@ def test_killed_in_the_middle_of_saves_ends_with_the_same_bits(reference, start,
     assert not list(workdir.glob("checkpoints/*tmp*"))
 
 
-def test_sigterm_inside_a_logging_window_saves_and_the_run_goes_on(reference, start, tmp_path):
+def test_a_suspended_run_goes_on_and_sigterm_inside_a_logging_window_saves(reference, start, tmp_path):
     workdir = tmp_path / "w"
     child = start(workdir)
     child.wait_until(lambda: last_step(workdir) >= 5)
+    child.process.send_signal(signal.SIGSTOP)
+    time.sleep(float(os.environ.get("SQUEEZE_JAX_SUSPEND", "3")))
+    suspended = last_step(workdir)
+    child.process.send_signal(signal.SIGCONT)
+    assert child.wait_until(lambda: last_step(workdir) > suspended)
     child.process.send_signal(signal.SIGTERM)
     text = child.succeed()
     assert "saving a checkpoint" in text and "the same command goes on" in text
     stopped = max(Checkpoints(workdir, read_only=True).steps())
-    assert 5 <= stopped < 40
+    assert suspended < stopped < 40
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
 
@@ -130,26 +135,19 @@ def test_stop_after_steps_inside_a_window_and_without_a_config(reference, start,
     assert ending(workdir) == ending(reference)
 
 
-def test_a_second_signal_ends_at_once(start, tmp_path):
+def test_a_second_run_in_the_workdir_is_refused_and_a_second_signal_ends_at_once(start, tmp_path):
     workdir = tmp_path / "w"
-    child = start(workdir, train__duration="100000 steps", run__evaluate_every="100000 steps")
+    options = {"train__duration": "100000 steps", "run__evaluate_every": "100000 steps"}
+    child = start(workdir, **options)
     child.wait_until(lambda: last_step(workdir) >= 5)
+    text = start(workdir, **options).fail()
+    assert f"another run (process {child.process.pid} on " in text and "use another --workdir" in text
     child.process.send_signal(signal.SIGSTOP)  # so that both signals arrive before the run can act on the first
     child.process.send_signal(signal.SIGINT)
     child.process.send_signal(signal.SIGCONT)
     child.wait_until(lambda: "a second signal ends at once" in child.text())
     child.process.send_signal(signal.SIGINT)
     assert child.wait(30) in (-signal.SIGINT, 0)  # 0 where the save was faster than the second signal
-
-
-def test_two_runs_in_one_workdir_at_once(start, tmp_path):
-    workdir = tmp_path / "w"
-    first = start(workdir, train__duration="100000 steps")
-    first.wait_until(lambda: last_step(workdir) >= 5)
-    text = start(workdir, train__duration="100000 steps").fail()
-    assert f"another run (process {first.process.pid} on " in text and "use another --workdir" in text
-    first.process.send_signal(signal.SIGTERM)
-    first.succeed()
 
 
 def test_a_finished_run_started_again_changes_nothing(reference, start, tmp_path):
@@ -166,7 +164,7 @@ def test_another_config_in_the_workdir_is_refused(reference, start):
     assert ending(reference) == before
 
 
-@pytest.mark.parametrize("checkpoint", ["best", "latest", "20"])
+@pytest.mark.parametrize("checkpoint", ["best", "20"])
 def test_eval_counts_every_example(reference, tmp_path, checkpoint):
     """300 examples at batch 100 as well as at a batch that leaves a remainder."""
     workdir = tmp_path / "w"
@@ -210,11 +208,10 @@ assert "fire9" in maps and run.class_names[3] == "3" and run.config.seed == 0
 assert "tensorflow" not in sys.modules
 print(run.step)
 """
-    for devices in (1, 4):
-        env = {"TFDS_DATA_DIR": "/nonexistent", "JAX_NUM_CPU_DEVICES": str(devices)}
-        child = Child([sys.executable, "-c", code], tmp_path / f"load{devices}.log", env)
-        best = max((r["values"]["top1"], -r["step"]) for r in read_metrics(workdir) if r["split"] == "validation")
-        assert child.succeed().split()[-1] == str(-best[1])
+    env = {"TFDS_DATA_DIR": "/nonexistent", "JAX_NUM_CPU_DEVICES": "4"}  # on one device: the next test
+    child = Child([sys.executable, "-c", code], tmp_path / "load.log", env)
+    best = max((r["values"]["top1"], -r["step"]) for r in read_metrics(workdir) if r["split"] == "validation")
+    assert child.succeed().split()[-1] == str(-best[1])
     assert snapshot(workdir) == before
 
 
@@ -236,16 +233,9 @@ def test_predict_agrees_with_the_evaluation_and_names_wrong_images(reference, da
         run.predict(np.full((1, 8, 8, 1), 0.5))
 
 
-def test_training_never_imports_tensorflow(tmp_path, data_dir):
-    code = f"""
-import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from conftest import configure
-from squeeze_jax import trainer
-trainer.train_and_evaluate(configure({data_dir!r}, **{{"train.duration": "5 steps"}}), {str(tmp_path / "w")!r})
-assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"], "TensorFlow was imported"
-"""
-    Child([sys.executable, "-c", code], tmp_path / "log").succeed()
+def test_training_never_imports_tensorflow(reference):
+    package = reference.parent / "packages" / "tensorflow"
+    assert [path.name for path in package.iterdir()] == ["__init__.py"]
 
 
 def test_damage_in_the_newest_checkpoint_is_reported_and_the_run_ends_the_same(reference, start, tmp_path):
@@ -377,15 +367,6 @@ def test_the_summary_is_a_command(data_dir, tmp_path):
     flags = ["--config", str(ROOT / "configs" / "digits.py"), f"--config.run.data_dir={data_dir}"]
     text = Child([sys.executable, "-m", "squeeze_jax.summary", *flags], tmp_path / "summary.log").succeed()
     assert "input 32x32x1" in text and "fire9/expand3x3" in text and "729,418 parameters" in text
-
-
-def test_a_run_that_is_suspended_goes_on(start, tmp_path):
-    child = start(tmp_path / "w")
-    child.wait_until(lambda: last_step(tmp_path / "w") >= 5)
-    child.process.send_signal(signal.SIGSTOP)
-    time.sleep(float(os.environ.get("SQUEEZE_JAX_SUSPEND", "3")))
-    child.process.send_signal(signal.SIGCONT)
-    assert "finished" in child.succeed()
 
 
 def test_early_stopping_auc_and_balanced_classes(data_dir, tmp_path):
