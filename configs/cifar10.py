@@ -5,6 +5,8 @@
         --config.init_from=runs/cifar10                                                    # three epochs more
     python -m squeeze_jax.main --config configs/cifar10.py:long --workdir runs/cifar10_long
 
+`study` is the small network of experiments/squeeze_ratio.py and bypass.py.
+
 The dataset is TFDS's cifar10, or a folder of JPEGs: `--config.dataset.name=FOLDER`. 5,000 training images are held out,
 always the same ones, to choose the best checkpoint; the test images are read once a run, at its end.
 
@@ -59,6 +61,20 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.schedule.name = "polynomial"
         config.augment.pad_and_crop = 4
         config.run.evaluate_every = "1 epoch"
+    elif recipe == "study":
+        # The paper's design space (section 5.1) at half its width, and at a resolution that a CPU affords.
+        config.model.name = "squeezenet_v1_0"
+        config.model.bypass = "none"
+        config.model.stem = "3x3/2"
+        config.model.stem_filters = 48
+        config.model.base_filters = 64
+        config.model.filter_increment = 64
+        config.model.pool_after = (3, 5)
+        config.train.duration = "10 epochs"
+        config.optimizer.learning_rate = 0.1
+        config.schedule.name = "polynomial"
+        config.schedule.warmup = "1 epoch"
+        config.augment.pad_and_crop = 2
     elif recipe == "long":
         config.train.duration = "200 epochs"
         config.train.ema_decay = 0.999
@@ -69,5 +85,5 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.augment.cutout = 8
         config.augment.mixup = 0.2
     else:
-        raise ConfigError(f"configs/cifar10.py has the recipes cpu, polish and long, not {recipe!r}.")
+        raise ConfigError(f"configs/cifar10.py has the recipes cpu, polish, study and long, not {recipe!r}.")
     return config

@@ -26,7 +26,7 @@ from squeeze_jax.parallel import Parallel, any_process, compile_once, is_main_pr
 from squeeze_jax.state import TrainState, all_finite, create_state, empty_window
 from squeeze_jax.steps import make_train_step
 from squeeze_jax.stopping import StopRequest
-from squeeze_jax.summary import summarize
+from squeeze_jax.summary import Summary, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
         _, values = evaluator.measure(test_split, spread.replicate(eval_variables(leaves)))
         recorder.write(chosen, "test", values)
     checkpoints.close()
-    recorder.close(step, finished, best)
+    recorder.close(step, finished, best, summary)
     wait_for_all("end of the run")
     return Result(step, finished, best["best_step"], recorder.last_values)
 
@@ -459,17 +459,20 @@ class _Recorder:
             self._profiling = False
             logger.info("the profile of steps %d to %d is in %s", first, last, self._folder / "profile")
 
-    def close(self, step: int, finished: bool, best: dict[str, Any]) -> None:
+    def close(self, step: int, finished: bool, best: dict[str, Any], summary: Summary) -> None:
         if not self._writes:
             return
         self._writer.close()
         writers.draw_curves(self._folder)
+        if finished:
+            writers.write_result(self._folder, best["best_step"], summary)
         if best["best_step"] is not None:
             name = self._config.evaluation.best_metric
             logger.info("best validation %s %.4f at step %d", name, best["best_value"], best["best_step"])
         if finished:
             logger.info(
-                "finished; metrics.jsonl, curves.png, checkpoints and TensorBoard events are in %s", self._folder
+                "finished; result.json, metrics.jsonl, curves.png, checkpoints and TensorBoard events are in %s",
+                self._folder,
             )
         else:
             logger.info("stopped at step %d of %d; the same command goes on", step, self._plan.total)

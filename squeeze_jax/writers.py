@@ -16,8 +16,11 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.logging import RichHandler
 
+from squeeze_jax.summary import Summary
+
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
+RESULT_FILE = "result.json"
 # Pixels: the smallest side of an example, between examples, the height of a label and the width of its letters.
 TILE, TILE_MARGIN, TILE_TEXT, TILE_LETTER = 96, 8, 14, 6
 SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:red"}
@@ -122,13 +125,29 @@ class ProgressBar:
         self._bar.update(self._task, completed=step, **({} if text is None else {"text": text}))
 
 
+def write_result(workdir: pathlib.Path, best_step: int | None, summary: Summary) -> None:
+    """Writes result.json, which only a finished run has: the chosen step, its metrics, and the size of the network."""
+    records = read_metrics(workdir)
+    step = records[-1]["step"] if best_step is None else best_step
+    chosen = {r["split"]: r["values"] for r in records if r["split"] == "test" or r["step"] == step}
+    result = {
+        "step": step,
+        "parameters": summary.parameters,
+        "macs": summary.macs,
+        **{split: chosen[split] for split in ("validation", "test") if split in chosen},
+    }
+    temporary = workdir / f"{RESULT_FILE}.tmp"
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.replace(workdir / RESULT_FILE)
+
+
 def draw_curves(workdir: pathlib.Path) -> pathlib.Path | None:
     """Draws curves.png from metrics.jsonl: loss, accuracy and learning rate against the step."""
     records = read_metrics(workdir)
     if not records:
         return None
     names = [name for name in ("loss", "top1", "learning_rate") if any(name in r["values"] for r in records)]
-    figure, axes = _figure(1, len(names), width=4.5 * len(names), height=3.5)
+    figure, axes = _figure(1, len(names), width=4.5 * len(names), height=3.5, layout=None)
     for axis, name in zip(axes.flat, names, strict=True):
         for split, colour in SPLIT_COLOURS.items():
             points = [(r["step"], r["values"][name]) for r in records if r["split"] == split and name in r["values"]]
@@ -138,6 +157,8 @@ def draw_curves(workdir: pathlib.Path) -> pathlib.Path | None:
         axis.set(xlabel="step", title=name.replace("_", " "))
         axis.grid(alpha=0.3)
         axis.legend()
+    # Fixed, for every run waits for it, and a layout that looks for its margins draws everything twice.
+    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.16, top=0.9)
     return _save(figure, workdir / "curves.png")
 
 
@@ -216,11 +237,11 @@ def write_confusion(folder: pathlib.Path, confusion: np.ndarray, class_names: tu
     _save(figure, folder / "confusion.png")
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float):
+def _figure(rows: int, columns: int, *, width: float, height: float, layout: str | None = "tight"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="tight")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

@@ -1,13 +1,13 @@
-"""One step function on 1, 2 and 8 devices, under jit and pmap, in one process and in two. All in child processes."""
+"""One step function on 1, 2 and 8 devices, under jit and pmap, in one process and in two; many in child processes."""
 
 import shutil
 import socket
 
 import numpy as np
 import pytest
-from conftest import TINY, Child, main_command, make_once
+from conftest import TINY, Child, configure, main_command, make_once
 
-from squeeze_jax import load
+from squeeze_jax import load, trainer
 from squeeze_jax.checkpoints import Checkpoints
 from squeeze_jax.writers import read_metrics
 
@@ -81,7 +81,8 @@ def test_two_processes_agree_with_one_in_float64(one_device, data_dir, tmp_path)
 def test_the_first_steps_agree_in_float32(data_dir, tmp_path):
     """Two steps: the warm-up gives the first a learning rate of zero."""
     single = {**TINY, "model.dtype": "float32", "run.stop_after_steps": 2}
-    one = leaves(train(data_dir, tmp_path / "one", **single))
+    trainer.train_and_evaluate(configure(data_dir, **{**EXACT, **single}), tmp_path / "one")
+    one = leaves(tmp_path / "one")
     many = leaves(train(data_dir, tmp_path / "many", **single, **{"run.num_devices": 2}))
     moved = max(np.abs(one[name] - one[name.removeprefix("ema/")]).max() for name in one if name.startswith("ema/"))
     assert moved > 1e-6

@@ -56,6 +56,7 @@ def test_a_run_leaves_what_the_readme_says(reference):
         "config.json",
         "versions.json",
         "metrics.jsonl",
+        "result.json",
         "log.txt",
         "checkpoints",
         "tensorboard",
@@ -69,6 +70,10 @@ def test_a_run_leaves_what_the_readme_says(reference):
     expected = {"loss", "top1", "top5", "learning_rate", "gradient_norm", "parameter_norm", "update_norm"}
     train = [r for r in records if r["split"] == "train"]
     assert set(train[-1]["values"]) == expected and train[-1]["speed"]["images_per_second"] > 0
+    result = json.loads((reference / "result.json").read_text())
+    assert result["test"] == records[-1]["values"] and result["step"] == records[-1]["step"]
+    assert result["validation"]["top1"] == max(r["values"]["top1"] for r in records if r["split"] == "validation")
+    assert result["parameters"] > 0 and result["macs"] > 0
     resolved = json.loads((reference / "config.json").read_text())["resolved"]
     assert resolved["image_shape"] == [8, 8, 1] and resolved["dataset_version"] == "1.0.0"
     assert json.loads((reference / "versions.json").read_text())["versions"]["jax"]
@@ -386,7 +391,7 @@ def test_early_stopping_auc_and_balanced_classes(data_dir, tmp_path):
         "dataset.held_out": 97,
     }
     broken = trainer.train_and_evaluate(configure(data_dir, **options, **{"run.stop_after_steps": 7}), tmp_path)
-    assert (broken.step, broken.finished) == (7, False)
+    assert (broken.step, broken.finished) == (7, False) and not (tmp_path / "result.json").exists()
     result = trainer.train_and_evaluate(configure(data_dir, **options), tmp_path)
     assert (result.step, result.finished, result.best_step) == (15, True, 5)
     assert 0 <= result.metrics["test"]["auc"] <= 1 and "sensitivity" not in result.metrics["test"]

@@ -1,0 +1,37 @@
+"""Bypass connections (SqueezeNet paper, section 6, Table 3), without batch norm as there, and with it.
+
+    python -m experiments.bypass --workdir runs/bypass --output experiments/results
+    python -m experiments.bypass --setting imagenet --workdir runs/bypass_imagenet --list
+
+`cifar10` is for a CPU (configs/cifar10.py:study): a network of half the width on 32 x 32 images, 10 epochs, 3 seeds, 18
+trials. `imagenet` is the paper's setting, by the published solver; its batch norm is not the paper's.
+
+{cost}
+"""
+
+import sys
+
+from experiments.sweep import main
+from experiments.trials import Sweep
+
+POINTS = [
+    # Without batch norm 0.1 diverges.
+    {"model.use_batch_norm": norm, "model.bypass": bypass, "optimizer.learning_rate": 0.1 if norm else 0.02}
+    for norm in (False, True)
+    for bypass in ("none", "simple", "complex")
+]
+PUBLISHED = {"paper: ImageNet top-1": (57.5, 60.4, 58.8, "", "", "")}
+
+SETTINGS = {
+    "cifar10": Sweep("bypass", "configs/cifar10.py:study", POINTS, published=PUBLISHED),
+    "imagenet": Sweep(
+        "bypass_imagenet",
+        "configs/imagenet_v1_0.py",
+        [{key: point[key] for key in ("model.use_batch_norm", "model.bypass")} for point in POINTS],
+        seeds=(0,),
+        published=PUBLISHED,
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(main(SETTINGS))

@@ -1,0 +1,47 @@
+"""Which networks never leave ln(classes): batch norm, the ReLU after conv10, the learning rate.
+
+    python -m experiments.dead_start --workdir runs/dead_start --output experiments/results
+
+Users report that SqueezeNet can stay at its start for good (forresti/SqueezeNet#4, pytorch/vision#901). Here the share
+of seeds whose loss on the test split ends within 2 % of ln(10): the embedded digits, 10 epochs instead of 40, 5 seeds,
+60 trials.
+
+{cost}
+"""
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.sweep import main
+from experiments.trials import Sweep
+
+LEARNING_RATES = (0.01, 0.04, 0.16)
+POINTS = [
+    {"model.use_batch_norm": norm, "model.head_relu": relu, "optimizer.learning_rate": rate}
+    for norm in (False, True)
+    for relu in (True, False)
+    for rate in LEARNING_RATES
+]
+
+
+def is_dead(row: Mapping[str, Any]) -> dict[str, float]:
+    return {"share_dead": float(row["test_loss"] > 0.98 * math.log(10))}
+
+
+SETTINGS = {
+    "digits": Sweep(
+        "dead_start",
+        "configs/digits.py",
+        POINTS,
+        seeds=range(5),
+        overrides={"train.duration": "10 epochs", "train.label_smoothing": 0.0},
+        metric="share_dead",
+        derived=is_dead,
+        plots=False,
+    )
+}
+
+if __name__ == "__main__":
+    sys.exit(main(SETTINGS))

@@ -1,0 +1,168 @@
+"""What a sweep found: a CSV with a row a trial, a Markdown table with a row a point, plots with error bars."""
+
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from scipy import stats
+
+from experiments.compare import markdown
+from experiments.trials import Sweep, Trial, status
+from squeeze_jax import config as config_lib
+from squeeze_jax.workdir import VERSIONS_FILE
+from squeeze_jax.writers import RESULT_FILE, read_metrics, write_csv
+
+MIB = 2**20
+
+
+def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
+    """Writes NAME.csv, NAME.md and, where there are several points, plots as SVG and PNG.
+
+    Args:
+      sweep: whose trials lie in `workdir`; those that are not finished are named, and left out of means and plots.
+      workdir: of the sweep.
+      output: a folder.
+
+    Returns:
+      The table, and what is missing, as Markdown.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    rows = [_row(sweep, trial, workdir / trial.name) for trial in sweep.trials()]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    write_csv(output / f"{sweep.name}.csv", [{key: row.get(key, "") for key in columns} for row in rows])
+    missing = [f"- {row['trial']}: {row['status']}" for row in rows if row["status"] != "finished"]
+    text = "\n".join([_table(sweep, rows), *(["", "Not in the table:", *missing] if missing else [])])
+    (output / f"{sweep.name}.md").write_text(text + "\n")
+    if sweep.plots and len(sweep.points) > 1 and len(missing) < len(rows):
+        _plot(sweep, rows, output)
+    return text
+
+
+def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
+    """A trial's overrides and outcome; metrics are those of the checkpoint that the validation split chose."""
+    row: dict[str, Any] = {"trial": trial.name, "config": trial.config, **trial.overrides, "seed": trial.seed}
+    row["status"] = status(folder)
+    if row["status"] != "finished":
+        return row
+    result = json.loads((folder / RESULT_FILE).read_text())
+    row |= {
+        "parameters": result["parameters"],
+        "mebibytes": round(result["parameters"] * 4 / MIB, 2),
+        "macs": result["macs"],
+        "step": result["step"],
+    }
+    for split in ("validation", "test"):
+        row |= {f"{split}_{name}": value for name, value in result.get(split, {}).items()}
+    row |= sweep.derived(row)
+    made = json.loads((folder / VERSIONS_FILE).read_text())
+    return row | {
+        "training_seconds": round(_training_seconds(folder)),
+        "cpu_cores": made["cpu_cores"],
+        "devices": " ".join(made["devices"]),
+        "jax": made["versions"]["jax"],
+        "flax": made["versions"]["flax"],
+        "commit": made["commit"],
+    }
+
+
+def _training_seconds(folder: pathlib.Path) -> float:
+    """Of the training steps that the log lines timed: without compilation, evaluation and pauses."""
+    batch = config_lib.read(folder)[0].train.batch_size
+    seconds, before = 0.0, 0
+    for record in read_metrics(folder):
+        if record["split"] == "train":
+            images, before = (record["step"] - before) * batch, record["step"]
+            if "images_per_second" in record["speed"]:
+                seconds += images / record["speed"]["images_per_second"]
+    return seconds
+
+
+def _points(sweep: Sweep, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The finished trials of each point, by seed."""
+    seeds = len(sweep.seeds)
+    per_point = [rows[i :: len(sweep.points)] for i in range(len(sweep.points))]
+    assert all(len(trials) == seeds for trials in per_point)
+    return [[row for row in trials if row["status"] == "finished"] for trials in per_point]
+
+
+def metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
+    """What the table compares; the validation split's values where no test split is read."""
+    if sweep.metric:
+        return sweep.metric
+    for name in ("test_auc", "test_top1", "validation_auc", "validation_top1"):
+        if any(name in row for row in rows):
+            return name
+    return "test_top1"
+
+
+def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
+    metric = metric_of(sweep, rows)
+    keys = list(dict.fromkeys(key for point in sweep.points for key in point))
+    points = _points(sweep, rows)
+    header = [key.rsplit(".", 1)[-1].replace("_", " ") for key in keys]
+    header += ["parameters", "MiB", "M MACs", f"{metric.replace('_', ' ')} (mean ± s. d.)", "seeds", "to the first row"]
+    lines = [header + list(sweep.published)]
+    for i, (point, trials) in enumerate(zip(sweep.points, points, strict=True)):
+        cells = [str(point.get(key, "")) for key in keys]
+        if trials:
+            size = [f"{trials[0]['parameters']:,}", f"{trials[0]['mebibytes']:.2f}", f"{trials[0]['macs'] / 1e6:,.1f}"]
+            values = [row[metric] for row in trials]
+            cells += [
+                *size,
+                mean_and_spread(values),
+                str(len(values)),
+                _difference(points[0], trials, metric) if i else "",
+            ]
+        else:
+            cells += [""] * 4 + ["0", ""]
+        lines.append(cells + [str(column[i]) for column in sweep.published.values()])
+    return markdown(lines[0], lines[1:])
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """ "0.8123 ± 0.0045"; the standard deviation over seeds, where there are two."""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def _difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric: str) -> str:
+    """The mean difference over the seeds that both have, and p of a paired, two-sided t-test."""
+    baseline = {row["seed"]: row[metric] for row in first}
+    pairs = [(row[metric], baseline[row["seed"]]) for row in trials if row["seed"] in baseline]
+    if not pairs:
+        return ""
+    differences = [ours - theirs for ours, theirs in pairs]
+    text = f"{statistics.mean(differences):+.4f}"
+    if len(pairs) > 1:
+        p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
+        text += "" if math.isnan(p) else f", p = {p:.3f}"
+    return text
+
+
+def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    metric = metric_of(sweep, rows)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, size, label in zip(axes, ("parameters", "macs"), ("parameters", "MACs"), strict=True):
+        for point, trials in zip(sweep.points, _points(sweep, rows), strict=True):
+            if not trials:
+                continue
+            values = [row[metric] for row in trials]
+            spread = statistics.stdev(values) if len(values) > 1 else 0
+            x, y = trials[0][size], statistics.mean(values)
+            axis.errorbar(x, y, yerr=spread, fmt="o", color="tab:blue", capsize=3)
+            text = ", ".join(str(value) for value in point.values())
+            axis.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axis.set(xlabel=label, xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(metric.replace("_", " "))
+    figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation of {len(sweep.seeds)} seeds")
+    for suffix in ("svg", "png"):
+        figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)

@@ -1,0 +1,31 @@
+"""The squeeze ratio (SqueezeNet paper, section 5.2, Figure 3a): 0.125 to 1.0 at half 3x3 filters.
+
+    python -m experiments.squeeze_ratio --workdir runs/squeeze_ratio --output experiments/results
+    python -m experiments.squeeze_ratio --setting imagenet --workdir runs/squeeze_ratio_imagenet --list
+
+`cifar10` is for a CPU (configs/cifar10.py:study): a network of half the width on 32 x 32 images, 10 epochs, 3 seeds, 15
+trials. 1.0 has eight times the Fire MACs of 0.125. `imagenet` is the paper's setting, by the published solver.
+
+{cost}
+"""
+
+import sys
+
+from experiments.sweep import main
+from experiments.trials import Sweep
+
+RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
+POINTS = [{"model.squeeze_ratio": ratio} for ratio in RATIOS]
+# Points without a label in Figure 3a are read from its pixels, +- 0.3.
+PUBLISHED = {
+    "paper: parameters": ("1,248,424", "1,967,080", "3,404,392", "4,841,704", "6,279,016"),
+    "paper: ImageNet top-5": (80.3, "about 83.4", 85.3, 86.0, "about 86.1"),
+}
+
+SETTINGS = {
+    "cifar10": Sweep("squeeze_ratio", "configs/cifar10.py:study", POINTS, published=PUBLISHED),
+    "imagenet": Sweep("squeeze_ratio_imagenet", "configs/imagenet_v1_0.py", POINTS, seeds=(0,), published=PUBLISHED),
+}
+
+if __name__ == "__main__":
+    sys.exit(main(SETTINGS))

@@ -1,0 +1,213 @@
+"""Sweeps and studies: their trials, two processes at one sweep, kills, failures, the report."""
+
+import csv
+import importlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import ROOT, TINY, Child
+
+from experiments import report, sweep
+from experiments.trials import Sweep, SweepError, check
+from squeeze_jax import models
+from squeeze_jax.summary import summarize
+
+STUDIES = ("squeeze_ratio", "share_3x3", "bypass", "nodule_vs_fire", "dead_start")
+
+# A sweep of twelve trials that take a moment and leave what a finished run leaves. Every start is a line in `starts`.
+FAKE = """
+    import json, pathlib, sys, time
+
+    def run(folder, name, seed):
+        with open(folder.parent / "starts", "a") as file:
+            file.write(name + "\\n")
+        time.sleep(0.2)
+        if "x=2" in name and {broken!r}:
+            sys.exit("ValueError: two is not allowed")
+        top1 = 0.5 + 0.01 * seed + 0.001 * int(name[2])
+        write = lambda file, value: (folder / file).write_text(json.dumps(value))
+        write("config.json", dict(config=dict(train=dict(batch_size=10)), resolved=dict()))
+        write("versions.json", dict(versions=dict(jax="1", flax="2"), commit="c", cpu_cores=2, devices=["cpu"]))
+        write("metrics.jsonl", dict(step=5, split="train", values=dict(), speed=dict(images_per_second=25.0)))
+        write("result.json", dict(step=5, parameters=2**18, macs=3, test=dict(top1=top1)))
+
+    if "--fake" in sys.argv:
+        folder, name, seed = sys.argv[-3:]
+        run(pathlib.Path(folder), name, int(seed))
+    else:
+        sys.path.insert(0, {root!r})
+        from experiments import sweep, trials
+
+        trials.Trial.command = lambda self, workdir: [
+            sys.executable, __file__, "--fake", str(workdir / self.name), self.name, str(self.seed)]
+        sweep.check = lambda trials, workdir: None
+        points = [{{"model.x": x}} for x in range(4)]
+        sys.exit(sweep.main({{"only": trials.Sweep("fake", "none.py", points)}}))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """The command of the fake sweep; fake(broken=True) is one with a point that fails."""
+
+    def write(broken=False):
+        path = tmp_path / "fake.py"
+        path.write_text(textwrap.dedent(FAKE.format(root=str(ROOT), broken=broken)))
+        return [sys.executable, str(path), f"--workdir={tmp_path / 'w'}"]
+
+    return write
+
+
+def starts(tmp_path):
+    path = tmp_path / "w" / "starts"
+    return path.read_text().split() if path.exists() else []
+
+
+def rows(tmp_path):
+    with (tmp_path / "w" / "fake.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_never_run_a_trial_twice_and_lose_none(fake, tmp_path):
+    children = [Child(fake(), tmp_path / f"{i}.log") for i in range(2)]
+    for child in children:
+        child.succeed()
+    assert sorted(starts(tmp_path)) == sorted({row["trial"] for row in rows(tmp_path)}) and len(rows(tmp_path)) == 12
+    assert {row["status"] for row in rows(tmp_path)} == {"finished"}
+    assert rows(tmp_path)[0]["training_seconds"] == "2"  # 5 steps of 10 examples at 25 a second
+    table = (tmp_path / "w" / "fake.md").read_text()
+    assert "| 3 | 262,144 | 1.00 | 0.0 | 0.5130 ± 0.0100 | 3 | +0.0030" in table
+    assert (tmp_path / "w" / "fake.svg").exists()
+
+
+def test_a_killed_sweep_goes_on_and_reports_the_same(fake, tmp_path):
+    first = Child(fake(), tmp_path / "first.log")
+    assert first.wait_until(lambda: len(starts(tmp_path)) >= 3)
+    first.kill()
+    text = Child([*fake(), "--jobs=2"], tmp_path / "second.log").succeed()
+    # The trial that was under way outlived its runner, still claimed; it is not started again.
+    assert len(starts(tmp_path)) == 12 and "Not in the table" not in text
+    unbroken = Sweep("fake", "none.py", [{"model.x": x} for x in range(4)])
+    report.write(unbroken, tmp_path / "w", tmp_path / "again")
+    assert (tmp_path / "again" / "fake.csv").read_text() == (tmp_path / "w" / "fake.csv").read_text()
+
+
+def test_sigterm_stops_a_sweep_and_its_trials(fake, tmp_path):
+    child = Child(fake(), tmp_path / "log")
+    assert child.wait_until(lambda: len(starts(tmp_path)) >= 2)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.wait() == 1 and not child.has_survivors()
+    assert "stopping; the same command goes on" in child.text() and "Not in the table" in child.text()
+    assert not list((tmp_path / "w").glob("*/failure.json")) and len(starts(tmp_path)) < 12
+
+
+def test_a_trial_that_fails_is_in_the_report_and_the_others_finish(fake, tmp_path):
+    assert Child(fake(broken=True), tmp_path / "log").wait() == 1
+    failed = [row for row in rows(tmp_path) if row["status"] != "finished"]
+    assert [row["status"] for row in failed] == ["failed: ValueError: two is not allowed"] * 3
+    assert "- x=2,seed=1: failed: ValueError: two is not allowed" in (tmp_path / "w" / "fake.md").read_text()
+    assert "x=2,seed=0: finished" in Child([*fake(), "--index=2", "--retry"], tmp_path / "retry.log").succeed()
+    assert "expected 0 to 11" in Child([*fake(), "--index=12"], tmp_path / "wrong.log").fail()
+
+
+def test_a_trial_killed_from_outside_is_a_failure_with_its_signal():
+    assert sweep._reason(-signal.SIGKILL, "") == "killed by SIGKILL; was the memory full?"
+    assert sweep._reason(1, "Traceback\nXlaRuntimeError: RESOURCE_EXHAUSTED: x\n  note") == (
+        "XlaRuntimeError: RESOURCE_EXHAUSTED: x"
+    )
+
+
+def test_the_listed_commands_run_as_they_stand(data_dir, tmp_path):
+    values = {**TINY, "run.data_dir": data_dir, "train.duration": "3 steps", "schedule.warmup": "0 steps"}
+    arguments = [f"--config.{key}={value}" for key, value in values.items()]
+    command = [sys.executable, "-m", "experiments.sweep", f"--config={ROOT / 'configs' / 'digits.py'}", "--seeds=3"]
+    command += [f"--workdir={tmp_path / 'w'}", *arguments, "--config.optimizer.learning_rate=1e30,0.1"]
+    lines = Child([*command, "--list"], tmp_path / "list.log").succeed().splitlines()
+    assert len(lines) == 2
+    assert subprocess.run(shlex.split(lines[1]), cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+    assert Child(command, tmp_path / "log").wait() == 1
+    with (tmp_path / "w" / "digits.csv").open() as file:
+        diverged, finished = csv.DictReader(file)
+    assert diverged["status"].startswith("failed: TrainingError: the state is not finite between steps 1 and")
+    assert finished["status"] == "finished" and float(finished["test_top1"]) > 0 and finished["seed"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.model.squeeze_rato=0.1,0.2", "Did you mean"),
+        ("--config.model.squeeze_ratio=0.1,x", "squeeze_ratio.*x"),
+        ("--config.model.squeeze_ratio=0.5,2.0", "more than its"),
+        ("--config.optimizer.name=sgd,sgdd", "Did you mean 'sgd'"),
+        ("--config.dataset.name=digits,dgits", "dgits"),
+        ("--config.seed=1,2", "two trials have this name"),
+        ("--workdirs=x", "unknown argument"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_the_first_trial(argument, message, data_dir, tmp_path):
+    base = Sweep("digits", str(ROOT / "configs" / "digits.py"), [{}], seeds=[0])
+    with pytest.raises(SweepError, match=message):
+        made = sweep._with_arguments(base, None, [argument, f"--config.run.data_dir={data_dir}"])
+        check(made.trials(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_sweep_in_the_workdir_is_refused(reference, data_dir):
+    base = Sweep("digits", str(ROOT / "configs" / "digits.py"), [{}], seeds=[0])
+    name = base.trials()[0].name
+    folder = reference.parent / "other_sweep" / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text((reference / "config.json").read_text())
+    made = sweep._with_arguments(base, None, [f"--config.run.data_dir={data_dir}"])
+    with pytest.raises(SweepError, match="model.base_filters: 8 in the workdir"):
+        check(made.trials(), folder.parent)
+
+
+def test_values_split_at_commas_outside_brackets():
+    assert sweep.split_values("(1, 2),(3,),'a,b'") == ["(1, 2)", "(3,)", "'a,b'"]
+    base = Sweep("s", "c.py", [{"a.x": 1}, {"a.x": 2}], published={"paper": ["one", "two"]})
+    made = sweep._with_arguments(base, "4", ["--config.b.y=5,6", "--config.c=7"])
+    assert [trial.name for trial in made.trials()] == [f"x={x},y={y},seed=4" for x in (1, 2) for y in (5, 6)]
+    assert made.trials()[0].overrides == {"c": "7", "a.x": "1", "b.y": "5"}
+    assert made.published == {"paper": ["one", "one", "two", "two"]}
+
+
+def study(name):
+    return importlib.import_module(f"experiments.{name}").SETTINGS
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_has_trials_that_differ(name):
+    for setting in study(name).values():
+        names = [trial.name for trial in setting.trials()]
+        assert len(set(names)) == len(names) == len(setting.points) * len(setting.seeds)
+        assert all(len(column) == len(setting.points) for column in setting.published.values())
+
+
+@pytest.mark.parametrize("name", ["squeeze_ratio", "share_3x3"])
+def test_the_points_have_the_parameters_of_the_paper(name):
+    setting = study(name)["imagenet"]
+    for point, published in zip(setting.points, setting.published["paper: parameters"], strict=True):
+        values = {key.removeprefix("model."): value for key, value in {**setting.overrides, **point}.items()}
+        model = models.create("squeezenet_v1_0", **values)
+        assert f"{summarize(model, (224, 224, 3)).parameters:,}" == published
+
+
+def test_runs_are_compared(reference, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    stored = json.loads((reference / "config.json").read_text())
+    stored["config"]["optimizer"]["learning_rate"] = 0.5
+    (other / "config.json").write_text(json.dumps(stored))
+    (other / "metrics.jsonl").write_text((reference / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    command = [sys.executable, "-m", "experiments.compare", str(reference), str(other), f"--plot={tmp_path / 'a.png'}"]
+    text = Child(command, tmp_path / "log").succeed()
+    assert "| optimizer.learning_rate | 0.05 | 0.5 |" in text and "model.stem" not in text
+    assert "| state | finished | not finished |" in text and "| test top1 | 0." in text
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert "ConfigError" in Child([*command[:3], str(tmp_path)], tmp_path / "wrong.log").fail()
