@@ -29,6 +29,7 @@ def get_config(release: str = "official") -> ConfigDict:
     config.dataset.std = (127.5,)
 
     config.model.name = "squeezenet_v1_1"
+    config.model.stem = "3x3/1"
     config.model.use_batch_norm = True
     config.model.head_relu = False
 

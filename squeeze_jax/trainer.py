@@ -465,7 +465,8 @@ class _Recorder:
         self._writer.close()
         writers.draw_curves(self._folder)
         if finished:
-            writers.write_result(self._folder, best["best_step"], summary)
+            size = {"parameters": summary.parameters, "macs": summary.macs}
+            writers.write_result(self._folder, best["best_step"], size)
         if best["best_step"] is not None:
             name = self._config.evaluation.best_metric
             logger.info("best validation %s %.4f at step %d", name, best["best_value"], best["best_step"])

@@ -16,8 +16,6 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.logging import RichHandler
 
-from squeeze_jax.summary import Summary
-
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
 RESULT_FILE = "result.json"
@@ -125,15 +123,14 @@ class ProgressBar:
         self._bar.update(self._task, completed=step, **({} if text is None else {"text": text}))
 
 
-def write_result(workdir: pathlib.Path, best_step: int | None, summary: Summary) -> None:
-    """Writes result.json, which only a finished run has: the chosen step, its metrics, and the size of the network."""
+def write_result(workdir: pathlib.Path, best_step: int | None, size: dict[str, int]) -> None:
+    """Writes result.json, which only a finished run has: the chosen step, its metrics, the network's size."""
     records = read_metrics(workdir)
     step = records[-1]["step"] if best_step is None else best_step
     chosen = {r["split"]: r["values"] for r in records if r["split"] == "test" or r["step"] == step}
     result = {
         "step": step,
-        "parameters": summary.parameters,
-        "macs": summary.macs,
+        **size,
         **{split: chosen[split] for split in ("validation", "test") if split in chosen},
     }
     temporary = workdir / f"{RESULT_FILE}.tmp"
