@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from squeeze_jax.models.layers import parameter_dtype
 from squeeze_jax.models.squeezenet import SqueezeNet
 
 
@@ -61,7 +62,9 @@ def create_state(
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, *input_shape)))
     params = variables["params"]
-    batch_stats = variables.get("batch_stats", {})
+    # Flax starts running statistics in float32, whatever the network's dtype.
+    dtype = parameter_dtype(model.dtype)
+    batch_stats = jax.tree.map(lambda leaf: leaf.astype(dtype), variables.get("batch_stats", {}))
     averaged = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),

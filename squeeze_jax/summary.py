@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import linen as nn
 
-from squeeze_jax.models.layers import BatchNormReLU, MaxPool
+from squeeze_jax.models.layers import MaxPool
 from squeeze_jax.models.squeezenet import SqueezeNet
 
 
@@ -97,7 +97,7 @@ def summarize(model: SqueezeNet, input_shape: tuple[int, ...]) -> Summary:
     def record(next_call, args, kwargs, context):
         output = next_call(*args, **kwargs)
         module = context.module
-        if context.method_name == "__call__" and isinstance(module, nn.Conv | nn.Dense | BatchNormReLU | MaxPool):
+        if context.method_name == "__call__" and isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm | MaxPool):
             params = module.variables.get("params", {})
             macs = 0
             if isinstance(module, nn.Conv | nn.Dense):

@@ -21,7 +21,6 @@ CONV_INIT = nn.initializers.lecun_uniform()
 HEAD_INIT = nn.initializers.normal(0.01)
 
 BATCH_NORM_MOMENTUM = 0.9
-BATCH_NORM_EPSILON = 1e-5
 
 FEW_CHANNELS = 8  # of an image, not of a feature map
 
@@ -169,87 +168,15 @@ def conv_block(
         name=name,
     )(x)
     if use_batch_norm:
-        return BatchNormReLU(dtype=dtype, axis_name=axis_name, name=f"{name}_bn")(x, train=train)
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=BATCH_NORM_MOMENTUM,
+            dtype=jnp.dtype(dtype),
+            param_dtype=parameter_dtype(dtype),
+            axis_name=axis_name,
+            name=f"{name}_bn",
+        )(x)
     return nn.relu(x)
-
-
-class BatchNormReLU(nn.Module):
-    """Batch normalisation and the ReLU behind it, with the parameters and statistics of `flax.linen.BatchNorm`.
-
-    Its gradient is written out, with the ReLU's mask from the output that the next layer keeps anyway: differentiating
-    Flax's formulation takes 1.3 to 1.8 times as long (benchmarks/layers.py).
-
-    Attributes:
-      dtype: of the output; statistics are computed in float32 (float64 for a float64 network).
-      axis_name: the mapped axis that batch statistics are averaged over (pmap only).
-    """
-
-    dtype: str
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Maps (batch, *spatial, channels) to the same shape; `train` takes, and keeps, this batch's statistics."""
-        shape, dtype = x.shape[-1:], parameter_dtype(self.dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
-        running_variance = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
-        scale = self.param("scale", nn.initializers.ones, shape, dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
-        if not train:
-            return _normalize(x, scale, bias, running_mean.value, running_variance.value)
-        axis_name = None if self.is_initializing() else self.axis_name
-        statistics = jax.lax.stop_gradient(x).astype(dtype)
-        mean, mean_of_squares = _batch_means((statistics, jnp.square(statistics)), axis_name)
-        variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
-        if not self.is_initializing():
-            for running, value in ((running_mean, mean), (running_variance, variance)):
-                running.value = BATCH_NORM_MOMENTUM * running.value + (1 - BATCH_NORM_MOMENTUM) * value
-        return _batch_norm_relu(x, scale, bias, mean, variance, axis_name)
-
-
-def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
-    factor = scale * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-    return nn.relu((x - mean) * factor + bias).astype(x.dtype)
-
-
-def _batch_means(values: Sequence[jax.Array], axis_name: str | None) -> list[jax.Array]:
-    """Of each value, the mean over all axes but the channels, and over all devices of a mapped axis."""
-    means = [value.mean(range(value.ndim - 1)) for value in values]
-    return means if axis_name is None else jax.lax.pmean(means, axis_name)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _batch_norm_relu(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array, axis_name: str | None
-) -> jax.Array:
-    """`mean` and `variance` are those of x: the gradient of x holds the way through them, and theirs is zero."""
-    return _normalize(x, scale, bias, mean, variance)
-
-
-def _batch_norm_relu_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, variance: jax.Array, axis_name: str | None
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    y = _normalize(x, scale, bias, mean, variance)
-    return y, (x, y, scale, mean, variance)
-
-
-def _batch_norm_relu_backward(
-    axis_name: str | None, saved: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, ...]:
-    x, y, scale, mean, variance = saved
-    gradient = jnp.where(y > 0, gradient, 0).astype(mean.dtype)
-    deviation = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-    normalized = (x - mean) * deviation
-    products = gradient * normalized
-    # Each device's parameters have its own share of the gradient, each pixel has a part in the statistics of all.
-    axes = range(x.ndim - 1)
-    mean_gradient, mean_product = _batch_means((gradient, products), axis_name)
-    x_gradient = scale * deviation * (gradient - mean_gradient - normalized * mean_product)
-    zeros = jnp.zeros_like(mean)
-    return x_gradient.astype(x.dtype), products.sum(axes), gradient.sum(axes), zeros, zeros
-
-
-_batch_norm_relu.defvjp(_batch_norm_relu_forward, _batch_norm_relu_backward)
 
 
 def pooled_size(size: int, pooling: str) -> int:
