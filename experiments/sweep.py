@@ -30,6 +30,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
@@ -38,6 +39,7 @@ from experiments.trials import FAILURE_FILE, Sweep, SweepError, Trial, check, cl
 from squeeze_jax.writers import RESULT_FILE
 
 OUTPUT_FILE = "output.txt"
+POLL_SECONDS = 1.0
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b.*")
 
 
@@ -50,10 +52,10 @@ class Runner:
         self._children: set[subprocess.Popen] = set()
         self._stopping = False
 
-    def run(self, trial: Trial, *, wait: bool = False) -> str:
+    def run(self, trial: Trial) -> str:
         """Runs a trial unless it is finished, has failed or is another process's; returns its status afterwards."""
         folder = self._workdir / trial.name
-        with claim(folder, wait=wait) as file:
+        with claim(folder) as file:
             if file is None:
                 return "running"
             failure = folder / FAILURE_FILE
@@ -67,15 +69,18 @@ class Runner:
         print(f"{trial.name}: started", flush=True)
         output = folder / OUTPUT_FILE
         with output.open("w") as stream:
-            # The child keeps the claim where this process is killed.
+            # The child keeps the claim where this process is killed, and gets no Ctrl-C but ours.
             child = subprocess.Popen(
                 trial.command(self._workdir),
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[claimed.fileno()],
+                start_new_session=True,
             )
             self._children.add(child)
+            if self._stopping:
+                child.terminate()
             code = child.wait()
             self._children.discard(child)
         if code and not self._stopping:
@@ -83,7 +88,10 @@ class Runner:
             (folder / FAILURE_FILE).write_text(json.dumps({"status": code, "reason": reason}, indent=2) + "\n")
 
     def run_all(self, trials: Sequence[Trial], jobs: int) -> bool:
-        """Runs what has not run; returns whether all trials are finished. SIGINT and SIGTERM stop all of them."""
+        """Runs what has not run; returns whether all trials are finished.
+
+        SIGINT and SIGTERM stop the trials as they stop a run: the first saves checkpoints, the second ends at once.
+        """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -95,7 +103,9 @@ class Runner:
         # Where another process was killed, its trial is still to be run.
         for trial in elsewhere:
             print(f"{trial.name}: waiting for the process that runs it", flush=True)
-            print(f"{trial.name}: {self.run(trial, wait=True)}", flush=True)
+            while (outcome := self.run(trial)) == "running" and not self._stopping:
+                time.sleep(POLL_SECONDS)
+            print(f"{trial.name}: {outcome}", flush=True)
         return all(status(self._workdir / trial.name) == "finished" for trial in trials)
 
     def _stop(self, *_) -> None:

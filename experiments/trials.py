@@ -125,12 +125,12 @@ def _parse(trial: Trial) -> ConfigDict:
 
 
 @contextlib.contextmanager
-def claim(folder: pathlib.Path, *, wait: bool) -> Iterator[TextIO | None]:
-    """The claim of a trial, or None where another process has it and `wait` is off."""
+def claim(folder: pathlib.Path) -> Iterator[TextIO | None]:
+    """The claim of a trial, or None where another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / CLAIM_FILE).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
         else:
@@ -145,5 +145,5 @@ def status(folder: pathlib.Path) -> str:
         return f"failed: {json.loads((folder / FAILURE_FILE).read_text())['reason']}"
     if not folder.exists():
         return "not run"
-    with claim(folder, wait=False) as file:
+    with claim(folder) as file:
         return "stopped" if file else "running"
