@@ -33,10 +33,13 @@ def get_config(release: str = "official") -> ConfigDict:
     config.dataset.mean = (123.0, 117.0, 104.0)
     config.dataset.std = (1.0,)
 
+    config.augment.pad_and_crop = 0
     config.model.name = "squeezenet_v1_0"
+    config.model.stem = None  # the weights' own
     config.model.use_batch_norm = False
 
     config.train.duration = "5 epochs"
+    config.train.class_weights = "none"
     config.train.batch_size = 64
     config.optimizer.learning_rate = 2e-4
     config.schedule.name = "cosine"
