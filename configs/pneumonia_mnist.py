@@ -13,8 +13,9 @@ Expected: MedMNIST's own rows on the official release lie between AUC 0.942, acc
 0.946. Run here on `early` (1 seed, 2 CPU cores that another run shared, 18 minutes, 2026-11-22): AUC 0.946 and accuracy
 0.865, with AUC 0.996 on the validation split (experiments/results/pneumonia_early.csv). By the bare protocol,
 `--config.model.stem=3x3/2 --config.augment.pad_and_crop=0 --config.train.class_weights=none
---config.train.duration='100 epochs'`, it was AUC 0.922, accuracy 0.851 and 0.988 (pneumonia_early_protocol.csv). One in ten training images of this release is normal, and three
-in eight of the test split, of which the network finds 65 %. The official release was not at hand.
+--config.train.duration='100 epochs'`, it was AUC 0.922, accuracy 0.851 and 0.988 (pneumonia_early_protocol.csv). One in
+ten training images of this release is normal, and three in eight of the test split, of which the network finds 65 %.
+The official release was not at hand.
 """
 
 from ml_collections import ConfigDict
