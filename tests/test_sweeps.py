@@ -5,7 +5,6 @@ import importlib
 import json
 import shlex
 import signal
-import subprocess
 import sys
 import textwrap
 
@@ -122,19 +121,25 @@ def test_a_trial_killed_from_outside_is_a_failure_with_its_signal():
     )
 
 
-def test_the_listed_commands_run_as_they_stand(data_dir, tmp_path):
-    values = {**TINY, "run.data_dir": data_dir, "train.duration": "3 steps", "schedule.warmup": "0 steps"}
-    arguments = [f"--config.{key}={value}" for key, value in values.items()]
-    command = [sys.executable, "-m", "experiments.sweep", f"--config={ROOT / 'configs' / 'digits.py'}", "--seeds=3"]
-    command += [f"--workdir={tmp_path / 'w'}", *arguments, "--config.optimizer.learning_rate=1e30,0.1"]
-    lines = Child([*command, "--list"], tmp_path / "list.log").succeed().splitlines()
-    assert len(lines) == 2
-    assert subprocess.run(shlex.split(lines[1]), cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+def test_the_listed_commands_run_and_a_run_that_diverges_saves_nothing(data_dir, tmp_path, monkeypatch, capsys):
+    """The one that ends well is the reference's run, so that it is not compiled again."""
+    arguments = [f"--config.{key}={value}" for key, value in {**TINY, "run.data_dir": data_dir}.items()]
+    command = [sys.executable, "-m", "experiments.sweep", f"--config={ROOT / 'configs' / 'digits.py'}", "--seeds=0"]
+    command += [f"--workdir={tmp_path / 'w'}", *arguments, "--config.optimizer.learning_rate=1e30,0.05"]
+    monkeypatch.setattr(sys, "argv", [*command[2:], "--list"])
+    assert sweep.main() == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 2
+    Child(shlex.split(listed[1]), tmp_path / "listed.log").succeed()
     assert Child(command, tmp_path / "log").wait() == 1
     with (tmp_path / "w" / "digits.csv").open() as file:
         diverged, finished = csv.DictReader(file)
-    assert diverged["status"].startswith("failed: TrainingError: the state is not finite between steps 1 and")
-    assert finished["status"] == "finished" and float(finished["test_top1"]) > 0 and finished["seed"] == "3"
+    assert diverged["status"].startswith(
+        "failed: TrainingError: the state is not finite between steps 1 and 5 (learning rate"
+    )
+    assert "lower config.optimizer.learning_rate" in diverged["status"]
+    assert not [p for p in (tmp_path / "w" / diverged["trial"] / "checkpoints").iterdir() if p.name.isdigit()]
+    assert finished["status"] == "finished" and float(finished["test_top1"]) > 0 and finished["seed"] == "0"
 
 
 @pytest.mark.parametrize(

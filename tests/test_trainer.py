@@ -115,7 +115,7 @@ def test_a_suspended_run_goes_on_and_sigterm_inside_a_logging_window_saves(refer
     child = start(workdir)
     child.wait_until(lambda: last_step(workdir) >= 5)
     child.process.send_signal(signal.SIGSTOP)
-    time.sleep(float(os.environ.get("SQUEEZE_JAX_SUSPEND", "3")))
+    time.sleep(float(os.environ.get("SQUEEZE_JAX_SUSPEND", "1")))
     suspended = last_step(workdir)
     child.process.send_signal(signal.SIGCONT)
     assert child.wait_until(lambda: last_step(workdir) > suspended)
@@ -275,13 +275,6 @@ runpy.run_module("squeeze_jax.main", run_name="__main__")
     assert load(workdir).step == 10
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_steps_and_saves_nothing(start, tmp_path):
-    text = start(tmp_path / "w", optimizer__learning_rate=1e30, schedule__warmup="0 steps").fail()
-    assert "TrainingError: the state is not finite between steps 1 and 5 (learning rate" in text
-    assert "lower config.optimizer.learning_rate" in text
-    assert not [p for p in (tmp_path / "w" / "checkpoints").iterdir() if p.name.isdigit()]
 
 
 NAN_DATASET = """
