@@ -6,7 +6,7 @@ Users report that SqueezeNet can stay at its start for good (forresti/SqueezeNet
 of seeds whose loss on the test split ends within 2 % of ln(10): the embedded digits, 10 epochs instead of 40, 5 seeds,
 60 trials.
 
-About 1 core-hour. Not run here yet.
+About 1 core-hour, by estimate. Not run here yet.
 """
 
 import math

@@ -6,7 +6,7 @@
 The paper's CT nodules are not public, so this is on MedMNIST: X-rays in 2-D (PneumoniaMNIST, early release), shapes of
 adrenal glands in 3-D (AdrenalMNIST3D), 20 epochs instead of MedMNIST's 100, 3 seeds, 9 trials each.
 
-About 1 core-hour in 2-D and 2 in 3-D. Not run here yet.
+About 1 core-hour in 2-D and 2 in 3-D, by estimate. Not run here yet.
 """
 
 import sys

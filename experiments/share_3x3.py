@@ -6,7 +6,7 @@
 `digits` is for a CPU: the embedded dataset at 32 x 32 pixels, 10 epochs instead of 40, 3 seeds, 27 trials. `imagenet`
 is the paper's setting, by the published solver.
 
-About 1 core-hour for `digits`. Shortened against the paper: the dataset, and 10 epochs. Not run here yet.
+About 1 core-hour for `digits`, by estimate. Shortened against the paper: the dataset, and 10 epochs. Not run here yet.
 """
 
 import sys
