@@ -9,13 +9,14 @@ alone, and the bilinear resize of TensorFlow; `pillow` decodes, crops and resize
 does.
 """
 
-import argparse
 import os
 import pathlib
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+
+import report
 
 SIZE, BATCH, SMALLEST_AREA = 224, 64, 0.08
 
@@ -99,18 +100,14 @@ def measure(name: str, folder: pathlib.Path, seconds: float) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--images", required=True, type=pathlib.Path)
-    parser.add_argument("--csv", type=pathlib.Path)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--program", choices=PROGRAMS, help="measure this one alone, and print its images a second")
     args = parser.parse_args()
     if args.program:
         print(measure(args.program, args.images, args.seconds))
         return 0
-    import report
-
     found: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for _ in range(args.rounds):
         for name, values in found.items():

@@ -12,11 +12,11 @@ from typing import Any
 from squeeze_jax.writers import write_csv
 
 
-def parser(description: str, rounds: int = 7) -> argparse.ArgumentParser:
+def parser(description: str) -> argparse.ArgumentParser:
     """With the arguments that all benchmarks take."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--csv", type=pathlib.Path, help="the table")
-    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--rounds", type=int, default=7)
     return made
 
 

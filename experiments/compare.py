@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from squeeze_jax import config as config_lib
-from squeeze_jax.writers import RESULT_FILE, read_metrics
+from squeeze_jax.writers import RESULT_FILE, new_figure, read_metrics
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -50,13 +50,8 @@ def results(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
 
 def plot(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
     """Loss in training and accuracy on the validation split against the step, a colour a run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for axis, split, name in zip(axes, ("train", "validation"), ("loss", "top1"), strict=True):
+    figure, axes = new_figure(1, 2, width=10, height=4)
+    for axis, split, name in zip(axes.flat, ("train", "validation"), ("loss", "top1"), strict=True):
         for workdir in workdirs:
             points = [(r["step"], r["values"][name]) for r in read_metrics(workdir) if r["split"] == split]
             if points:

@@ -13,7 +13,7 @@ from experiments.compare import markdown
 from experiments.trials import Sweep, Trial, status
 from squeeze_jax import config as config_lib
 from squeeze_jax.workdir import VERSIONS_FILE
-from squeeze_jax.writers import RESULT_FILE, read_metrics, write_csv
+from squeeze_jax.writers import RESULT_FILE, new_figure, read_metrics, write_csv
 
 MIB = 2**20
 
@@ -82,13 +82,11 @@ def _training_seconds(folder: pathlib.Path) -> float:
 
 def _points(sweep: Sweep, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The finished trials of each point, by seed."""
-    seeds = len(sweep.seeds)
     per_point = [rows[i :: len(sweep.points)] for i in range(len(sweep.points))]
-    assert all(len(trials) == seeds for trials in per_point)
     return [[row for row in trials if row["status"] == "finished"] for trials in per_point]
 
 
-def metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
+def _metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
     """What the table compares; the validation split's values where no test split is read."""
     if sweep.metric:
         return sweep.metric
@@ -99,7 +97,7 @@ def metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
-    metric = metric_of(sweep, rows)
+    metric = _metric_of(sweep, rows)
     keys = list(dict.fromkeys(key for point in sweep.points for key in point))
     points = _points(sweep, rows)
     header = [key.rsplit(".", 1)[-1].replace("_", " ") for key in keys]
@@ -112,7 +110,7 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
             values = [row[metric] for row in trials]
             cells += [
                 *size,
-                mean_and_spread(values),
+                _mean_and_spread(values),
                 str(len(values)),
                 _difference(points[0], trials, metric) if i else "",
             ]
@@ -122,7 +120,7 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     return markdown(lines[0], lines[1:])
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
+def _mean_and_spread(values: Sequence[float]) -> str:
     """ "0.8123 ± 0.0045"; the standard deviation over seeds, where there are two."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
@@ -143,14 +141,9 @@ def _difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metri
 
 
 def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    metric = metric_of(sweep, rows)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, size, label in zip(axes, ("parameters", "macs"), ("parameters", "MACs"), strict=True):
+    metric = _metric_of(sweep, rows)
+    figure, axes = new_figure(1, 2, width=9, height=3.6, layout="constrained")
+    for axis, size, label in zip(axes.flat, ("parameters", "macs"), ("parameters", "MACs"), strict=True):
         for point, trials in zip(sweep.points, _points(sweep, rows), strict=True):
             if not trials:
                 continue
@@ -162,7 +155,7 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
             axis.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
         axis.set(xlabel=label, xscale="log")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(metric.replace("_", " "))
+    axes[0, 0].set_ylabel(metric.replace("_", " "))
     figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation of {len(sweep.seeds)} seeds")
     for suffix in ("svg", "png"):
         figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)

@@ -144,7 +144,7 @@ def draw_curves(workdir: pathlib.Path) -> pathlib.Path | None:
     if not records:
         return None
     names = [name for name in ("loss", "top1", "learning_rate") if any(name in r["values"] for r in records)]
-    figure, axes = _figure(1, len(names), width=4.5 * len(names), height=3.5, layout=None)
+    figure, axes = new_figure(1, len(names), width=4.5 * len(names), height=3.5, layout=None)
     for axis, name in zip(axes.flat, names, strict=True):
         for split, colour in SPLIT_COLOURS.items():
             points = [(r["step"], r["values"][name]) for r in records if r["split"] == split and name in r["values"]]
@@ -186,7 +186,7 @@ def draw_batch(
 def draw_overlay(path: pathlib.Path, image: np.ndarray, heat: np.ndarray) -> pathlib.Path:
     """Draws an image (height, width, channels), 0..255, and beside it the same under a map of any smaller size."""
     height, width = image.shape[:2]
-    figure, axes = _figure(1, 2, width=8, height=4 * height / width)
+    figure, axes = new_figure(1, 2, width=8, height=4 * height / width)
     grey = image.shape[-1] == 1
     for axis in axes.flat:
         axis.axis("off")
@@ -213,7 +213,7 @@ def write_confusion(folder: pathlib.Path, confusion: np.ndarray, class_names: tu
     write_csv(folder / "confusion.csv", rows)
     size = len(class_names)
     side = min(12.0, 2.5 + 0.4 * size)
-    figure, axes = _figure(1, 1, width=side, height=side)
+    figure, axes = new_figure(1, 1, width=side, height=side)
     axis = axes.flat[0]
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -234,7 +234,8 @@ def write_confusion(folder: pathlib.Path, confusion: np.ndarray, class_names: tu
     _save(figure, folder / "confusion.png")
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float, layout: str | None = "tight"):
+def new_figure(rows: int, columns: int, *, width: float, height: float, layout: str | None = "tight"):
+    """A figure of so many inches that needs no display, and its axes (rows, columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

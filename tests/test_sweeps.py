@@ -162,15 +162,14 @@ def test_a_wrong_argument_is_named_before_the_first_trial(argument, message, dat
     assert not list(tmp_path.iterdir())
 
 
-def test_another_sweep_in_the_workdir_is_refused(reference, data_dir):
+def test_another_sweep_in_the_workdir_is_refused(reference, data_dir, tmp_path):
     base = Sweep("digits", str(ROOT / "configs" / "digits.py"), [{}], seeds=[0])
-    name = base.trials()[0].name
-    folder = reference.parent / "other_sweep" / name
-    folder.mkdir(parents=True)
+    folder = tmp_path / base.trials()[0].name
+    folder.mkdir()
     (folder / "config.json").write_text((reference / "config.json").read_text())
     made = sweep._with_arguments(base, None, [f"--config.run.data_dir={data_dir}"])
     with pytest.raises(SweepError, match="model.base_filters: 8 in the workdir"):
-        check(made.trials(), folder.parent)
+        check(made.trials(), tmp_path)
 
 
 def test_values_split_at_commas_outside_brackets():
