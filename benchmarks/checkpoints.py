@@ -32,7 +32,7 @@ def seconds(action: Callable[[], object]) -> float:
 def main() -> int:
     args = report.parser(__doc__).parse_args()
     model = models.create("squeezenet_v1_0")
-    state = jax.jit(lambda: create_state(model, optax.sgd(0.1, 0.9), (224, 224, 3), seed=0, use_ema=True))()
+    state = jax.jit(lambda: create_state(model, optax.sgd(0.1, 0.9), (224, 224, 3), 0, use_ema=True))()
     arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     found: dict[tuple[str, str], list[float]] = {}
 

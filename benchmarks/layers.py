@@ -78,12 +78,12 @@ def training_step() -> Callable[[], Any]:
         dropout_rate=0.0,
     )
     optimizer = optax.sgd(0.1, 0.9, nesterov=True)
-    state = jax.jit(lambda: create_state(model, optimizer, (32, 32, 3), seed=0, use_ema=False))()
+    state = jax.jit(lambda: create_state(model, optimizer, (32, 32, 3), 0, use_ema=False))()
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 256, (BATCH, 32, 32, 3), np.uint8), "label": np.arange(BATCH) % 10}
     preprocessing = Preprocessing(flip=("width",), pad_and_crop=2)
-    compiled = jax.jit(make_train_step(model, optimizer, preprocessing.train, seed=0)).lower(state, batch).compile()
-    return lambda: compiled(state, batch)
+    compiled = jax.jit(make_train_step(model, optimizer, preprocessing.train)).lower(state, batch, 0).compile()
+    return lambda: compiled(state, batch, 0)
 
 
 CASES = {

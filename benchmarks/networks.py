@@ -103,13 +103,13 @@ def ours(case: Case, weights: dict[str, np.ndarray], images: np.ndarray, labels:
     config.name, config.momentum, config.weight_decay = "sgd", MOMENTUM, WEIGHT_DECAY
     optimizer = make_optimizer(config, lambda step: LEARNING_RATE)
     spread = Parallel.create("jit")
-    fresh = create_state(model, optimizer, case.image, seed=0, use_ema=False)
+    fresh = create_state(model, optimizer, case.image, 0, use_ema=False)
     state = [fresh.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))]
-    step = spread.compile_train_step(make_train_step(model, optimizer, Preprocessing().train, seed=0))
+    step = spread.compile_train_step(make_train_step(model, optimizer, Preprocessing().train))
     batch = spread.shard({"image": np.zeros(images.shape, np.uint8), "label": labels})
 
     def train() -> None:
-        state[0] = step(state[0], batch)
+        state[0] = step(state[0], batch, 0)
         jax.block_until_ready(state[0])
 
     logits = np.asarray(evaluate(variables, images))  # training gives the weights' memory away

@@ -47,14 +47,14 @@ def train(devices: int, steps: int, batch_size: int, pool_threads: int) -> None:
     optimizer = make_optimizer(config.optimizer, lambda step: 0.01)
     preprocessing = Preprocessing(mean=(127.0,), std=(64.0,), flip=("width",), pad_and_crop=4)
     state = parallel.compile_once(
-        lambda: create_state(model, optimizer, (32, 32, 3), seed=0, use_ema=True), out_shardings=spread.replicated
+        lambda: create_state(model, optimizer, (32, 32, 3), 0, use_ema=True), out_shardings=spread.replicated
     )()
-    step = spread.compile_train_step(make_train_step(model, optimizer, preprocessing.train, seed=0, ema_decay=0.99))
+    step = spread.compile_train_step(make_train_step(model, optimizer, preprocessing.train, ema_decay=0.99))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, batch_size, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, (64, batch_size)).astype(np.int32)
     for i in range(steps):
-        state = step(state, spread.shard({"image": images[i % 64], "label": labels[i % 64]}))
+        state = step(state, spread.shard({"image": images[i % 64], "label": labels[i % 64]}), 0)
         if (i + 1) % REPORT_EVERY == 0:
             print(f"step {int(state.step)} loss {float(state.window['loss']):.1f}", flush=True)
 

@@ -44,7 +44,7 @@ def base_config() -> ConfigDict:
     config.model.base_filters = config_dict.placeholder(int)
     config.model.filter_increment = config_dict.placeholder(int)
     config.model.increment_every = config_dict.placeholder(int)
-    config.model.squeeze_ratio = config_dict.placeholder(float)
+    config.model.squeeze_ratio = config_dict.placeholder(object)  # a number, or eight: one a Fire module
     config.model.fraction_3x3 = config_dict.placeholder(float)
     config.model.stem = config_dict.placeholder(str)
     config.model.stem_filters = config_dict.placeholder(int)
@@ -183,6 +183,7 @@ def validate(config: ConfigDict) -> None:
         "run.num_workers",
     ):
         _require(config, key, lambda value: value >= 0, "zero or more")
+    _require(config, "model.squeeze_ratio", _is_squeeze_ratio, "a number, or eight: one a Fire module")
     _require(config, "crop.smallest_area", lambda value: 0 < value <= 1, "0 < value <= 1")
     _require(config, "dataset.channels", lambda value: value in (None, 1, 3), "1 or 3")
     _require(
@@ -268,6 +269,11 @@ def _require(config: ConfigDict, key: str, accept, expected: str) -> None:
     value = lookup(config, key)
     if not accept(value):
         raise ConfigError(f"config.{key}={value!r}; expected {expected}.")
+
+
+def _is_squeeze_ratio(value: Any) -> bool:
+    ratios = value if isinstance(value, tuple) else (value,)
+    return value is None or all(isinstance(ratio, (int, float)) for ratio in ratios)
 
 
 def check_same_experiment(stored: ConfigDict, given: ConfigDict, workdir: pathlib.Path | str) -> None:

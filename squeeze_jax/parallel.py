@@ -153,20 +153,20 @@ class Parallel:
             yield current
 
     def compile_train_step(self, step: Callable) -> Callable:
-        """Compiles `step(state, batch) -> state`; the given state's memory is used again."""
+        """Compiles `step(state, batch, seed) -> state`; the given state's memory is used again."""
         if self.backend == "pmap":
-            return self._pmap(step)
+            return self._pmap(step, in_axes=(None, 0, None))
         return jax.jit(step, donate_argnums=0, out_shardings=self.replicated)
 
     def compile_eval_step(self, step: Callable) -> Callable:
         """Compiles `step(variables, batch) -> sums`."""
         if self.backend == "pmap":
-            return self._pmap(step)
+            return self._pmap(step, in_axes=(None, 0))
         return jax.jit(step, out_shardings=self.replicated)
 
-    def _pmap(self, step: Callable) -> Callable:
+    def _pmap(self, step: Callable, in_axes: tuple[int | None, ...]) -> Callable:
         # out_axes None keeps the state an ordinary replicated array, without a leading axis of devices.
-        return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=list(self.mesh.devices.flat))
+        return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=list(self.mesh.devices.flat))
 
 
 def compile_once(function: Callable, **options: Any) -> Callable:

@@ -47,8 +47,8 @@ def create_state(
     model: SqueezeNet,
     optimizer: optax.GradientTransformation,
     input_shape: tuple[int, ...],
+    seed: jax.Array | int,
     *,
-    seed: int,
     use_ema: bool,
 ) -> TrainState:
     """Initialises a run; a pure function, to be compiled.
@@ -57,7 +57,7 @@ def create_state(
       model: the network.
       optimizer: its optimizer.
       input_shape: (*spatial, channels) of one preprocessed image.
-      seed: of the initial weights.
+      seed: of the initial weights, int ().
       use_ema: whether to keep averaged weights.
     """
     variables = model.init(jax.random.key(seed), jnp.zeros((1, *input_shape)))

@@ -23,23 +23,22 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     preprocess: Callable[[jax.Array, jax.Array], jax.Array],
     *,
-    seed: int,
     micro_batches: int = 1,
     label_smoothing: float = 0.0,
     mixup_alpha: float = 0.0,
     class_weights: tuple[float, ...] = (),
     ema_decay: float = 0.0,
     axis_name: str | None = None,
-) -> Callable[[TrainState, Batch], TrainState]:
-    """Makes `train_step(state, batch) -> state`, one update by the mean gradient of a batch.
+) -> Callable[[TrainState, Batch, jax.Array], TrainState]:
+    """Makes `train_step(state, batch, seed) -> state`, one update by the mean gradient of a batch.
 
-    Randomness is keyed by (seed, step, position in the global batch), so it does not depend on the devices.
+    Randomness is keyed by (seed, step, position in the global batch), so it does not depend on the devices. The seed,
+    int32 (), is an argument for all seeds of a sweep to share one compiled program.
 
     Args:
       model: the network.
       optimizer: its optimizer.
       preprocess: maps raw images and one key an example to the network's input.
-      seed: of augmentation and dropout.
       micro_batches: parts that the batch is computed in, one after the other; batch norm normalises each by itself.
       label_smoothing: mass spread evenly over all classes.
       mixup_alpha: images and targets are mixed with their neighbours', see `augment.mixup`; 0 for no mixing. The
@@ -65,7 +64,7 @@ def make_train_step(
         losses = optax.softmax_cross_entropy(logits, targets)
         return losses.mean(), (updates.get("batch_stats", {}), _example_sums(logits, labels, losses))
 
-    def train_step(state: TrainState, batch: Batch) -> TrainState:
+    def train_step(state: TrainState, batch: Batch, seed: jax.Array) -> TrainState:
         local = batch["label"].shape[0]
         first = jax.lax.axis_index(axis_name) * local if axis_name else 0
         positions = first + jnp.arange(local)

@@ -136,13 +136,14 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
     _settle_config(config, folder, dataset, has_checkpoint=bool(checkpoints.steps()))
     summary = summarize(model, input_shape)
 
-    def init() -> TrainState:
-        return create_state(model, optimizer, input_shape, seed=config.seed, use_ema=config.train.ema_decay > 0)
+    def init(seed: jax.Array) -> TrainState:
+        return create_state(model, optimizer, input_shape, seed, use_ema=config.train.ema_decay > 0)
 
-    traced = compile_once(init, out_shardings=spread.replicated).trace()
+    seed = spread.replicate(np.int32(config.seed))
+    traced = compile_once(init, out_shardings=spread.replicated).trace(seed)
     restored = checkpoints.restore_latest(traced.out_info)
     if restored is None:
-        state, best = traced.lower().compile()(), {"best_step": None, "best_value": None}
+        state, best = traced.lower().compile()(seed), {"best_step": None, "best_value": None}
         if config.init_from:
             state, network = start_from(state, config.init_from, new_head=config.init_new_head)
             state = spread.replicate(state)
@@ -156,7 +157,6 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             model,
             optimizer,
             preprocessing.train,
-            seed=config.seed,
             micro_batches=config.train.micro_batches,
             label_smoothing=config.train.label_smoothing,
             mixup_alpha=config.augment.mixup,
@@ -201,7 +201,7 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             recorder.profile(step)
             batch, batch_on_devices = next(batches)
             recorder.count_unreadable(batch.get("unreadable", ()))
-            state = train_step(state, batch_on_devices)
+            state = train_step(state, batch_on_devices, seed)
             step += 1
             if step == first_step + 1:
                 recorder.first_step_done(state, batch, preprocessing, config.seed)
@@ -377,11 +377,11 @@ class _Recorder:
         if self._writes and self._first_step == 0:
             positions = np.arange(min(32, len(batch["label"])))
 
-            def augment(images: jax.Array) -> jax.Array:
+            def augment(images: jax.Array, seed: int) -> jax.Array:
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), positions)
                 return preprocessing.augment(images, keys)
 
-            images = compile_once(augment)(batch["image"][positions])
+            images = compile_once(augment)(batch["image"][positions], seed)
             writers.draw_batch(
                 self._folder / "first_batch.png", np.asarray(images), batch["label"], self._dataset.class_names
             )

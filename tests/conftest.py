@@ -23,6 +23,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(os.environ.get("SQUEEZE_JAX_SHARED", ROOT.parent / "shared")) / "data"
+LONG_FILES = ("test_devices", "test_notebooks", "test_pretrained", "test_sweeps", "test_trainer")
 TIME_LIMIT = 300  # seconds for a child process, so that a hang is a named failure
 
 # A network small enough to compile and train in seconds, with everything that a resumed run could get wrong switched
@@ -46,6 +47,13 @@ TINY = {
     "run.checkpoint_every": "10 steps",
     "run.keep_checkpoints": 4,
 }
+
+
+def pytest_collection_modifyitems(items):
+    """Each of the two workers starts with half of the long tests, so that neither waits for one at the end."""
+    long = [item for item in items if item.path.stem in LONG_FILES]
+    short = [item for item in items if item.path.stem not in LONG_FILES]
+    items[:] = [item for half in (0, 1) for group in (long, short) for item in group[half::2]]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import ROOT, configure, load_config
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.optimizers import make_optimizer, make_schedule
 from squeeze_jax.state import create_state
 from squeeze_jax.steps import make_train_step
+from squeeze_jax.writers import read_metrics
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 ARGUMENTS = {
@@ -57,19 +59,18 @@ def test_config_file_loads_locks_and_is_traced(variant):
     optimizer = make_optimizer(config.optimizer, schedule)
     input_shape = preprocessing.input_shape(image_shape)
     use_ema = config.train.ema_decay > 0
-    state = jax.eval_shape(lambda: create_state(model, optimizer, input_shape, seed=0, use_ema=use_ema))
+    state = jax.eval_shape(lambda: create_state(model, optimizer, input_shape, 0, use_ema=use_ema))
     step = make_train_step(
         model,
         optimizer,
         preprocessing.train,
-        seed=0,
         mixup_alpha=config.augment.mixup,
         ema_decay=config.train.ema_decay,
     )
     size = config.train.batch_size
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    assert jax.eval_shape(step, state, batch) == state
+    assert jax.eval_shape(step, state, batch, 0) == state
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -88,7 +89,7 @@ def test_config_file_says_how_to_run_it(name):
 
 
 def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
-    """A real short run, and the other schedules, over a config that records each key it is asked for."""
+    """A short run of all that other tests leave out, over a config that records each key it is asked for."""
     keys = set(config_lib.flatten(base_config()))
     sections, read = {}, set()
     read_item = ConfigDict.__getitem__
@@ -109,16 +110,37 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(ConfigDict, "__getattr__", record_attribute)
     # Validation reads every key; that is not using it.
     monkeypatch.setattr(config_lib, "validate", lambda config: None)
-    cropped = {"crop.size": 20, "crop.resize": 22, "dataset.image_size": ()}
-    short = {"train.duration": "2 steps", "schedule.warmup": "1 step", "schedule.name": "polynomial"}
-    config = configure(data_dir, **short, **cropped)
+    config = configure(
+        data_dir,
+        **{
+            "model.dtype": "bfloat16",
+            "dataset.image_size": (),
+            "crop.size": 20,
+            "crop.resize": 22,
+            "train.duration": "6 steps",
+            "train.micro_batches": 2,
+            "train.ema_decay": 0.0,
+            "optimizer.name": "adamw",
+            "optimizer.gradient_clip": 1.0,
+            "schedule.name": "polynomial",
+            "schedule.warmup": "1 step",
+            "evaluation.best_metric": "loss",
+            "run.log_every": "2 steps",
+            "run.evaluate_every": "3 steps",
+            "run.profile_steps": (2, 3),
+        },
+    )
     sections[id(config)] = ""
     sections.update({id(value): f"{key}." for key, value in config.items() if isinstance(value, ConfigDict)})
-    trainer.train_and_evaluate(config, tmp_path)
+    result = trainer.train_and_evaluate(config, tmp_path)
     for name in ("step", "one_cycle"):
         config.schedule.name = name
         make_schedule(config.schedule, 0.1, 100, 0)
     assert sorted(keys - read) == []
+    assert np.isfinite(result.metrics["test"]["loss"])
+    losses = {r["step"]: r["values"]["loss"] for r in read_metrics(tmp_path) if r["split"] == "validation"}
+    assert sorted(losses) == [3, 6] and result.best_step == min(losses, key=losses.get)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +152,7 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ({"evaluation.best_metric": "roc"}, "expected one of top1, loss, auc"),
         ({"evaluation.best_metric": "auc"}, "best_metric='auc' needs config.evaluation.auc=True"),
         ({"crop.train": "randm"}, "Did you mean 'random'"),
+        ({"model.squeeze_ratio": "half"}, "config.model.squeeze_ratio='half'; expected a number, or eight"),
         ({"crop.size": 300}, "config.crop.size=300 is more than config.crop.resize=256"),
         ({"dataset.channels": 2}, "config.dataset.channels=2; expected 1 or 3"),
         ({"dataset.held_out": 100}, "set config.dataset.validation_split=''"),
@@ -161,6 +184,7 @@ def test_wrong_value_is_named(data_dir, overrides, message):
         ({"schedule.warmup": "50 steps"}, "warmup is 50 steps, but the run has only 40"),
         ({"run.num_devices": 64}, "num_devices=64, but JAX sees 1 cpu device"),
         ({"model.squeeze_ratio": 2.0}, "squeeze ratio lies between 0"),
+        ({"model.squeeze_ratio": (0.5, 0.5)}, "squeeze_ratio has 2 entries"),
         ({"dataset.image_size": (4, 4)}, "4 pixels along height"),
         ({"dataset.train_split": "trian"}, "no split 'trian'.*it has test, train, validation"),
         ({"dataset.name": "dgits"}, "no dataset is called 'dgits'"),
@@ -197,7 +221,9 @@ def test_durations():
 
 
 def test_workdir_gives_the_config_back(tmp_path, data_dir):
-    config = configure(data_dir, **{"model.pool_after": (1, 3), "run.stop_after_steps": 7})
+    ratios = (0.125,) * 4 + (0.25,) * 4
+    values = {"model.pool_after": (1, 3), "model.squeeze_ratio": ratios, "run.stop_after_steps": 7}
+    config = configure(data_dir, **values)
     config_lib.save(tmp_path, config, {"class_names": ("a", "b")})
     stored, resolved = config_lib.read(tmp_path)
     assert stored.to_dict() == config.to_dict()
