@@ -1,7 +1,6 @@
 """What a sweep found: a CSV with a row a trial, a Markdown table with a row a point, plots with error bars."""
 
 import json
-import math
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -127,16 +126,16 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 
 def _difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric: str) -> str:
-    """The mean difference over the seeds that both have, and p of a paired, two-sided t-test."""
+    """The mean difference over the seeds that both have, and p of a paired, two-sided t-test where they differ."""
     baseline = {row["seed"]: row[metric] for row in first}
     pairs = [(row[metric], baseline[row["seed"]]) for row in trials if row["seed"] in baseline]
     if not pairs:
         return ""
     differences = [ours - theirs for ours, theirs in pairs]
     text = f"{statistics.mean(differences):+.4f}"
-    if len(pairs) > 1:
+    if len(set(differences)) > 1:  # the test needs a spread
         p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
-        text += "" if math.isnan(p) else f", p = {p:.3f}"
+        text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
     return text
 
 

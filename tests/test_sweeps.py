@@ -215,3 +215,13 @@ def test_runs_are_compared(reference, tmp_path):
     assert "| state | finished | not finished |" in text and "| test top1 | 0." in text
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert "ConfigError" in Child([*command[:3], str(tmp_path)], tmp_path / "wrong.log").fail()
+
+
+def test_a_difference_has_a_p_value_where_the_seeds_differ():
+    def trials(*values):
+        return [{"seed": seed, "test_top1": value} for seed, value in enumerate(values)]
+
+    # t = 0.2 / (0.1414 / sqrt(2)) = 2 with one degree of freedom: p = 1 - 2 atan(2) / pi.
+    assert report._difference(trials(0.5, 0.5), trials(0.6, 0.8), "test_top1") == "+0.2000, p = 0.295"
+    assert report._difference(trials(0.5, 0.5), trials(1.0, 1.0), "test_top1") == "+0.5000"
+    assert report._difference(trials(0.5)[:0], trials(1.0), "test_top1") == ""
