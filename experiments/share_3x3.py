@@ -6,7 +6,11 @@
 `digits` is for a CPU: the embedded dataset at 32 x 32 pixels, 10 epochs instead of 40, 3 seeds, 27 trials. `imagenet`
 is the paper's setting, by the published solver.
 
-About 1 core-hour for `digits`, by estimate. Shortened against the paper: the dataset, and 10 epochs. Not run here yet.
+Shortened against the paper: the dataset, and 10 epochs. Run here: 15 minutes on 2 CPU cores, two trials at a time
+(2026-11-22; experiments/results/share_3x3.csv, .md, .png).
+
+As in the paper, 1 % is worst by far, accuracy rises steeply to 12.5 % and hardly beyond 50 to 62.5 %. With 3 seeds and
+300 test images no difference to 1 % passes a paired test (p = 0.09 to 0.15), for that network's seeds differ by 0.12.
 """
 
 import sys
