@@ -6,7 +6,7 @@ Users report that SqueezeNet can stay at its start for good (forresti/SqueezeNet
 of seeds whose loss on the test split ends within 2 % of ln(10): the embedded digits, 10 epochs instead of 40, 5 seeds,
 60 trials.
 
-Run here: 19 minutes on 2 CPU cores, two trials at a time (2026-11-22; experiments/results/dead_start.csv).
+Run here: 18 minutes on 2 CPU cores, two trials at a time (2026-11-22; experiments/results/dead_start.csv).
 
 Batch norm cures it: without it all 30 runs ended at the loss they began with, at every rate, with the ReLU after conv10
 and without, and with it 25 of 30 learned, all but those with the ReLU at the highest rate. The ReLU costs accuracy even

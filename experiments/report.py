@@ -133,7 +133,7 @@ def _difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metri
         return ""
     differences = [ours - theirs for ours, theirs in pairs]
     text = f"{statistics.mean(differences):+.4f}"
-    if len(set(differences)) > 1:  # the test needs a spread
+    if max(differences) - min(differences) > 1e-9:  # the test needs a spread, and rounding is none
         p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
         text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
     return text

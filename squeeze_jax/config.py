@@ -183,6 +183,7 @@ def validate(config: ConfigDict) -> None:
         "run.num_workers",
     ):
         _require(config, key, lambda value: value >= 0, "zero or more")
+    _require(config, "seed", lambda value: 0 <= value < 2**31, "0 <= value < 2**31")
     _require(config, "model.squeeze_ratio", _is_squeeze_ratio, "a number, or eight: one a Fire module")
     _require(config, "crop.smallest_area", lambda value: 0 < value <= 1, "0 < value <= 1")
     _require(config, "dataset.channels", lambda value: value in (None, 1, 3), "1 or 3")

@@ -204,7 +204,7 @@ def _train(config: ConfigDict, folder: pathlib.Path, console: Any = None) -> Res
             state = train_step(state, batch_on_devices, seed)
             step += 1
             if step == first_step + 1:
-                recorder.first_step_done(state, batch, preprocessing, config.seed)
+                recorder.first_step_done(state, batch, preprocessing)
             recorder.advance(step)
 
             logs, evaluates = step % plan.log_every == 0, step % plan.evaluate_every == 0
@@ -370,7 +370,7 @@ class _Recorder:
         if self._first_step:
             logger.info("resumed at step %d", self._first_step)
 
-    def first_step_done(self, state, batch, preprocessing, seed) -> None:
+    def first_step_done(self, state, batch, preprocessing) -> None:
         """Compilation ends here; speed is measured from here on."""
         jax.block_until_ready(state)
         logger.info("first step after %.1f s, compilation included", time.perf_counter() - self._begin)
@@ -381,7 +381,7 @@ class _Recorder:
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), positions)
                 return preprocessing.augment(images, keys)
 
-            images = compile_once(augment)(batch["image"][positions], seed)
+            images = compile_once(augment)(batch["image"][positions], self._config.seed)
             writers.draw_batch(
                 self._folder / "first_batch.png", np.asarray(images), batch["label"], self._dataset.class_names
             )

@@ -149,6 +149,7 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ({"optimizer.name": "sdg"}, "config.optimizer.name='sdg' .* Did you mean 'sgd'"),
         ({"schedule.name": "linear"}, "config.schedule.name='linear' is unknown; expected one of constant, polynomial"),
         ({"run.backend": "xmap"}, "Did you mean 'pmap'"),
+        ({"seed": 2**31}, "config.seed=2147483648; expected 0 <= value"),
         ({"evaluation.best_metric": "roc"}, "expected one of top1, loss, auc"),
         ({"evaluation.best_metric": "auc"}, "best_metric='auc' needs config.evaluation.auc=True"),
         ({"crop.train": "randm"}, "Did you mean 'random'"),

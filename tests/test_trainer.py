@@ -101,10 +101,10 @@ def test_killed_at_random_moments_and_in_the_middle_of_saves_ends_with_the_same_
     def saving():
         return list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
 
-    for _ in range(KILLS):
-        kill_when(reached(last_step(workdir) + rng.randrange(10)), delay=rng.random() * 0.3)
     in_time = [kill_when(saving, delay) for delay in (0, 0.01)]
     assert any(in_time)
+    for _ in range(KILLS):
+        kill_when(reached(last_step(workdir) + rng.randrange(10)), delay=rng.random() * 0.3)
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
     assert not list(workdir.glob("checkpoints/*tmp*"))
