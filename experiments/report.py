@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from experiments.compare import markdown
@@ -151,8 +152,10 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
             x, y = trials[0][size], statistics.mean(values)
             axis.errorbar(x, y, yerr=spread, fmt="o", color="tab:blue", capsize=3)
             text = ", ".join(str(value) for value in point.values())
-            axis.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
-        axis.set(xlabel=label, xscale="log")
+            axis.annotate(text, (x, y), xytext=(2, -3), textcoords="offset points", fontsize=7, rotation=-60, va="top")
+        axis.set_xlabel(label)
+        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.margins(0.08, 0.12)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel(metric.replace("_", " "))
     figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation of {len(sweep.seeds)} seeds")

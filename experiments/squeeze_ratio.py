@@ -3,11 +3,11 @@
     python -m experiments.squeeze_ratio --workdir runs/squeeze_ratio --output experiments/results
     python -m experiments.squeeze_ratio --setting imagenet --workdir runs/squeeze_ratio_imagenet --list
 
-`cifar10` is for a CPU (configs/cifar10.py:study): a network of half the width on 32 x 32 images, 10 epochs, 3 seeds, 15
-trials. 1.0 has eight times the Fire MACs of 0.125. `imagenet` is the paper's setting, by the published solver.
+`cifar10` is for a CPU (configs/cifar10.py:study): a network of a quarter of the width on 32 x 32 images, 10 epochs, 3
+seeds, 15 trials. 1.0 has seven times the MACs of 0.125. `imagenet` is the paper's setting, by the published solver.
 
-About 8 core-hours for `cifar10`, estimated from the MACs (4.2 M at 0.125, 31.2 M at 1.0). Shortened against the paper:
-half the width, 32 x 32 images, 10 epochs of CIFAR-10 instead of 68 of ImageNet. Not run here yet.
+Shortened against the paper: a quarter of the width, 32 x 32 images, 10 epochs of CIFAR-10 instead of 68 of ImageNet.
+About 4 core-hours, estimated from the MACs (1.1 M at 0.125, 7.9 M at 1.0). Not run here yet.
 """
 
 import sys
