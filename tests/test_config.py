@@ -20,7 +20,7 @@ from squeeze_jax.writers import read_metrics
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 ARGUMENTS = {
-    "cifar10": ("polish", "long"),
+    "cifar10": ("study", "long"),
     "fake_benchmark": ("32x32x3",),
     "finetune_pneumonia": ("early",),
     "imagenet_bypass": ("complex",),
