@@ -2,6 +2,7 @@
 
     python -m squeeze_jax.main --config configs/cifar10.py --workdir runs/cifar10            # the CPU recipe
     python -m squeeze_jax.main --config configs/cifar10.py:long --workdir runs/cifar10_long
+    python -m squeeze_jax.main --config configs/cifar10.py:study --workdir runs/cifar10_study
 
 `study` is the small network of experiments/squeeze_ratio.py and bypass.py.
 

@@ -7,6 +7,9 @@
 seeds, 18 trials. `imagenet` is the paper's setting, by the published solver; its batch norm is not the paper's.
 
 Shortened against the paper: a quarter of the width, 32 x 32 images, 10 epochs of CIFAR-10 instead of 68 of ImageNet.
+AdamW instead of SGD, for with SGD the network without bypass and batch norm had not left the loss of chance after two
+epochs at learning rates of 0.02 and 0.05 (simple bypass had, at 0.02); of AdamW's 0.001 and 0.003 the latter gave more
+on the held-out images after two epochs (0.366, 0.416).
 About 2 core-hours, estimated from the MACs (1.1 M, complex 1.6 M). Not run here yet.
 """
 
@@ -16,22 +19,17 @@ from experiments.sweep import main
 from experiments.trials import Sweep
 
 POINTS = [
-    # A lower rate where nothing normalises; not tuned.
-    {"model.use_batch_norm": norm, "model.bypass": bypass, "optimizer.learning_rate": 0.1 if norm else 0.02}
+    {"model.use_batch_norm": norm, "model.bypass": bypass}
     for norm in (False, True)
     for bypass in ("none", "simple", "complex")
 ]
+# With SGD the network without bypass and batch norm never leaves ln(10).
+ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.003}
 PUBLISHED = {"paper: ImageNet top-1": (57.5, 60.4, 58.8, "", "", "")}
 
 SETTINGS = {
-    "cifar10": Sweep("bypass", "configs/cifar10.py:study", POINTS, published=PUBLISHED),
-    "imagenet": Sweep(
-        "bypass_imagenet",
-        "configs/imagenet_v1_0.py",
-        [{key: point[key] for key in ("model.use_batch_norm", "model.bypass")} for point in POINTS],
-        seeds=(0,),
-        published=PUBLISHED,
-    ),
+    "cifar10": Sweep("bypass", "configs/cifar10.py:study", POINTS, overrides=ADAMW, published=PUBLISHED),
+    "imagenet": Sweep("bypass_imagenet", "configs/imagenet_v1_0.py", POINTS, seeds=(0,), published=PUBLISHED),
 }
 
 if __name__ == "__main__":
