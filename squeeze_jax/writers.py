@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import json
 import logging
 import pathlib
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from PIL import Image, ImageDraw
 from rich import progress as rich_progress
 from rich.console import Console
@@ -51,7 +51,14 @@ class MetricsWriter:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         temporary.replace(path)
         self._file = path.open("a")
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._folder = workdir / "tensorboard"
+        self._purge_step = resume_step + 1
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        import tensorboardX  # not at start-up: it imports torch where that is installed
+
+        return tensorboardX.SummaryWriter(str(self._folder), purge_step=self._purge_step)
 
     def write(self, step: int, split: str, values: dict[str, float], speed: dict[str, float] | None = None) -> None:
         """One line: {"step", "split", "values", "speed"}; `speed` holds what no two runs share."""
