@@ -150,14 +150,13 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
             values = [row[metric] for row in trials]
             spread = statistics.stdev(values) if len(values) > 1 else 0
             x, y = trials[0][size], statistics.mean(values)
-            axis.errorbar(x, y, yerr=spread, fmt="o", color="tab:blue", capsize=3)
             text = ", ".join(str(value) for value in point.values())
-            axis.annotate(text, (x, y), xytext=(2, -3), textcoords="offset points", fontsize=7, rotation=-60, va="top")
+            axis.errorbar(x, y, yerr=spread, fmt="o", capsize=3, label=text)
         axis.set_xlabel(label)
         axis.xaxis.set_major_formatter(EngFormatter())
-        axis.margins(0.08, 0.12)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel(metric.replace("_", " "))
+    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation of {len(sweep.seeds)} seeds")
     for suffix in ("svg", "png"):
         figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)
