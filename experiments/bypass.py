@@ -15,7 +15,7 @@ Run here: 2 hours of training, two trials at a time in 68 minutes on 2 CPU cores
 
 Against the paper, complex bypass is the best: 0.647 without and 0.727 with batch norm, simple bypass 0.596 and 0.639,
 none 0.570 and 0.611. With batch norm each step passes a paired test (none to simple p = 0.036, simple to complex p =
-0.003); without it only none to complex does (p < 0.001). Complex bypass has 45 % more parameters in so narrow a network.
+0.003); without it only none to complex does (p < 0.001). Complex bypass has 45 % more parameters here.
 """
 
 import sys
