@@ -9,7 +9,7 @@ adrenal glands in 3-D (AdrenalMNIST3D), 20 epochs instead of MedMNIST's 100, 3 s
 2-D was run here: 11 minutes on 2 CPU cores, two trials at a time (2026-11-22; experiments/results/
 nodule_vs_fire_2d.csv, .md, .png). About 2 core-hours in 3-D, by estimate; not run here yet.
 
-In 2-D the paper's order is reversed: test AUC 0.960 for SqueezeNet, 0.952 for v1 and 0.948 for v2. v2 is below
+In 2-D, against the paper, v2 is not above v1: test AUC 0.960 for SqueezeNet, 0.952 for v1 and 0.948 for v2. v2 is below
 SqueezeNet on each seed (paired test p = 0.041, not corrected for two comparisons); v1 is not proven to be (p = 0.164).
 """
 
