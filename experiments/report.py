@@ -101,7 +101,8 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     keys = list(dict.fromkeys(key for point in sweep.points for key in point))
     points = _points(sweep, rows)
     header = [key.rsplit(".", 1)[-1].replace("_", " ") for key in keys]
-    header += ["parameters", "MiB", "M MACs", f"{metric.replace('_', ' ')} (mean ± s. d.)", "seeds", "to the first row"]
+    header += ["parameters", "MiB", "M MACs", f"{metric.replace('_', ' ')} (mean ± s. d.)", "seeds"]
+    header += ["to the first row", "to the row above"]
     lines = [header + list(sweep.published)]
     for i, (point, trials) in enumerate(zip(sweep.points, points, strict=True)):
         cells = [str(point.get(key, "")) for key in keys]
@@ -113,9 +114,10 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
                 _mean_and_spread(values),
                 str(len(values)),
                 _difference(points[0], trials, metric) if i else "",
+                _difference(points[i - 1], trials, metric) if i > 1 else "",
             ]
         else:
-            cells += [""] * 4 + ["0", ""]
+            cells += [""] * 4 + ["0", "", ""]
         lines.append(cells + [str(column[i]) for column in sweep.published.values()])
     return markdown(lines[0], lines[1:])
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import functools
 import json
 import logging
 import pathlib
@@ -51,14 +50,8 @@ class MetricsWriter:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         temporary.replace(path)
         self._file = path.open("a")
-        self._folder = workdir / "tensorboard"
-        self._purge_step = resume_step + 1
-
-    @functools.cached_property
-    def _events(self) -> Any:
-        import tensorboardX  # not at start-up: it imports torch where that is installed
-
-        return tensorboardX.SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        self._events = None
+        self._events_options = {"logdir": str(workdir / "tensorboard"), "purge_step": resume_step + 1}
 
     def write(self, step: int, split: str, values: dict[str, float], speed: dict[str, float] | None = None) -> None:
         """One line: {"step", "split", "values", "speed"}; `speed` holds what no two runs share."""
@@ -67,12 +60,17 @@ class MetricsWriter:
             record["speed"] = speed
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._events is None:
+            import tensorboardX  # not at start-up: it imports torch where that is installed
+
+            self._events = tensorboardX.SummaryWriter(**self._events_options)
         for name, value in {**values, **(speed or {})}.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 @contextlib.contextmanager

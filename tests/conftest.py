@@ -54,7 +54,7 @@ TINY = {
 def pytest_collection_modifyitems(items):
     """Each of the two workers, which get half of the tests each, begins with long ones of its own fixtures."""
     groups = [[item for item in items if item.path.stem in files] for files in LONG_FILES]
-    short = [item for item in items if not any(item in group for group in groups)]
+    short = [item for item in items if item.path.stem not in sum(LONG_FILES, ())]
     middle = len(items) // 2 - len(groups[0])
     items[:] = [*groups[0], *short[:middle], *groups[1], *short[middle:]]
 
