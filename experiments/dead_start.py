@@ -6,7 +6,8 @@ Users report that SqueezeNet can stay at its start for good (forresti/SqueezeNet
 of seeds whose loss on the test split ends within 2 % of ln(10): the embedded digits, 10 epochs instead of 40, 5 seeds,
 60 trials.
 
-Run here: 18 minutes on 2 CPU cores, two trials at a time (2026-11-22; experiments/results/dead_start.csv).
+Run here: 18 minutes on 2 CPU cores, two trials at a time (2026-11-22; experiments/results/
+dead_start.csv, .md, .png).
 
 Batch norm cures it: without it all 30 runs ended at the loss they began with, at every rate, with the ReLU after conv10
 and without, and with it 25 of 30 learned, all but those with the ReLU at the highest rate. The ReLU costs accuracy even
@@ -44,7 +45,7 @@ SETTINGS = {
         overrides={"train.duration": "10 epochs", "train.label_smoothing": 0.0},
         metric="share_dead",
         derived=is_dead,
-        plots=False,
+        plots=[("optimizer.learning_rate", ""), ("optimizer.learning_rate", "test_top1")],
     )
 }
 

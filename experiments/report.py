@@ -1,5 +1,6 @@
 """What a sweep found: a CSV with a row a trial, a Markdown table with a row a point, plots with error bars."""
 
+import itertools
 import json
 import pathlib
 import statistics
@@ -16,6 +17,7 @@ from squeeze_jax.workdir import VERSIONS_FILE
 from squeeze_jax.writers import RESULT_FILE, new_figure, read_metrics, write_csv
 
 MIB = 2**20
+SIZES = ("parameters", "macs")
 
 
 def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
@@ -36,7 +38,7 @@ def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
     missing = [f"- {row['trial']}: {row['status']}" for row in rows if row["status"] != "finished"]
     text = "\n".join([_table(sweep, rows), *(["", "Not in the table:", *missing] if missing else [])])
     (output / f"{sweep.name}.md").write_text(text + "\n")
-    if sweep.plots and len(sweep.points) > 1 and len(missing) < len(rows):
+    if len(sweep.points) > 1 and len(missing) < len(rows):
         _plot(sweep, rows, output)
     return text
 
@@ -96,12 +98,21 @@ def _metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
     return "test_top1"
 
 
+def _keys(sweep: Sweep) -> list[str]:
+    """What the points vary."""
+    return list(dict.fromkeys(key for point in sweep.points for key in point))
+
+
+def _title(column: str) -> str:
+    return "MACs" if column == "macs" else column.rsplit(".", 1)[-1].replace("_", " ")
+
+
 def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     metric = _metric_of(sweep, rows)
-    keys = list(dict.fromkeys(key for point in sweep.points for key in point))
+    keys = _keys(sweep)
     points = _points(sweep, rows)
-    header = [key.rsplit(".", 1)[-1].replace("_", " ") for key in keys]
-    header += ["parameters", "MiB", "M MACs", f"{metric.replace('_', ' ')} (mean ± s. d.)", "seeds"]
+    header = [_title(key) for key in keys]
+    header += ["parameters", "MiB", "M MACs", f"{_title(metric)} (mean ± s. d.)", "seeds"]
     header += ["to the first row", "to the row above"]
     lines = [header + list(sweep.published)]
     for i, (point, trials) in enumerate(zip(sweep.points, points, strict=True)):
@@ -142,23 +153,40 @@ def _difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metri
     return text
 
 
+def _lines(sweep: Sweep, rows: list[dict[str, Any]], x: str) -> dict[str, list[list[dict[str, Any]]]]:
+    """The finished trials, point by point; points that differ in nothing but x are one line."""
+    lines: dict[str, list[list[dict[str, Any]]]] = {}
+    for point, trials in zip(sweep.points, _points(sweep, rows), strict=True):
+        if trials:
+            label = ", ".join(str(value) for key, value in point.items() if key != x)
+            lines.setdefault(label, []).append(trials)
+    return lines
+
+
 def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> None:
-    metric = _metric_of(sweep, rows)
-    figure, axes = new_figure(1, 2, width=9, height=3.6, layout="constrained")
-    for axis, size, label in zip(axes.flat, ("parameters", "macs"), ("parameters", "MACs"), strict=True):
-        for point, trials in zip(sweep.points, _points(sweep, rows), strict=True):
-            if not trials:
-                continue
-            values = [row[metric] for row in trials]
-            spread = statistics.stdev(values) if len(values) > 1 else 0
-            x, y = trials[0][size], statistics.mean(values)
-            text = ", ".join(str(value) for value in point.values())
-            axis.errorbar(x, y, yerr=spread, fmt="o", capsize=3, label=text)
-        axis.set_xlabel(label)
-        axis.xaxis.set_major_formatter(EngFormatter())
+    figure, axes = new_figure(1, len(sweep.plots), width=9, height=3.6, layout="constrained")
+    for axis, (x, y) in zip(axes.flat, sweep.plots, strict=True):
+        metric = y or _metric_of(sweep, rows)
+        # Markers shrink so that one line on another still shows.
+        styles = itertools.cycle(zip("osD^v", (9, 8, 7, 6, 5), strict=True))
+        for (label, line), (marker, size) in zip(_lines(sweep, rows, x).items(), styles, strict=False):
+            values = [[row[metric] for row in trials] for trials in line]
+            axis.errorbar(
+                [float(trials[0][x]) for trials in line],
+                [statistics.mean(of_point) for of_point in values],
+                yerr=[statistics.stdev(of_point) if len(of_point) > 1 else 0 for of_point in values],
+                fmt=f"{marker}-",
+                markersize=size,
+                capsize=3,
+                label=label,
+            )
+        axis.set_xlabel(_title(x))
+        axis.set_ylabel(_title(metric))
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel(metric.replace("_", " "))
-    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        if x in SIZES:
+            axis.xaxis.set_major_formatter(EngFormatter())
+    legend_title = ", ".join(_title(key) for key in _keys(sweep) if key != x)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title=legend_title)
     figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation of {len(sweep.seeds)} seeds")
     for suffix in ("svg", "png"):
         figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)

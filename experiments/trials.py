@@ -66,7 +66,7 @@ class Sweep:
       published: columns of the table with the paper's figures: a value a point.
       metric: the column of the CSV that the table compares; where empty, the test split's AUC or accuracy.
       derived: of the row of a finished trial, further columns.
-      plots: whether the metric is drawn against parameters and against MACs.
+      plots: x and y of each, columns of the CSV; an empty y is the metric.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Sweep:
     published: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     metric: str = ""
     derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda row: {}
-    plots: bool = True
+    plots: Sequence[tuple[str, str]] = (("parameters", ""), ("macs", ""))
 
     def trials(self) -> list[Trial]:
         """Seed by seed, so that a sweep that is stopped has whole rows of points."""

@@ -202,6 +202,21 @@ def test_the_points_have_the_parameters_of_the_paper(name):
         assert f"{summarize(model, (224, 224, 3)).parameters:,}" == published
 
 
+def test_points_that_differ_in_the_plots_x_alone_are_one_line():
+    dead_start = study("dead_start")["digits"]
+    rows = [{"trial": trial.name, "status": "finished"} for trial in dead_start.trials()]
+    rows[0]["status"] = "not run"
+    lines = report._lines(dead_start, rows, "optimizer.learning_rate")
+    assert {label: len(line) for label, line in lines.items()} == {
+        "False, True": 3,
+        "False, False": 3,
+        "True, True": 3,
+        "True, False": 3,
+    }
+    assert len(report._lines(dead_start, rows, "parameters")) == len(dead_start.points) == 12
+    assert [len(trials) for trials in lines["False, True"]] == [4, 5, 5]
+
+
 def test_runs_are_compared(reference, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
