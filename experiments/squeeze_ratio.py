@@ -6,8 +6,12 @@
 `cifar10` is for a CPU (configs/cifar10.py:study): a network of a quarter of the width on 32 x 32 images, 10 epochs, 3
 seeds, 15 trials. 1.0 has seven times the MACs of 0.125. `imagenet` is the paper's setting, by the published solver.
 
-Shortened against the paper: a quarter of the width, 32 x 32 images, 10 epochs of CIFAR-10 instead of 68 of ImageNet.
-About 4 core-hours, estimated from the MACs (1.1 M at 0.125, 7.9 M at 1.0). Not run here yet.
+Shortened against the paper: a quarter of the width, 32 x 32 images, 10 epochs of CIFAR-10 instead of 68 of ImageNet;
+with batch norm. Estimated at 4 core-hours from the MACs (1.1 M at 0.125, 7.9 M at 1.0). Run here: 2.9 hours of training,
+two trials at a time in 99 minutes on 2 CPU cores (2026-11-22; experiments/results/squeeze_ratio.csv, .md, .png).
+
+As in the paper accuracy rises with the squeeze ratio, steeply up to 0.5: 0.688, 0.733, 0.767, 0.775, 0.790. Against it,
+0.75 is not the end of the rise: 1.0 is 0.015 above it (paired test p = 0.002, not corrected for four comparisons).
 """
 
 import sys
