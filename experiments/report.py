@@ -44,7 +44,8 @@ def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
 
 
 def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
-    """A trial's overrides and outcome; metrics are those of the checkpoint that the validation split chose."""
+    """A trial's overrides and outcome; metrics are those of the checkpoint that the validation split chose, but for
+    validation_loss_at_end, of the last step."""
     row: dict[str, Any] = {"trial": trial.name, "config": trial.config, **trial.overrides, "seed": trial.seed}
     row["status"] = status(folder)
     if row["status"] != "finished":
@@ -58,6 +59,9 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     }
     for split in ("validation", "test"):
         row |= {f"{split}_{name}": value for name, value in result.get(split, {}).items()}
+    for record in read_metrics(folder):
+        if record["split"] == "validation":
+            row["validation_loss_at_end"] = record["values"]["loss"]
     row |= sweep.derived(row)
     made = json.loads((folder / VERSIONS_FILE).read_text())
     return row | {
@@ -101,6 +105,13 @@ def _metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
 def _keys(sweep: Sweep) -> list[str]:
     """What the points vary."""
     return list(dict.fromkeys(key for point in sweep.points for key in point))
+
+
+def _varies_one_number(sweep: Sweep) -> bool:
+    """Whether the points are a curve, as in Figure 3 of the SqueezeNet paper."""
+    return len(_keys(sweep)) == 1 and all(
+        isinstance(value, int | float) for point in sweep.points for value in point.values()
+    )
 
 
 def _title(column: str) -> str:
@@ -167,6 +178,10 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
     figure, axes = new_figure(1, len(sweep.plots), width=9, height=3.6, layout="constrained")
     for axis, (x, y) in zip(axes.flat, sweep.plots, strict=True):
         metric = y or _metric_of(sweep, rows)
+        if x in SIZES and _varies_one_number(sweep):
+            curve = [trials for trials in _points(sweep, rows) if trials]
+            means = [statistics.mean(row[metric] for row in trials) for trials in curve]
+            axis.plot([trials[0][x] for trials in curve], means, color="0.7", zorder=0)
         # Markers shrink so that one line on another still shows.
         styles = itertools.cycle(zip("osD^v", (9, 8, 7, 6, 5), strict=True))
         for (label, line), (marker, size) in zip(_lines(sweep, rows, x).items(), styles, strict=False):
@@ -187,6 +202,6 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
             axis.xaxis.set_major_formatter(EngFormatter())
     legend_title = ", ".join(_title(key) for key in _keys(sweep) if key != x)
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title=legend_title)
-    figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation of {len(sweep.seeds)} seeds")
+    figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation over seeds")
     for suffix in ("svg", "png"):
         figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)

@@ -12,8 +12,8 @@ file, which the kernel releases with the trial's last process; so the shared fol
 (NFS 4, Lustre with `-o flock`, GPFS; not object stores behind FUSE). A trial that fails leaves failure.json and the
 others run on; --retry runs it again.
 
-    ... --list            the command of every trial, one a line
-    ... --index 4         runs the fifth of them alone, for job arrays
+    ... --list            the command of every trial, one a line: plain runs, whose failures no report knows
+    ... --index 4         runs the fifth of them alone, for job arrays; a failure is recorded
     ... --report          table, CSV and plots of what is finished; changes nothing else
     ... --jobs 2          trials at a time
     ... --output FOLDER   where the report goes, WORKDIR by default; --name NAME calls its files
@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from experiments import report
-from experiments.trials import FAILURE_FILE, Sweep, SweepError, Trial, check, claim, status
+from experiments.trials import FAILURE_FILE, Sweep, SweepError, Trial, check, check_runs, claim, status
 from squeeze_jax.writers import RESULT_FILE
 
 OUTPUT_FILE = "output.txt"
@@ -167,7 +167,9 @@ def main(sweeps: Mapping[str, Sweep] | None = None) -> int:
             for trial in trials:
                 print(shlex.join(trial.command(args.workdir)))
             return 0
-        if not args.report:
+        if args.report:
+            check_runs(trials, args.workdir)
+        else:
             check(trials, args.workdir)
             runner = Runner(args.workdir, retry=args.retry)
             if args.index is not None:
@@ -196,6 +198,12 @@ def _with_arguments(sweep: Sweep, seeds: str | None, arguments: Sequence[str]) -
         if not match:
             raise SweepError(f"unknown argument {argument!r}; keys of the config are written --config.KEY=VALUE.")
         key, values = match[1], split_values(match[2])
+        if key == "seed":
+            raise SweepError(f"{argument}: seeds are given by --seeds={match[2]}.")
+        if any(key in point for point in points):
+            raise SweepError(
+                f"{argument}: the sweep varies {key} itself; leave the argument out, or use another sweep."
+            )
         if len(values) == 1:
             overrides[key] = values[0]
         else:

@@ -15,7 +15,10 @@ from ml_collections import ConfigDict, config_flags
 
 from squeeze_jax import config as config_lib
 from squeeze_jax import run
-from squeeze_jax.data.sources import DataError
+from squeeze_jax.data.sources import DataError, Dataset
+from squeeze_jax.summary import summarize
+from squeeze_jax.trainer import Plan
+from squeeze_jax.workdir import LOCK_FILE
 from squeeze_jax.writers import RESULT_FILE
 
 CLAIM_FILE = "claim"
@@ -41,9 +44,11 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The folder of the run, e.g. "squeeze_ratio=0.25,seed=0"."""
-        parts = {key.rsplit(".", 1)[-1]: value for key, value in self.point.items()} | {"seed": str(self.seed)}
-        return ",".join(f"{key}={UNSAFE.sub('_', value)}" for key, value in parts.items())
+        """The folder of the run, e.g. "squeeze_ratio=0.25,seed=0"; keys are whole where their last parts are alike."""
+        short = [key.rsplit(".", 1)[-1] for key in self.point]
+        keys = [key if short.count(last) > 1 else last for key, last in zip(self.point, short, strict=True)]
+        parts = zip([*keys, "seed"], [*self.point.values(), str(self.seed)], strict=True)
+        return ",".join(f"{key}={UNSAFE.sub('_', value)}" for key, value in parts)
 
     def flags(self) -> list[str]:
         values = {**self.overrides, "seed": str(self.seed)}
@@ -91,24 +96,47 @@ class SweepError(ValueError):
 
 
 def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
-    """Parses the flags of every trial as its process will, opens its dataset and builds its network.
+    """Parses the flags of every trial as its process will, opens its dataset and splits, and traces its network.
 
     Raises:
       SweepError: a key, a value or a dataset is wrong, two trials would share a folder, or a folder holds a run of
         another config.
     """
+    datasets: dict[str, Dataset] = {}
+    traced: set[str] = set()
+
+    def check_one(config: ConfigDict) -> None:
+        of_dataset = f"{config.dataset} {config.crop} {config.run.data_dir}"
+        if of_dataset not in datasets:
+            datasets[of_dataset] = run.dataset_of(config)
+        dataset = datasets[of_dataset]
+        splits = {split: run.split_of(dataset, config, split) for split in config_lib.SPLITS}
+        Plan.of(config, len(splits["train"] or ()))
+        shape = run.preprocessing_of(config).input_shape(dataset.image_shape)
+        of_network = f"{config.model} {shape} {dataset.num_classes}"
+        if of_network not in traced:
+            summarize(run.model_of(config, dataset.num_classes), shape)
+            traced.add(of_network)
+
+    check_runs(trials, workdir, check_one)
+
+
+def check_runs(
+    trials: Sequence[Trial], workdir: pathlib.Path, check_one: Callable[[ConfigDict], None] = lambda config: None
+) -> None:
+    """Compares every trial with the run that its folder holds, if any; `check_one` says more of each config.
+
+    Raises:
+      SweepError: a key or a value is wrong, two trials would share a folder, or a folder holds a run of another config.
+    """
     names = [trial.name for trial in trials]
-    classes: dict[str, int] = {}
     for trial in trials:
         try:
             if names.count(trial.name) > 1:
                 raise SweepError("two trials have this name; each point must differ from the others in its values.")
             config = _parse(trial)
             config_lib.validate(config)
-            dataset = f"{config.dataset} {config.crop} {config.run.data_dir}"
-            if dataset not in classes:
-                classes[dataset] = run.dataset_of(config).num_classes
-            run.model_of(config, classes[dataset])
+            check_one(config)
             folder = workdir / trial.name
             if (folder / config_lib.CONFIG_FILE).exists():
                 config_lib.check_same_experiment(config_lib.read(folder)[0], config, folder)
@@ -126,7 +154,7 @@ def _parse(trial: Trial) -> ConfigDict:
 
 @contextlib.contextmanager
 def claim(folder: pathlib.Path) -> Iterator[TextIO | None]:
-    """The claim of a trial, or None where another process has it."""
+    """The claim of a trial, or None where another process has it, or runs it without a claim as --list prints it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / CLAIM_FILE).open("a") as file:
         try:
@@ -134,7 +162,19 @@ def claim(folder: pathlib.Path) -> Iterator[TextIO | None]:
         except BlockingIOError:
             yield None
         else:
-            yield file
+            yield None if _is_locked(folder / LOCK_FILE) else file
+
+
+def _is_locked(path: pathlib.Path) -> bool:
+    """Whether a process holds the file, which need not exist and is not changed."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def status(folder: pathlib.Path) -> str:
@@ -145,5 +185,4 @@ def status(folder: pathlib.Path) -> str:
         return f"failed: {json.loads((folder / FAILURE_FILE).read_text())['reason']}"
     if not folder.exists():
         return "not run"
-    with claim(folder) as file:
-        return "stopped" if file else "running"
+    return "running" if _is_locked(folder / CLAIM_FILE) or _is_locked(folder / LOCK_FILE) else "stopped"

@@ -12,9 +12,10 @@ import pytest
 from conftest import ROOT, TINY, Child
 
 from experiments import report, sweep
-from experiments.trials import Sweep, SweepError, check
+from experiments.trials import Sweep, SweepError, Trial, check, check_runs, claim, status
 from squeeze_jax import models
 from squeeze_jax.summary import summarize
+from squeeze_jax.workdir import Lock
 
 STUDIES = ("squeeze_ratio", "share_3x3", "bypass", "nodule_vs_fire", "dead_start")
 
@@ -91,9 +92,8 @@ def test_a_killed_sweep_goes_on_and_reports_the_same(fake, tmp_path):
     text = Child([*fake(), "--jobs=2"], tmp_path / "second.log").succeed()
     # The trial that was under way outlived its runner, still claimed; it is not started again.
     assert len(starts(tmp_path)) == 12 and "Not in the table" not in text
-    unbroken = Sweep("fake", "none.py", [{"model.x": x} for x in range(4)])
-    report.write(unbroken, tmp_path / "w", tmp_path / "again")
-    assert (tmp_path / "again" / "fake.csv").read_text() == (tmp_path / "w" / "fake.csv").read_text()
+    Child([*fake(), f"--workdir={tmp_path / 'unbroken'}", "--jobs=2"], tmp_path / "unbroken.log").succeed()
+    assert (tmp_path / "unbroken" / "fake.csv").read_text() == (tmp_path / "w" / "fake.csv").read_text()
 
 
 def test_sigterm_stops_a_sweep_and_its_trials(fake, tmp_path):
@@ -150,12 +150,16 @@ def test_the_listed_commands_run_and_a_run_that_diverges_saves_nothing(data_dir,
         ("--config.model.squeeze_ratio=0.5,2.0", "more than its"),
         ("--config.optimizer.name=sgd,sgdd", "Did you mean 'sgd'"),
         ("--config.dataset.name=digits,dgits", "dgits"),
-        ("--config.seed=1,2", "two trials have this name"),
+        ("--config.dataset.image_size=(32, 32),(12, 12)", "smallest legal value"),
+        ("--config.dataset.test_split=test,tests", "tests"),
+        ("--config.train.duration=0 steps", "less than one step"),
+        ("--config.seed=1", "seeds are given by --seeds=1"),
+        ("--config.optimizer.momentum=0.5", "varies optimizer.momentum itself"),
         ("--workdirs=x", "unknown argument"),
     ],
 )
 def test_a_wrong_argument_is_named_before_the_first_trial(argument, message, data_dir, tmp_path):
-    base = Sweep("digits", str(ROOT / "configs" / "digits.py"), [{}], seeds=[0])
+    base = Sweep("digits", str(ROOT / "configs" / "digits.py"), [{"optimizer.momentum": 0.9}], seeds=[0])
     with pytest.raises(SweepError, match=message):
         made = sweep._with_arguments(base, None, [argument, f"--config.run.data_dir={data_dir}"])
         check(made.trials(), tmp_path)
@@ -168,8 +172,24 @@ def test_another_sweep_in_the_workdir_is_refused(reference, data_dir, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text((reference / "config.json").read_text())
     made = sweep._with_arguments(base, None, [f"--config.run.data_dir={data_dir}"])
-    with pytest.raises(SweepError, match="model.base_filters: 8 in the workdir"):
-        check(made.trials(), tmp_path)
+    for checked in (check, check_runs):  # before trials and before a report
+        with pytest.raises(SweepError, match="model.base_filters: 8 in the workdir"):
+            checked(made.trials(), tmp_path)
+
+
+def test_a_run_without_a_claim_is_running_and_not_claimed(tmp_path):
+    with Lock(tmp_path):
+        assert status(tmp_path) == "running"
+        with claim(tmp_path) as file:
+            assert file is None
+    with claim(tmp_path) as file:
+        assert file is not None and status(tmp_path) == "running"
+    assert status(tmp_path) == "stopped" and status(tmp_path / "none") == "not run"
+
+
+def test_keys_whose_last_parts_are_alike_are_whole_in_the_name():
+    point = {"optimizer.name": "sgd", "schedule.name": "step", "train.batch_size": "8"}
+    assert Trial("c.py", point, point, 1).name == "optimizer.name=sgd,schedule.name=step,batch_size=8,seed=1"
 
 
 def test_values_split_at_commas_outside_brackets():
