@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from squeeze_jax import config as config_lib
 from squeeze_jax import run
 from squeeze_jax.data.sources import DataError, Dataset
+from squeeze_jax.optimizers import make_schedule
 from squeeze_jax.summary import summarize
 from squeeze_jax.trainer import Plan
 from squeeze_jax.workdir import LOCK_FILE
@@ -111,7 +112,8 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
             datasets[of_dataset] = run.dataset_of(config)
         dataset = datasets[of_dataset]
         splits = {split: run.split_of(dataset, config, split) for split in config_lib.SPLITS}
-        Plan.of(config, len(splits["train"] or ()))
+        plan = Plan.of(config, len(splits["train"] or ()))
+        make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
         shape = run.preprocessing_of(config).input_shape(dataset.image_shape)
         of_network = f"{config.model} {shape} {dataset.num_classes}"
         if of_network not in traced:
