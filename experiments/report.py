@@ -59,13 +59,14 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     }
     for split in ("validation", "test"):
         row |= {f"{split}_{name}": value for name, value in result.get(split, {}).items()}
-    for record in read_metrics(folder):
-        if record["split"] == "validation":
-            row["validation_loss_at_end"] = record["values"]["loss"]
+    records = read_metrics(folder)
+    validated = [record["values"]["loss"] for record in records if record["split"] == "validation"]
+    if validated:
+        row["validation_loss_at_end"] = validated[-1]
     row |= sweep.derived(row)
     made = json.loads((folder / VERSIONS_FILE).read_text())
     return row | {
-        "training_seconds": round(_training_seconds(folder)),
+        "training_seconds": round(_training_seconds(folder, records)),
         "cpu_cores": made["cpu_cores"],
         "devices": " ".join(made["devices"]),
         "jax": made["versions"]["jax"],
@@ -74,11 +75,11 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _training_seconds(folder: pathlib.Path) -> float:
+def _training_seconds(folder: pathlib.Path, records: Sequence[dict[str, Any]]) -> float:
     """Of the training steps that the log lines timed: without compilation, evaluation and pauses."""
     batch = config_lib.read(folder)[0].train.batch_size
     seconds, before = 0.0, 0
-    for record in read_metrics(folder):
+    for record in records:
         if record["split"] == "train":
             images, before = (record["step"] - before) * batch, record["step"]
             if "images_per_second" in record["speed"]:

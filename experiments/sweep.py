@@ -17,6 +17,7 @@ others run on; --retry runs it again.
     ... --report          table, CSV and plots of what is finished; changes nothing else
     ... --jobs 2          trials at a time
     ... --output FOLDER   where the report goes, WORKDIR by default; --name NAME calls its files
+    ... --metric test_auc what its table compares
 """
 
 import argparse
@@ -156,12 +157,14 @@ def main(sweeps: Mapping[str, Sweep] | None = None) -> int:
     parser.add_argument("--index", type=int, help="run this trial only, counted from 0 in the order of --list")
     parser.add_argument("--retry", action="store_true", help="run failed trials again")
     parser.add_argument("--report", action="store_true", help="write the report, run nothing")
+    parser.add_argument("--metric", help="column of the CSV that the table and the tests compare")
     parser.add_argument("--name", help="of the report's files")
     parser.add_argument("--output", type=pathlib.Path, help="folder of the report; WORKDIR by default")
     args, rest = parser.parse_known_args()
     try:
         sweep = sweeps[args.setting] if sweeps else Sweep(_stem(args.config), args.config, [{}])
-        sweep = _with_arguments(dataclasses.replace(sweep, name=args.name or sweep.name), args.seeds, rest)
+        sweep = dataclasses.replace(sweep, name=args.name or sweep.name, metric=args.metric or sweep.metric)
+        sweep = _with_arguments(sweep, args.seeds, rest)
         trials = sweep.trials()
         if args.list:
             for trial in trials:
