@@ -63,3 +63,16 @@ def test_max_pooling(shape, pooling, ties):
         return nn.max_pool(x, (3,) * rank, (2,) * rank, padding)
 
     close(lambda x: layers.MaxPool(pooling).apply({}, x), reference, jnp.asarray(x, jnp.float32))
+
+
+def test_max_pooling_keeps_nan():
+    x = jnp.zeros((1, 5, 5, 1)).at[0, 0, 0, 0].set(jnp.nan)
+    pooled = jax.jit(lambda x: layers.MaxPool().apply({}, x))(x)
+    np.testing.assert_array_equal(jnp.isnan(pooled).ravel(), [True, False, False, False])
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_concatenation(rank):
+    rng = np.random.default_rng(0)
+    parts = [jnp.asarray(rng.normal(size=(2, *[3] * rank, channels)), jnp.float32) for channels in (5, 1, 8)]
+    close(lambda *parts: layers.concatenate(parts), lambda *parts: jnp.concatenate(parts, axis=-1), *parts)

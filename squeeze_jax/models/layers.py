@@ -123,11 +123,15 @@ def _unfold(x: jax.Array, size: int, stride: int, padding: str) -> jax.Array:
     """(batch, *spatial, size ** rank * channels): what every output cell sees, in the kernel's order."""
     if size == 1:
         return x
-    rank = x.ndim - 2
     border = size // 2 if padding == "SAME" else 0
-    x = jnp.pad(x, [(0, 0), *[(border, border)] * rank, (0, 0)])
+    return concatenate(_taps(jnp.pad(x, [(0, 0), *[(border, border)] * (x.ndim - 2), (0, 0)]), size, stride))
+
+
+def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
+    """For each cell of a window, in the order of memory: what all windows have there."""
+    rank = x.ndim - 2
     extents = [(length - size) // stride * stride + 1 for length in x.shape[1:-1]]
-    taps = [
+    return [
         jax.lax.slice(
             x,
             (0, *offset, 0),
@@ -136,7 +140,22 @@ def _unfold(x: jax.Array, size: int, stride: int, padding: str) -> jax.Array:
         )
         for offset in itertools.product(range(size), repeat=rank)
     ]
-    return jnp.concatenate(taps, axis=-1)
+
+
+def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
+    """(batch, *spatial, channels) of all parts, along the channels.
+
+    On CPU as a sum of parts padded with zeros: XLA's backend takes up to five times as long to copy runs of so few
+    channels (benchmarks/layers.py).
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.concatenate(parts, axis=-1)
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))
+    keep = [(0, 0)] * (parts[0].ndim - 1)
+    padded = (
+        jnp.pad(part, [*keep, (end - part.shape[-1], ends[-1] - end)]) for part, end in zip(parts, ends, strict=True)
+    )
+    return functools.reduce(operator.add, padded)
 
 
 def conv_block(
@@ -203,28 +222,58 @@ class MaxPool(nn.Module):
 
 
 def _max_pool_on_cpu(x: jax.Array, pooling: str) -> jax.Array:
-    """The same, an axis after the other, as a maximum of even and odd cells.
+    """The same as a maximum of slices, with the winner of each window kept for the gradient.
 
-    XLA's CPU backend takes three to four times as long with a window reduction (benchmarks/layers.py). The last
-    axis comes first and a tie goes to the earlier cell, so the gradient goes where the window reduction sends it.
+    XLA's CPU backend takes several times as long with a window reduction (benchmarks/layers.py).
     """
+    whole_windows = [
+        (0, POOL_STRIDE * (pooled_size(size, pooling) - 1) + POOL_WINDOW - size, 0) for size in x.shape[1:-1]
+    ]
+    return _pool_whole_windows(jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *whole_windows, (0, 0, 0)]))
 
-    def earlier_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(a >= b, a, b)
 
-    for axis in range(x.ndim - 2, 0, -1):
-        cells = pooled_size(x.shape[axis], pooling)
-        to_even_length = [(0, 0, 0)] * x.ndim
-        to_even_length[axis] = (0, POOL_STRIDE * (cells + 1) - x.shape[axis], 0)
-        x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), to_even_length)
-        pairs = x.reshape(*x.shape[:axis], cells + 1, POOL_STRIDE, *x.shape[axis + 1 :])
-        even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(POOL_STRIDE))
-        first, second, third = (
-            jax.lax.slice_in_dim(part, start, start + cells, axis=axis)
-            for part, start in ((even, 0), (odd, 0), (even, 1))
-        )
-        x = earlier_maximum(earlier_maximum(first, second), third)
-    return x
+@jax.custom_vjp
+def _pool_whole_windows(x: jax.Array) -> jax.Array:
+    return _maximum_and_winner(x)[0]
+
+
+def _maximum_and_winner(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maximum of each window, and as uint8 which of its cells that is: the earliest one, as lax has it."""
+    first, *others = _taps(x, POOL_WINDOW, POOL_STRIDE)
+    maximum, winner = first, jnp.zeros(first.shape, jnp.uint8)
+    for cell, value in enumerate(others, start=1):
+        wins = (value > maximum) | jnp.isnan(value)
+        maximum, winner = jnp.where(wins, value, maximum), jnp.where(wins, jnp.uint8(cell), winner)
+    return maximum, winner
+
+
+def _pool_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    """Every cell gathers from the windows that it won.
+
+    An odd cell of an axis is the middle of one window. An even one is the first of a window and the last of the one
+    before, either of which may lie outside.
+    """
+    rank, windows = winner.ndim - 2, winner.shape[1:-1]
+    border = [(0, 0), *[(1, 1)] * rank, (0, 0)]
+    winner = jnp.pad(winner, border, constant_values=POOL_WINDOW**rank)
+    gradient = jnp.pad(gradient, border)
+    parts = []
+    for is_odd in itertools.product((0, 1), repeat=rank):
+        gathered = 0
+        for cell, offset in enumerate(itertools.product(range(POOL_WINDOW), repeat=rank)):
+            if all(place % 2 == odd for place, odd in zip(offset, is_odd, strict=True)):
+                starts = [0 if place == POOL_WINDOW - 1 else 1 for place in offset]
+                seen = (slice(None), *[slice(i, i + count + 1) for i, count in zip(starts, windows, strict=True)])
+                gathered += jnp.where(winner[seen] == cell, gradient[seen], 0)
+        pairs = gathered.reshape(len(gathered), *(n for count in windows for n in (count + 1, 1)), -1)
+        ends = (end for odd in is_odd for end in ((0, 0), (odd, 1 - odd)))
+        parts.append(jnp.pad(pairs, [(0, 0), *ends, (0, 0)]))  # its place in each pair of an even and an odd cell
+    interleaved = functools.reduce(operator.add, parts)
+    interleaved = interleaved.reshape(len(winner), *(POOL_STRIDE * (count + 1) for count in windows), -1)
+    return (interleaved[(slice(None), *[slice(length - 1) for length in interleaved.shape[1:-1]])],)
+
+
+_pool_whole_windows.defvjp(_maximum_and_winner, _pool_backward)
 
 
 class Dropout(nn.Module):

@@ -189,7 +189,7 @@ class SqueezeNet(nn.Module):
         maps["conv10"] = layers.conv(
             self.num_classes,
             (1,) * rank,
-            padding=int(self.head_padding),
+            padding=1 if self.head_padding else "SAME",
             kernel_init=layers.HEAD_INIT,
             dtype=self.dtype,
             name="conv10",
