@@ -1,97 +1,127 @@
-"""Where a training step spends its time: every layer alone, forward and backward, as ours and as plain lax.
+"""Where a step spends its time: the operations that XLA's profiler saw, by layer.
 
-    python benchmarks/layer_profile.py --csv benchmarks/results/layer_profile.csv \
-        --case 'training, v1.1 with batch norm, 32'
+    python benchmarks/layer_profile.py --csv benchmarks/results/layer_profile.csv --case 'training, v1.1, 224'
 
-The cases are those of benchmarks/networks.py. Each layer is compiled for the input that it gets in the network, and all
-of them are timed in turns. `backward` is forward and backward less forward. The share is of the sum over the layers,
-which a whole step may undercut, for XLA fuses across layers, or exceed, by loss, optimizer and augmentation.
+The cases are those of benchmarks/networks.py, and the step is the whole one: loss, optimizer and normalisation are the
+row "outside". XLA fuses across layers; a fused operation counts for the layer of its last part. Operations that run
+beside each other share the time; medians over the rounds. The row "step" is a
+whole step without the profiler, in the column "forward".
 """
 
+import collections
+import pathlib
+import re
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import report
-from flax import linen as nn
-from layers import measure, plain_lax
-from networks import CASES, Case
+from layers import compiled_step
+from networks import CASES
+
+from squeeze_jax.parallel import keep_freed_memory
+
+LAYER = re.compile(r"_feature_maps/(?:[^/]*/)*?(conv\d+|fire\d+|pool\d+|dropout)\b")
+END = "end: "
+
+Milliseconds = dict[tuple[str, bool], float]  # by layer, and whether it is backward
 
 
-def layers_of(case: Case) -> list[tuple[str, nn.Module, tuple[int, ...], dict[str, Any]]]:
-    """Name, module, input shape and options of the layers of a network in training, in the order of computation."""
-    found = []
+def trace(run: Callable[[], Any]) -> dict[str, float]:
+    """Milliseconds of every operation of one call. Those that ran beside each other share the time."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(run())
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(path))
+    events = [
+        (event.name, event.start_ns, event.end_ns, dict(event.stats))
+        for plane in profile.planes
+        for line in plane.lines
+        for event in line.events
+    ]
+    # An operation that works in other threads returns at once, and has an event of its own for its end.
+    ends = {stats.get("_c"): end for name, _, end, stats in events if name.startswith(END)}
+    changes = []
+    for name, start, end, stats in events:
+        if "hlo_op" in stats and not name.startswith(END):
+            changes += [(start, name, 1), (max(end, ends.get(stats.get("_p"), 0)), name, -1)]
+    sums: dict[str, float] = collections.defaultdict(float)
+    running: collections.Counter[str] = collections.Counter()
+    before = 0.0
+    for now, name, change in sorted(changes):
+        for other, count in running.items():
+            sums[other] += (now - before) / 1e6 * count / running.total()
+        running[name] += change
+        running += collections.Counter()  # drops those that have ended
+        before = now
+    return sums
 
-    def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        is_layer = context.method_name == "__call__" and context.module.scope and len(context.module.path) == 1
-        if is_layer:
-            options = {key: value for key, value in kwargs.items() if key != "positions"}
-            found.append((context.module.name, context.module.clone(parent=None), args[0].shape, options))
-        return call(*args, **kwargs)
 
-    def run() -> Any:
-        images = jnp.zeros((case.batch, *case.image))
-        keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-        return case.network().init(keys, images, train=True)
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(run)
+def sources_of(program: str) -> dict[str, str]:
+    """For each instruction of a compiled module, the path of the code that it comes from."""
+    found: dict[str, str] = {}
+    last_of_computation: dict[str, str] = {}
+    computation = ""
+    for line in program.splitlines():
+        if opened := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
+            computation = opened[1]
+        elif instruction := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line):
+            named, called = re.search(r'op_name="([^"]*)"', line), re.search(r"calls=%?([\w.-]+)", line)
+            source = named[1] if named else last_of_computation.get(called[1], "") if called else ""
+            found[instruction[1]] = source
+            if source:
+                last_of_computation[computation] = source
     return found
 
 
-def programs(module: nn.Module, shape: tuple[int, ...], options: dict[str, Any], is_first: bool) -> list[Callable]:
-    """Forward alone, and forward with backward, compiled; the images need no gradient."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-    variables = jax.jit(lambda: module.init(keys, x, **options))()
-    params = variables.get("params", {})
-    rest = {name: value for name, value in variables.items() if name != "params"}
-
-    def forward(params, x):
-        return module.apply({"params": params, **rest}, x, **options, rngs=keys, mutable=["batch_stats"])[0]
-
-    def both(params, x):
-        if is_first:
-            value, pull_back = jax.vjp(lambda params: forward(params, x), params)
-        else:
-            value, pull_back = jax.vjp(forward, params, x)
-        return value, pull_back(jnp.ones_like(value))
-
-    compiled = [jax.jit(function).lower(params, x).compile() for function in (forward, both)]
-    return [lambda call=call: call(params, x) for call in compiled]
+def by_layer(operations: dict[str, float], sources: dict[str, str]) -> Milliseconds:
+    sums: Milliseconds = collections.defaultdict(float)
+    for name, milliseconds in operations.items():
+        source = sources.get(name, "")
+        layer = LAYER.search(source)
+        elsewhere = "between layers" if "_feature_maps" in source else "outside"
+        sums[layer[1] if layer else elsewhere, "transpose(" in source] += milliseconds
+    return sums
 
 
 def main() -> int:
     parser = report.parser(__doc__)
-    parser.add_argument("--case", choices=[name for name, case in CASES.items() if case.training], required=True)
+    parser.add_argument("--case", choices=CASES, required=True)
     args = parser.parse_args()
-    rows = []
-    for i, (name, module, shape, options) in enumerate(layers_of(CASES[args.case])):
+    keep_freed_memory()
+    compiled, run = compiled_step(CASES[args.case])
+    sources = sources_of(compiled.as_text())
+    rounds, steps = [], []
+    for i in range(args.rounds + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        if i:  # the first one warms up
+            steps.append(1000 * (time.perf_counter() - start))
+            rounds.append(by_layer(trace(run), sources))
 
-        def build(module=module, shape=shape, options=options, is_first=i == 0) -> list[Callable]:
-            return programs(module, shape, options, is_first)
+    def median(layer: str, is_backward: bool) -> float:
+        return statistics.median(sums.get((layer, is_backward), 0.0) for sums in rounds)
 
-        calls = dict(zip(("forward", "both"), build(), strict=True))
-        calls |= dict(zip(("lax forward", "lax both"), plain_lax(build), strict=True))
-        seconds = measure(calls, args.rounds)
-        forward, both, lax = (1000 * statistics.median(seconds[key]) for key in ("forward", "both", "lax both"))
-        rows.append(
-            {
-                "case": args.case,
-                "layer": name,
-                "input": "x".join(map(str, shape)),
-                "forward_milliseconds": round(forward, 2),
-                "backward_milliseconds": round(both - forward, 2),
-                "lax_over_ours": round(lax / both, 2),
-            }
-        )
-    total = sum(row["forward_milliseconds"] + row["backward_milliseconds"] for row in rows)
-    for row in rows:
-        row["share"] = round((row["forward_milliseconds"] + row["backward_milliseconds"]) / total, 3)
+    names = sorted({layer for sums in rounds for layer, _ in sums}, key=lambda name: (not name[-1].isdigit(), name))
+    found = {name: (median(name, False), median(name, True)) for name in names}
+    total = sum(map(sum, found.values()))
+    rows = [
+        {
+            "case": args.case,
+            "layer": name,
+            "forward_milliseconds": round(forward, 2),
+            "backward_milliseconds": round(backward, 2),
+            "share": round((forward + backward) / total, 3),
+        }
+        for name, (forward, backward) in found.items()
+    ]
+    step = statistics.median(steps)
+    rows.append({"case": args.case, "layer": "step", "forward_milliseconds": round(step, 2)})
     report.write(args.csv, rows, args.rounds, key="case")
     return 0
 

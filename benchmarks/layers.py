@@ -3,7 +3,7 @@
     python benchmarks/layers.py --csv benchmarks/results/layers.csv
 
 Each row is one operation, forward and backward, at the sizes of SqueezeNet 1.1 on CIFAR-10 in batches of 128; the last
-row is a whole training step. All of them are timed in one run, alternating; medians over the rounds, with the spread
+rows are whole training steps. All of them are timed in one run, alternating; medians over the rounds, with the spread
 between the quartiles. glibc is told to keep freed memory in the second half, for it cannot be taken back.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import report
 
-from squeeze_jax import models
 from squeeze_jax.data.augment import Preprocessing
 from squeeze_jax.models import layers
 from squeeze_jax.parallel import keep_freed_memory
@@ -67,23 +67,21 @@ def max_pooling() -> Callable[[], Any]:
     return forward_and_backward(lambda x: layers.MaxPool().apply({}, x), x)
 
 
-def training_step() -> Callable[[], Any]:
-    model = models.create(
-        "squeezenet_v1_1",
-        num_classes=10,
-        stem="3x3/1",
-        bypass="simple",
-        use_batch_norm=True,
-        head_relu=False,
-        dropout_rate=0.0,
-    )
-    optimizer = optax.sgd(0.1, 0.9, nesterov=True)
-    state = jax.jit(lambda: create_state(model, optimizer, (32, 32, 3), 0, use_ema=False))()
+def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
+    """A whole training step, or the inference of a batch, compiled; and a call of it."""
+    model = case.network()
+    optimizer = optax.sgd(1e-4, 0.9)
+    state = jax.jit(lambda: create_state(model, optimizer, case.image, 0, use_ema=False))()
     rng = np.random.default_rng(0)
-    batch = {"image": rng.integers(0, 256, (BATCH, 32, 32, 3), np.uint8), "label": np.arange(BATCH) % 10}
-    preprocessing = Preprocessing(flip=("width",), pad_and_crop=2)
-    compiled = jax.jit(make_train_step(model, optimizer, preprocessing.train)).lower(state, batch, 0).compile()
-    return lambda: compiled(state, batch, 0)
+    if case.training:
+        images = rng.integers(0, 256, (case.batch, *case.image), np.uint8)
+        batch = {"image": images, "label": np.arange(case.batch, dtype=np.int32) % model.num_classes}
+        function, arguments = make_train_step(model, optimizer, Preprocessing().train), (state, batch, 0)
+    else:
+        images = jnp.asarray(rng.normal(size=(case.batch, *case.image)), jnp.float32)
+        function, arguments = model.apply, (state.variables, images)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return compiled, lambda: compiled(*arguments)
 
 
 CASES = {
@@ -92,7 +90,10 @@ CASES = {
     "convolution 3x3, 32 to 128 channels at 8x8": convolution(8, 32, 128, 3),
     "convolution 1x1, 128 to 16 channels at 16x16": convolution(16, 128, 16, 1),
     "max pooling 3/2, 64 channels at 32x32": max_pooling,
-    "training step, SqueezeNet 1.1 with batch norm": training_step,
+    "training step, SqueezeNet 1.1": lambda: compiled_step(networks.CASES["training, v1.1, 32"])[1],
+    "training step, SqueezeNet 1.1 with batch norm": lambda: compiled_step(
+        networks.CASES["training, v1.1 with batch norm, 32"]
+    )[1],
 }
 
 
