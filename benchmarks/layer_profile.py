@@ -4,8 +4,8 @@
 
 The cases are those of benchmarks/networks.py, and the step is the whole one: loss, optimizer and normalisation are the
 row "outside". XLA fuses across layers; a fused operation counts for the layer of its last part. Operations that run
-beside each other share the time; medians over the rounds. The row "step" is a
-whole step without the profiler, in the column "forward".
+beside each other share the time; medians over the rounds. The row "step" is a whole step without the profiler, in the
+column "forward".
 """
 
 import collections
