@@ -67,6 +67,13 @@ def max_pooling() -> Callable[[], Any]:
     return forward_and_backward(lambda x: layers.MaxPool().apply({}, x), x)
 
 
+def concatenation() -> Callable[[], Any]:
+    """The expand branches of fire2."""
+    rng = np.random.default_rng(0)
+    branches = [jnp.asarray(rng.normal(size=(BATCH, 16, 16, 64)), jnp.float32) for _ in range(2)]
+    return forward_and_backward(lambda *branches: layers.concatenate(branches), *branches)
+
+
 def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
     """A whole training step, or the inference of a batch, compiled; and a call of it."""
     model = case.network()
@@ -89,6 +96,7 @@ CASES = {
     "convolution 3x3, 16 to 64 channels at 16x16": convolution(16, 16, 64, 3),
     "convolution 3x3, 32 to 128 channels at 8x8": convolution(8, 32, 128, 3),
     "convolution 1x1, 128 to 16 channels at 16x16": convolution(16, 128, 16, 1),
+    "concatenation, 64 and 64 channels at 16x16": concatenation,
     "max pooling 3/2, 64 channels at 32x32": max_pooling,
     "training step, SqueezeNet 1.1": lambda: compiled_step(networks.CASES["training, v1.1, 32"])[1],
     "training step, SqueezeNet 1.1 with batch norm": lambda: compiled_step(

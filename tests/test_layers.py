@@ -72,7 +72,8 @@ def test_max_pooling_keeps_nan():
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_concatenation(rank):
+@pytest.mark.parametrize("widths", [(5, 1, 8), (2,) * (layers.FEW_PARTS + 1)])
+def test_concatenation(rank, widths):
     rng = np.random.default_rng(0)
-    parts = [jnp.asarray(rng.normal(size=(2, *[3] * rank, channels)), jnp.float32) for channels in (5, 1, 8)]
+    parts = [jnp.asarray(rng.normal(size=(2, *[3] * rank, width)), jnp.float32) for width in widths]
     close(lambda *parts: layers.concatenate(parts), lambda *parts: jnp.concatenate(parts, axis=-1), *parts)

@@ -23,6 +23,7 @@ HEAD_INIT = nn.initializers.normal(0.01)
 BATCH_NORM_MOMENTUM = 0.9
 
 FEW_CHANNELS = 8  # of an image, not of a feature map
+FEW_PARTS = 9  # the taps of a 3x3 kernel, not of a 7x7 or a 3x3x3 one
 
 POOL_WINDOW = 3
 POOL_STRIDE = 2
@@ -145,10 +146,10 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     """(batch, *spatial, channels) of all parts, along the channels.
 
-    On CPU as a sum of parts padded with zeros: XLA's backend takes up to five times as long to copy runs of so few
-    channels (benchmarks/layers.py).
+    On CPU a few parts are a sum of parts padded with zeros: XLA's backend takes up to five times as long to copy runs
+    of so few channels (benchmarks/layers.py). It looks at all parts for each sum, so that many are copied faster.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or len(parts) > FEW_PARTS:
         return jnp.concatenate(parts, axis=-1)
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))
     keep = [(0, 0)] * (parts[0].ndim - 1)
