@@ -16,6 +16,7 @@ this one may use.
 """
 
 import argparse
+import csv
 import dataclasses
 import json
 import os
@@ -293,6 +294,24 @@ def measure(case_name: str, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+def table(path: pathlib.Path) -> str:
+    """The README's table from the CSV: each library by its fastest setting, ours by the one without settings."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| case | ours | 4 micro-batches | PyTorch | Keras on TensorFlow | ONNX Runtime |", "|" + " --- |" * 6]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = [case]
+        for library in ("ours", "ours, 4 micro-batches", "PyTorch", "Keras on TensorFlow", "ONNX Runtime"):
+            settings = [row for row in rows if row["case"] == case and row["program"].startswith(library)]
+            if library == "ours":
+                settings = settings[:1]
+            best = max(settings, key=lambda row: float(row["images_per_second"]), default=None)
+            ratio = "" if library.startswith("ours") else " ({ours_over_this})"
+            cells.append(("{images_per_second}" + ratio).format(**best) if best else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -308,9 +327,13 @@ def versions() -> dict[str, str]:
 def main() -> int:
     parser = report.parser(__doc__)
     parser.add_argument("--case", action="append", choices=CASES, help="all by default; may be repeated")
+    parser.add_argument("--table", action="store_true", help="print the rows of --csv as Markdown, measure nothing")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.table:
+        print(table(args.csv))
+        return 0
     if args.work == "prepare":
         prepare(CASES[args.case[0]], args.folder)
         return 0
