@@ -69,14 +69,14 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-# XLA's CPU backend takes 1.2 to 2.8 times as long, forward and backward, as with matrix products of the unfolded input
-# for the kernel's gradient, for 1x1 kernels and for an image's few channels (benchmarks/layers.py and
-# benchmarks/results/layers.csv).
+# XLA's CPU backend takes longer than with matrix products of the unfolded input for both gradients and, but for 3x3
+# kernels on feature maps in 2-D, forward (benchmarks/layers.py and benchmarks/results/layers.csv).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
-    if x.shape[-1] < FEW_CHANNELS or _is_best_unfolded(x, kernel):
-        return _multiply_unfolded(x, kernel, stride, padding)
-    return _lax_convolve(x, kernel, stride, padding)
+    if x.ndim == 4 and x.shape[-1] >= FEW_CHANNELS and kernel.shape[0] > 1:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
+    return _unfold(x, kernel.shape[0], stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _convolve_forward(
@@ -89,35 +89,14 @@ def _convolve_backward(
     stride: int, padding: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    if stride == 1 and _is_best_unfolded(x, kernel):
-        turned = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
-        x_gradient = _multiply_unfolded(gradient, turned, stride, padding)
-    else:  # of a stem nobody asks for it, so that it is not computed
-        (x_gradient,) = jax.linear_transpose(lambda x: _lax_convolve(x, kernel, stride, padding), x)(gradient)
-    columns = _unfold(x, kernel.shape[0], stride, padding)
+    columns, fold = jax.vjp(lambda x: _unfold(x, kernel.shape[0], stride, padding), x)
     rows = gradient.reshape(-1, gradient.shape[-1])
     kernel_gradient = jax.lax.dot_general(columns.reshape(len(rows), -1), rows, (((0,), (0,)), ((), ())))
+    (x_gradient,) = fold(gradient @ kernel.reshape(-1, kernel.shape[-1]).T)
     return x_gradient, kernel_gradient.reshape(kernel.shape)
 
 
 _convolve_on_cpu.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _is_best_unfolded(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether matrix products are faster in both directions: in 3-D, and where there is nothing to unfold."""
-    return x.ndim == 5 or kernel.shape[0] == 1
-
-
-def _multiply_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
-    """The convolution as a matrix product."""
-    return _unfold(x, kernel.shape[0], stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _lax_convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
-    rank = x.ndim - 2
-    spatial = "DHW"[-rank:]
-    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-    return jax.lax.conv_general_dilated(x, kernel, (stride,) * rank, padding, dimension_numbers=numbers)
 
 
 def _unfold(x: jax.Array, size: int, stride: int, padding: str) -> jax.Array:
