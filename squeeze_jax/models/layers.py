@@ -125,8 +125,8 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     """(batch, *spatial, channels) of all parts, along the channels.
 
-    On CPU a few parts are a sum of parts padded with zeros: XLA's backend takes up to five times as long to copy runs
-    of so few channels (benchmarks/layers.py). It looks at all parts for each sum, so that many are copied faster.
+    On CPU a few parts are a sum of parts padded with zeros: XLA's backend takes longer to copy runs of so
+    few channels (benchmarks/layers.py). It looks at all parts for each sum, so that many are copied faster.
     """
     if jax.default_backend() != "cpu" or len(parts) > FEW_PARTS:
         return jnp.concatenate(parts, axis=-1)
