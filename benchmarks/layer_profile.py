@@ -45,7 +45,7 @@ def trace(run: Callable[[], Any]) -> dict[str, float]:
         for event in line.events
     ]
     # An operation that works in other threads returns at once, and has an event of its own for its end.
-    ends = {stats.get("_c"): end for name, _, end, stats in events if name.startswith(END)}
+    ends = {stats["_c"]: end for name, _, end, stats in events if name.startswith(END) and "_c" in stats}
     changes = []
     for name, start, end, stats in events:
         if "hlo_op" in stats and not name.startswith(END):

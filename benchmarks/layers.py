@@ -86,7 +86,7 @@ def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[]
         function, arguments = make_train_step(model, optimizer, Preprocessing().train), (state, batch, 0)
     else:
         images = jnp.asarray(rng.normal(size=(case.batch, *case.image)), jnp.float32)
-        function, arguments = model.apply, (state.variables, images)
+        function, arguments = model.apply, (state.eval_variables(), images)
     compiled = jax.jit(function).lower(*arguments).compile()
     return compiled, lambda: compiled(*arguments)
 

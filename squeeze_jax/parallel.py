@@ -24,8 +24,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep the memory of one step for the next, for this process; without effect elsewhere.
 
     By default every large buffer goes back to the kernel and is mapped and cleared again a step later. Keeping it
-    spares the larger operations of benchmarks/results/layers.csv a quarter to a half; a whole
-    small step hardly feels it.
+    takes a quarter or more off most operations of benchmarks/results/layers.csv; a whole small step hardly feels it.
     """
     if platform.libc_ver()[0] != "glibc":
         return

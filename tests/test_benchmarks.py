@@ -47,3 +47,28 @@ def test_a_table_holds_medians_and_keeps_other_rows(tmp_path):
     with path.open() as file:
         found = list(csv.DictReader(file))
     assert [(row["case"], row["seconds"], row["rounds"]) for row in found] == [("a", "3.0", "5"), ("b", "7.0", "5")]
+
+
+def test_the_readme_has_the_table_of_the_csv():
+    import networks
+
+    table = networks.table(ROOT / "benchmarks" / "results" / "networks.csv")
+    assert table.count("\n") > 2
+    assert table in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_profile_finds_the_layers_of_a_step(training):
+    import layer_profile
+    from layers import compiled_step
+    from networks import SMALL, Case
+
+    narrow = (("base_filters", 16), ("filter_increment", 16), ("stem_filters", 16))
+    compiled, run = compiled_step(Case(training, 4, (32, 32, 3), "squeezenet_v1_1", (*SMALL, *narrow)))
+    run()
+    found = layer_profile.by_layer(layer_profile.trace(run), layer_profile.sources_of(compiled.as_text()))
+    layers = {"conv1", "pool1", "pool3", "pool5", "conv10", *(f"fire{i}" for i in range(2, 10))}
+    assert layers <= {layer for (layer, is_backward), milliseconds in found.items() if milliseconds > 0}
+    assert {"fire2", "fire9"} & {layer for layer, is_backward in found if is_backward} == (
+        {"fire2", "fire9"} if training else set()
+    )

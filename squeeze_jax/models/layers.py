@@ -61,10 +61,10 @@ def conv(
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated`, but for the branch that stems and the convolutions of Fire modules take on CPU."""
+    """`lax.conv_general_dilated`, but for the branch that stems, Fire modules and conv10 take on CPU."""
     is_stem = x.shape[-1] < FEW_CHANNELS and padding == "VALID"
-    in_fire_module = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
-    if (is_stem or in_fire_module) and jax.default_backend() == "cpu":
+    keeps_size = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
+    if (is_stem or keeps_size) and jax.default_backend() == "cpu":
         return _convolve_on_cpu(x, kernel, strides[0], padding)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
@@ -125,8 +125,8 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     """(batch, *spatial, channels) of all parts, along the channels.
 
-    On CPU a few parts are a sum of parts padded with zeros: XLA's backend takes longer to copy runs of so
-    few channels (benchmarks/layers.py). It looks at all parts for each sum, so that many are copied faster.
+    On CPU a few parts are a sum of parts padded with zeros: XLA's backend takes longer to copy runs of so few channels
+    (benchmarks/layers.py). It looks at all parts for each sum, so that many are copied faster.
     """
     if jax.default_backend() != "cpu" or len(parts) > FEW_PARTS:
         return jnp.concatenate(parts, axis=-1)
@@ -237,15 +237,16 @@ def _pool_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     border = [(0, 0), *[(1, 1)] * rank, (0, 0)]
     winner = jnp.pad(winner, border, constant_values=POOL_WINDOW**rank)
     gradient = jnp.pad(gradient, border)
+    gathered: dict[tuple[int, ...], jax.Array] = {}  # by whether a cell is odd, an entry an axis
+    for cell, offset in enumerate(itertools.product(range(POOL_WINDOW), repeat=rank)):
+        starts = [0 if place == POOL_WINDOW - 1 else 1 for place in offset]
+        seen = (slice(None), *[slice(i, i + count + 1) for i, count in zip(starts, windows, strict=True)])
+        won = jnp.where(winner[seen] == cell, gradient[seen], 0)
+        is_odd = tuple(place % 2 for place in offset)
+        gathered[is_odd] = gathered[is_odd] + won if is_odd in gathered else won
     parts = []
-    for is_odd in itertools.product((0, 1), repeat=rank):
-        gathered = 0
-        for cell, offset in enumerate(itertools.product(range(POOL_WINDOW), repeat=rank)):
-            if all(place % 2 == odd for place, odd in zip(offset, is_odd, strict=True)):
-                starts = [0 if place == POOL_WINDOW - 1 else 1 for place in offset]
-                seen = (slice(None), *[slice(i, i + count + 1) for i, count in zip(starts, windows, strict=True)])
-                gathered += jnp.where(winner[seen] == cell, gradient[seen], 0)
-        pairs = gathered.reshape(len(gathered), *(n for count in windows for n in (count + 1, 1)), -1)
+    for is_odd, cells in gathered.items():
+        pairs = cells.reshape(len(cells), *(n for count in windows for n in (count + 1, 1)), -1)
         ends = (end for odd in is_odd for end in ((0, 0), (odd, 1 - odd)))
         parts.append(jnp.pad(pairs, [(0, 0), *ends, (0, 0)]))  # its place in each pair of an even and an odd cell
     interleaved = functools.reduce(operator.add, parts)
