@@ -8,6 +8,10 @@ beside each other share the time; medians over the rounds. The row "step" is a w
 column "forward".
 """
 
+from squeeze_jax.memory import keep_freed_memory
+
+keep_freed_memory()  # as squeeze_jax.main does
+
 import collections
 import pathlib
 import re
@@ -22,8 +26,6 @@ import jax
 import report
 from layers import compiled_step
 from networks import CASES
-
-from squeeze_jax.parallel import keep_freed_memory
 
 LAYER = re.compile(r"_feature_maps/(?:[^/]*/)*?(conv\d+|fire\d+|pool\d+|dropout)\b")
 END = "end: "
@@ -93,7 +95,6 @@ def main() -> int:
     parser = report.parser(__doc__)
     parser.add_argument("--case", choices=CASES, required=True)
     args = parser.parse_args()
-    keep_freed_memory()
     compiled, run = compiled_step(CASES[args.case])
     sources = sources_of(compiled.as_text())
     rounds, steps = [], []

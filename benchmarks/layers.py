@@ -1,11 +1,15 @@
-"""Our CPU formulations of the layers against the plain lax ones, and what keeping freed memory gives.
+"""Our CPU formulations of the layers against the plain lax ones.
 
     python benchmarks/layers.py --csv benchmarks/results/layers.csv
 
 Each row is one operation, forward and backward, at the sizes of SqueezeNet 1.1 on CIFAR-10 in batches of 128; the last
 rows are whole training steps. All of them are timed in one run, alternating; medians over the rounds, with the spread
-between the quartiles. glibc is told to keep freed memory in the second half, for it cannot be taken back.
+between the quartiles.
 """
+
+from squeeze_jax.memory import keep_freed_memory
+
+keep_freed_memory()  # as squeeze_jax.main does
 
 import sys
 import time
@@ -21,7 +25,6 @@ import report
 
 from squeeze_jax.data.augment import Preprocessing
 from squeeze_jax.models import layers
-from squeeze_jax.parallel import keep_freed_memory
 from squeeze_jax.state import create_state
 from squeeze_jax.steps import make_train_step
 
@@ -121,17 +124,14 @@ def main() -> int:
     args = report.parser(__doc__).parse_args()
     programs = {name: {"lax": plain_lax(build), "ours": build()} for name, build in CASES.items()}
     rows = []
-    for memory in ("default", "kept"):
-        if memory == "kept":
-            keep_freed_memory()
-        for name, pair in programs.items():
-            seconds = measure(pair, args.rounds)
-            rows += [
-                {"operation": name, "formulation": formulation, "freed_memory": memory}
-                | report.spread([1000 * value for value in values], "milliseconds", 1)
-                | {"lax_over_this": report.ratio(seconds["lax"], values)}
-                for formulation, values in seconds.items()
-            ]
+    for name, pair in programs.items():
+        seconds = measure(pair, args.rounds)
+        rows += [
+            {"operation": name, "formulation": formulation}
+            | report.spread([1000 * value for value in values], "milliseconds", 1)
+            | {"lax_over_this": report.ratio(seconds["lax"], values)}
+            for formulation, values in seconds.items()
+        ]
     report.write(args.csv, rows, args.rounds)
     return 0
 

@@ -11,8 +11,9 @@ images a second, the median over the rounds with its quartiles; `ours_over_this`
 
 A training step is forward, backward and an update by SGD with momentum and weight decay of the same batch in memory,
 with dropout and cross entropy, all in float32. Ours is the step of the trainer, with its normalisation of raw pixels
-and its metrics; "4 micro-batches" is the same with `--config.train.micro_batches=4`. The programs get all cores that
-this one may use.
+and its metrics; "4 micro-batches" is the same with `--config.train.micro_batches=4`. Ours keep freed memory for the
+next step, as `squeeze_jax.main` does (squeeze_jax/memory.py), but for the one that is named so; the peers run as they
+are installed. The programs get all cores that this one may use.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from typing import Any
 
 import numpy as np
 import report
+
+from squeeze_jax import memory
 
 TURN_SECONDS = 1.0
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 2e-4
@@ -91,11 +94,10 @@ def ours(
     from squeeze_jax.config import base_config
     from squeeze_jax.data.augment import Preprocessing
     from squeeze_jax.optimizers import make_optimizer
-    from squeeze_jax.parallel import Parallel, keep_freed_memory
+    from squeeze_jax.parallel import Parallel
     from squeeze_jax.state import create_state
     from squeeze_jax.steps import make_train_step
 
-    keep_freed_memory()
     model = case.network()
     variables = flax.traverse_util.unflatten_dict(weights, sep="/")
     evaluate = jax.jit(model.apply)
@@ -193,9 +195,11 @@ def onnx_runtime(case: Case, weights: dict[str, np.ndarray], images: np.ndarray,
     return lambda x: evaluate(np.ascontiguousarray(np.moveaxis(x, -1, 1))), lambda: evaluate(placed)
 
 
+GIVING_BACK = "ours, freed memory given back"
 OURS: dict[str, Callable[..., Program]] = {
     "ours": ours,
     "ours, 4 micro-batches": lambda *a: ours(*a, micro_batches=4),
+    GIVING_BACK: ours,
 }
 PROGRAMS = OURS | {
     "PyTorch": lambda *a: torch_program(*a, last=False, compiled=False),
@@ -259,9 +263,17 @@ def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
         subprocess.run([*command, "--work", "prepare"], check=True)
         for name in names:
             log = pathlib.Path(folder, "log")
+            keeps = name in OURS and name != GIVING_BACK
+            options = {name: str(value) for name, (_, value) in memory.OPTIONS.items()} if keeps else {}
             with log.open("w") as errors:
                 process = subprocess.Popen(
-                    [*command, "--work", name], stdin=-1, stdout=-1, stderr=errors, text=True, bufsize=1
+                    [*command, "--work", name],
+                    env=os.environ | options,
+                    stdin=-1,
+                    stdout=-1,
+                    stderr=errors,
+                    text=True,
+                    bufsize=1,
                 )
             if any(line == "ready\n" for line in iter(process.stdout.readline, "")):
                 running[name] = process

@@ -26,7 +26,7 @@ def ours(paths: list[pathlib.Path]) -> Iterator[object]:
     from squeeze_jax.data.decode import Crop
     from squeeze_jax.data.folder import Files
     from squeeze_jax.data.sources import Split
-    from squeeze_jax.parallel import keep_freed_memory
+    from squeeze_jax.memory import keep_freed_memory
 
     keep_freed_memory()  # as a training run does
     crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)

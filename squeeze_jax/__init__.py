@@ -5,9 +5,29 @@ model = models.create("squeezenet_v1_1", num_classes=10)
 run = load("runs/digits")
 """
 
-from squeeze_jax import models, pretrained
-from squeeze_jax.loading import load
-from squeeze_jax.run import Run
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from squeeze_jax.version import __version__
 
+if TYPE_CHECKING:
+    from squeeze_jax import models, pretrained
+    from squeeze_jax.loading import load
+    from squeeze_jax.run import Run
+
 __all__ = ["Run", "__version__", "load", "models", "pretrained"]
+
+_MODULES = {"Run": "run", "load": "loading", "models": "models", "pretrained": "pretrained"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name when it is first asked for: squeeze_jax.main has something to do before JAX is there."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    globals()[name] = module if name == _MODULES[name] else getattr(module, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return __all__

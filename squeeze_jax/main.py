@@ -3,6 +3,10 @@
 Run the same command again to go on with a run that was stopped. `--mode=eval` evaluates a checkpoint.
 """
 
+from squeeze_jax.memory import keep_freed_memory
+
+keep_freed_memory()  # before what follows starts threads
+
 import pathlib
 import sys
 
@@ -62,7 +66,6 @@ def _run() -> int:
     if config is not None:
         config_lib.validate(config)
         jax.config.update("jax_enable_x64", config.model.dtype == "float64")
-    parallel.keep_freed_memory()
     compilation_cache.enable()
     if COORDINATOR.value:
         parallel.join_hosts(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

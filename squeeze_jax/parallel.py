@@ -1,9 +1,7 @@
 """Devices, mesh, shardings, several hosts; the only file that knows how a step is spread over devices."""
 
-import ctypes
 import dataclasses
 import os
-import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,22 +16,6 @@ AXIS = "data"
 # XLA runs all-reduces of CPU devices on a pool of as many threads as devices; when all of them wait for another
 # device's all-reduce the process aborts. A larger pool cures it (benchmarks/soak.py).
 CPU_POOL_THREADS = "16"
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep the memory of one step for the next, for this process; without effect elsewhere.
-
-    By default every large buffer goes back to the kernel and is mapped and cleared again a step later. Keeping it
-    takes a quarter or more off most operations of benchmarks/results/layers.csv; a whole small step hardly feels it.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8  # malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
-    mallopt(m_top_pad, 2**28)
-    mallopt(m_arena_max, 1)
 
 
 def prepare_cpu_devices(count: int) -> None:

@@ -14,7 +14,7 @@ from squeeze_jax.summary import summarize
 PACKAGE = ROOT / "squeeze_jax"
 # From the ground up; a module may import from its own floor and those below it.
 FLOORS = [
-    {"config", "version", "leaves", "models", "data", "writers", "workdir", "stopping", "compilation_cache"},
+    {"config", "version", "leaves", "models", "data", "writers", "workdir", "stopping", "compilation_cache", "memory"},
     {"optimizers", "state", "parallel", "summary"},
     {"steps", "checkpoints"},
     {"metrics", "run"},

@@ -275,7 +275,10 @@ class Dropout(nn.Module):
         keep = 1 - self.rate
 
         def drop(key: jax.Array, example: jax.Array) -> jax.Array:
-            return jnp.where(jax.random.bernoulli(key, keep, example.shape), example / keep, 0)
+            *cells, channels = example.shape
+            pairs = jax.random.bits(key, (*cells, -(-channels // 2)), jnp.uint32)  # 16 bits a value: half the work
+            bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*cells, -1)[..., :channels]
+            return jnp.where(bits < jnp.uint16(keep * 2**16), example / keep, 0)
 
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), positions)
         return jax.vmap(drop)(keys, x).astype(x.dtype)

@@ -1,0 +1,25 @@
+"""How this process keeps its memory; needs nothing but Python, so that it can be imported before everything else."""
+
+import ctypes
+import platform
+
+# glibc's environment variables, the numbers that mallopt has for them (malloc.h), and what keeps freed memory.
+OPTIONS = {
+    "MALLOC_MMAP_MAX_": (-4, 0),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_TOP_PAD_": (-2, 2**28),
+    "MALLOC_ARENA_MAX": (-8, 1),
+}
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory of one step for the next, for this process; without effect elsewhere.
+
+    By default every large buffer goes back to the kernel, and is mapped and cleared again a step later, which costs up
+    to a third of the speed (benchmarks/networks.py has a program that does so). Call it before NumPy and JAX are
+    imported: what their first threads allocate from would stay beside the one arena that is meant here.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for number, value in OPTIONS.values():
+            mallopt(number, value)
