@@ -5,8 +5,8 @@
 FOLDER holds JPEGs, such as a class of ImageNet. Each program runs on one core in a process of its own, several times
 and in turns: reads the files, decodes, cuts random resized crops of 224 pixels and batches 64 of them. `ours` is
 `squeeze_jax.data.pipeline.train_batches` with one thread; `tf.data` uses decode_and_crop_jpeg, which decodes the crop
-alone, and the bilinear resize of TensorFlow; `pillow` decodes, crops and resizes with Pillow in a loop, as torchvision
-does.
+alone, and the bilinear resize of TensorFlow; `PyTorch DataLoader` decodes, crops and resizes with Pillow, as
+torchvision does, in its own process.
 """
 
 import os
@@ -59,27 +59,33 @@ def tf_data(paths: list[pathlib.Path]) -> Iterator[object]:
     return iter(dataset)
 
 
-def pillow(paths: list[pathlib.Path]) -> Iterator[object]:
+def torch_data_loader(paths: list[pathlib.Path]) -> Iterator[object]:
     import numpy as np
+    import torch
     from PIL import Image
 
     from squeeze_jax.data.decode import Crop
 
+    torch.set_num_threads(1)
     crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)
     rng = np.random.default_rng(0)
-    images = []
-    while True:
-        for index in rng.permutation(len(paths)):
+
+    class Photographs(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
             image = Image.open(paths[index]).convert("RGB")
             left, top, width, height = crop.random_box(*image.size, rng)
             cut = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-            images.append(np.asarray(cut))
-            if len(images) == BATCH:
-                yield np.stack(images)
-                images = []
+            return torch.from_numpy(np.array(cut))
+
+    loader = torch.utils.data.DataLoader(Photographs(), BATCH, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
 
 
-PROGRAMS = {"ours": ours, "tf.data": tf_data, "pillow": pillow}
+PROGRAMS = {"ours": ours, "tf.data": tf_data, "PyTorch DataLoader": torch_data_loader}
 
 
 def measure(name: str, folder: pathlib.Path, seconds: float) -> float:

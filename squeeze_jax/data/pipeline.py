@@ -92,8 +92,13 @@ def eval_batches(
     return _iterate(grain.MapDataset.range(0, size, batch_size).map(load), num_threads, num_workers)
 
 
+def prefetched_batches(num_threads: int) -> int:
+    """Batches that are made ahead; a thread makes a whole one, so that fewer would leave threads idle."""
+    return max(PREFETCHED_BATCHES, num_threads)
+
+
 def _iterate(batches: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=PREFETCHED_BATCHES)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetched_batches(num_threads))
     dataset = batches.to_iter_dataset(options)
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its own flags, which a notebook never parses

@@ -65,7 +65,7 @@ def images_per_second(split: Split, config: Any, seconds: float) -> float:
     )
     if split.is_cached:
         split.batch(np.arange(len(split)))
-    for _ in range(pipeline.PREFETCHED_BATCHES + 1):
+    for _ in range(pipeline.prefetched_batches(config.run.num_threads) + 1):
         next(batches)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
