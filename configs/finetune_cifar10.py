@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.dataset.mean = (123.0, 117.0, 104.0)
     config.dataset.std = (1.0,)
     config.augment.pad_and_crop = 8
+    config.augment.cutout = 0
 
     config.model.name = "squeezenet_v1_0"
     config.model.stem = "7x7/2"
