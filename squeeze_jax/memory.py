@@ -15,8 +15,8 @@ OPTIONS = {
 def keep_freed_memory() -> None:
     """Makes glibc keep the memory of one step for the next, for this process; without effect elsewhere.
 
-    By default every large buffer goes back to the kernel, and is mapped and cleared again a step later, which costs up
-    to a third of the speed (benchmarks/networks.py has a program that does so). Call it before NumPy and JAX are
+    By default every large buffer goes back to the kernel, and is mapped and cleared again a step later, which can cost
+    more than half of the speed ("memory given back" of benchmarks/networks.py). Call it before NumPy and JAX are
     imported: what their first threads allocate from would stay beside the one arena that is meant here.
     """
     if platform.libc_ver()[0] == "glibc":

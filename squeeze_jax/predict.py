@@ -8,6 +8,10 @@ The weights are a file (see squeeze_jax.pretrained) or the workdir of a run; the
 that cannot be read are named and left out, and the exit status is 1 at the end.
 """
 
+from squeeze_jax.memory import keep_freed_memory
+
+keep_freed_memory()  # before what follows starts threads
+
 import argparse
 import csv
 import glob
