@@ -6,7 +6,7 @@ import platform
 # glibc's environment variables, the numbers that mallopt has for them (malloc.h), and what keeps freed memory.
 OPTIONS = {
     "MALLOC_MMAP_MAX_": (-4, 0),
-    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # never
     "MALLOC_TOP_PAD_": (-2, 2**28),
     "MALLOC_ARENA_MAX": (-8, 1),
 }
