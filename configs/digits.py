@@ -3,7 +3,8 @@
     python -m squeeze_jax.main --config configs/digits.py --workdir runs/digits
 
 Run here: test top-1 0.986 +- 0.002 (3 seeds), 26 s a run on 2 cores of an AMD EPYC, 100 s on a Xeon with slower layers
-(experiments/results/digits.csv; README, "Results"). No paper reports SqueezeNet on this dataset; the recipe was chosen on the validation split.
+(experiments/results/digits.csv; README, "Results"). No paper reports SqueezeNet on this dataset; the recipe was chosen
+on the validation split.
 """
 
 from ml_collections import ConfigDict
