@@ -18,7 +18,7 @@ import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ import numpy as np
 import report
 
 from squeeze_jax import run
-from squeeze_jax.data import pipeline
+from squeeze_jax.data import show
 from squeeze_jax.data.sources import DataError, Split
 from squeeze_jax.optimizers import make_optimizer
 from squeeze_jax.parallel import Parallel
@@ -63,18 +63,6 @@ def config_of(name: str, others: dict[str, str]) -> Any:
     return config
 
 
-def batches_of(split: Split, config: Any) -> Iterator[Any]:
-    if split.is_cached:
-        split.batch(np.arange(len(split)))  # the first epoch alone decodes
-    return pipeline.train_batches(
-        split,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        num_threads=config.run.num_threads,
-        num_workers=config.run.num_workers,
-    )
-
-
 def step_of(config: Any, split: Split, image_shape: tuple[int, ...]) -> Callable[[], Any]:
     """One training step of a batch that the device holds."""
     model = run.model_of(config, split.num_classes)
@@ -103,11 +91,10 @@ def step_of(config: Any, split: Split, image_shape: tuple[int, ...]) -> Callable
     return make_step
 
 
-def rate(action: Callable[[], Any], batch_size: int) -> float:
-    """Images a second of what makes one batch."""
+def images_per_second(make_step: Callable[[], Any], batch_size: int) -> float:
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
-        action()
+        make_step()
         count += 1
     return count * batch_size / (time.perf_counter() - start)
 
@@ -115,14 +102,12 @@ def rate(action: Callable[[], Any], batch_size: int) -> float:
 def measure(name: str, config: Any, rounds: int) -> dict[str, Any]:
     dataset = run.dataset_of(config)
     split = run.split_of(dataset, config, "train")
-    batches, step = batches_of(split, config), step_of(config, split, dataset.image_shape)
-    programs = {"pipeline": lambda: next(batches), "step": step}
-    found: dict[str, list[float]] = {program: [] for program in programs}
-    for i in range(rounds + 1):
-        for program, action in programs.items():
-            speed = rate(action, config.train.batch_size)
-            if i:  # the first one warms up
-                found[program].append(speed)
+    make_step = step_of(config, split, dataset.image_shape)
+    make_step()  # compiles
+    found: dict[str, list[float]] = {"pipeline": [], "step": []}
+    for _ in range(rounds):
+        found["pipeline"].append(show.images_per_second(split, config, SECONDS))
+        found["step"].append(images_per_second(make_step, config.train.batch_size))
     return (
         {"config": name, "image": "x".join(map(str, dataset.image_shape)), "threads": config.run.num_threads}
         | report.spread(found["pipeline"], "pipeline_images_per_second", 0)
