@@ -18,6 +18,8 @@ from collections.abc import Iterator
 
 import report
 
+from squeeze_jax import memory
+
 SIZE, BATCH, SMALLEST_AREA = 224, 64, 0.08
 
 
@@ -26,9 +28,7 @@ def ours(paths: list[pathlib.Path]) -> Iterator[object]:
     from squeeze_jax.data.decode import Crop
     from squeeze_jax.data.folder import Files
     from squeeze_jax.data.sources import Split
-    from squeeze_jax.memory import keep_freed_memory
 
-    keep_freed_memory()  # as a training run does
     crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)
     split = Split("photographs", Files([(str(path), 0) for path in paths]), (SIZE, SIZE, 3), 1, crop)
     return pipeline.train_batches(split, batch_size=BATCH, seed=0, num_threads=1)
@@ -119,7 +119,11 @@ def main() -> int:
         for name, values in found.items():
             command = [sys.executable, __file__, "--images", str(args.images), "--program", name]
             done = subprocess.run(
-                [*command, "--seconds", str(args.seconds)], capture_output=True, text=True, check=True
+                [*command, "--seconds", str(args.seconds)],
+                env=os.environ | memory.environment(),  # as in a training run
+                capture_output=True,
+                text=True,
+                check=True,
             )
             values.append(float(done.stdout.split()[-1]))
     rows = [

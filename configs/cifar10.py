@@ -13,7 +13,7 @@ Run here (1 seed, 2 cores of an AMD EPYC with AVX-512, other work beside it for 
 top-1 after 49 minutes, 0.884 on the held-out images (experiments/results/cifar10.csv). The CPU recipe has 1,225,098
 parameters: half of the stem's filters, pooling after fire6 instead of fire5, and a squeeze ratio of 0.25 from fire7 on.
 The rows before the last took 49 to 53 minutes each on 2 cores of a Xeon, with slower layers (2026-11-22, the first two
-while other work shared the cores); this config makes them with the keys of the row:
+while other work shared the cores); this config makes them with the keys of the row and `--config.augment.cutout=0`:
 
 | stem | pooling after | squeeze ratio | epochs | crop | held out | test | experiments/results |
 | --- | --- | --- | --- | --- | --- | --- | --- |

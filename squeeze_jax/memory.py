@@ -12,6 +12,11 @@ OPTIONS = {
 }
 
 
+def environment() -> dict[str, str]:
+    """Variables with which a child process keeps freed memory, whatever it imports first."""
+    return {name: str(value) for name, (_, value) in OPTIONS.items()}
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep the memory of one step for the next, for this process; without effect elsewhere.
 
