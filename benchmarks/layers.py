@@ -4,7 +4,8 @@
 
 Each row is one operation, forward and backward, at the sizes of SqueezeNet 1.1 on CIFAR-10 in batches of 128; the last
 rows are whole training steps. All of them are timed in one run, alternating; medians over the rounds, with the spread
-between the quartiles.
+between the quartiles. benchmarks/results/layers_xeon.csv is of another processor and of the time when glibc was told to
+keep freed memory in the second half alone.
 """
 
 from squeeze_jax.memory import keep_freed_memory
