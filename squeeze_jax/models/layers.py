@@ -126,9 +126,9 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     """(batch, *spatial, channels) of all parts, along the channels.
 
-    On CPU a few parts are a sum of parts padded with zeros: on a Xeon XLA's backend takes 1.4 times as long to copy runs
-    of so few channels (benchmarks/results/layers_xeon.csv); on an AMD EPYC a whole step takes the same either way. It
-    looks at all parts for each sum, so that many are copied faster.
+    On CPU a few parts are a sum of parts padded with zeros. On a Xeon XLA's backend takes 1.4 times as long to copy
+    runs of so few channels (benchmarks/results/layers_xeon.csv), on an AMD EPYC a whole step takes the same either way.
+    It looks at all parts for each sum, so that many are copied faster.
     """
     if jax.default_backend() != "cpu" or len(parts) > FEW_PARTS:
         return jnp.concatenate(parts, axis=-1)
