@@ -281,9 +281,14 @@ def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
                 print(f"{case_name}: {name} failed: {log.read_text().strip()[-300:]}", file=sys.stderr)
         found = {name: Turns() for name in running}
         for _ in range(rounds):
-            for name, process in running.items():
-                process.stdin.write("turn\n")
-                answer = json.loads(process.stdout.readline())
+            for name, process in list(running.items()):
+                try:
+                    process.stdin.write("turn\n")
+                    answer = json.loads(process.stdout.readline())
+                except (BrokenPipeError, json.JSONDecodeError):
+                    print(f"{case_name}: {name} died in its turn; is there memory for all?", file=sys.stderr)
+                    del running[name], found[name]
+                    continue
                 found[name].images_per_second.append(CASES[case_name].batch / answer["seconds"])
                 found[name].peak_mib.append(answer["peak_mib"])
         for process in running.values():
