@@ -264,7 +264,7 @@ def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
         subprocess.run([*command, "--work", "prepare"], check=True)
         for name in names:
             log = pathlib.Path(folder, "log")
-            options = {} if name.endswith(GIVING_BACK) else memory.environment()
+            options = {"GLIBC_TUNABLES": ""} if name.endswith(GIVING_BACK) else memory.environment()
             with log.open("w") as errors:
                 process = subprocess.Popen(
                     [*command, "--work", name],

@@ -1,6 +1,7 @@
 """What a process has imported and keeps, each in a child process, for neither can be undone."""
 
 import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -24,18 +25,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def output_of(code: str, environment: dict[str, str] | None = None) -> str:
-    command = [sys.executable, "-c", code]
+def output_of(code: str, tunables: str = "") -> str:
+    environment = os.environ | {"GLIBC_TUNABLES": tunables}
     return subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | (environment or {})
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     ).stdout
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_training_keeps_the_memory_of_a_step_for_the_next():
     assert int(output_of("import squeeze_jax.main" + STEPS)) < 2 * 32768
-    assert int(output_of("import numpy" + STEPS, memory.environment())) < 2 * 32768
+    assert int(output_of("import numpy" + STEPS, memory.environment()["GLIBC_TUNABLES"])) < 2 * 32768
     assert int(output_of("import numpy" + STEPS)) > 4 * 32768  # given back and mapped again
+
+
+def test_the_readme_names_the_same_tunables():
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    (variable,) = memory.environment().items()
+    assert f"export {'='.join(variable)}\n" in readme.read_text()
 
 
 def test_the_package_imports_on_demand():
