@@ -286,8 +286,9 @@ def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
                     process.stdin.write("turn\n")
                     answer = json.loads(process.stdout.readline())
                 except (BrokenPipeError, json.JSONDecodeError):
-                    print(f"{case_name}: {name} died in its turn; is there memory for all?", file=sys.stderr)
-                    del running[name], found[name]
+                    code = running.pop(name).wait()
+                    print(f"{case_name}: {name} ended with {code}; -9 is a lack of memory", file=sys.stderr)
+                    del found[name]
                     continue
                 found[name].images_per_second.append(CASES[case_name].batch / answer["seconds"])
                 found[name].peak_mib.append(answer["peak_mib"])

@@ -7,9 +7,9 @@ import platform
 OPTIONS = {
     "arena_max": (-8, 1),
     "mmap_max": (-4, 0),
-    "mxfast": (1, 0),  # else crumbs stay beside a large buffer, which then does not fit where it was (glibc < 2.38)
+    "mxfast": (1, 0),  # else a step's buffer seldom fits where the last one was, and the heap grows
     "top_pad": (-2, 2**28),
-    "trim_threshold": (-1, 2**31 - 1),  # mallopt's largest; with "never" SqueezeNet 1.0 at 224 pixels took 7.5 GiB
+    "trim_threshold": (-1, 2**31 - 1),  # mallopt's largest; "never" (-1) lets the heap grow
 }
 
 
