@@ -16,13 +16,14 @@ BASE = pathlib.Path(__file__).with_name("cifar10.py")
 
 
 def get_config() -> ConfigDict:
-    config = runpy.run_path(str(BASE))["get_config"]()
+    config = runpy.run_path(str(BASE))["get_config"]("long")  # the recipe that keeps the published network's widths
     config.init_new_head = True
     config.dataset.image_size = (96, 96)
     config.dataset.mean = (123.0, 117.0, 104.0)
     config.dataset.std = (1.0,)
     config.augment.pad_and_crop = 8
     config.augment.cutout = 0
+    config.augment.mixup = 0.0
 
     config.model.name = "squeezenet_v1_0"
     config.model.stem = "7x7/2"
@@ -31,6 +32,7 @@ def get_config() -> ConfigDict:
     config.model.dropout_rate = 0.5
 
     config.train.duration = "10 epochs"
+    config.train.ema_decay = 0.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 2e-4
     config.optimizer.nesterov = False

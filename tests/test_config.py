@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, configure, load_config
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
-from squeeze_jax import run, trainer
+from squeeze_jax import models, run, trainer
 from squeeze_jax.config import ConfigError, base_config, duration_in_steps
 from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.optimizers import make_optimizer, make_schedule
@@ -71,6 +72,18 @@ def test_config_file_loads_locks_and_is_traced(variant):
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     assert jax.eval_shape(step, state, batch, 0) == state
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("finetune_")])
+def test_fine_tuning_configs_have_the_network_of_the_published_weights(name):
+    config = load_config(name)
+    size = config.dataset.image_size
+
+    def shapes(model):
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *size, 3)))["params"]
+        return {key: leaf.shape for key, leaf in flatten_dict(params, sep="/").items() if "conv10" not in key}
+
+    assert shapes(run.model_of(config, 10)) == shapes(models.create("squeezenet_v1_0"))
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
