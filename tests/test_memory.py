@@ -1,12 +1,12 @@
 """What a process has imported and keeps, each in a child process, for neither can be undone."""
 
 import os
-import pathlib
 import platform
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from squeeze_jax import memory
 
@@ -40,9 +40,8 @@ def test_training_keeps_the_memory_of_a_step_for_the_next():
 
 
 def test_the_readme_names_the_same_tunables():
-    readme = pathlib.Path(__file__).parents[1] / "README.md"
     (variable,) = memory.environment().items()
-    assert f"export {'='.join(variable)}\n" in readme.read_text()
+    assert f"export {'='.join(variable)}\n" in (ROOT / "README.md").read_text()
 
 
 def test_the_package_imports_on_demand():
