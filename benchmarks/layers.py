@@ -26,6 +26,7 @@ import report
 
 from squeeze_jax.data.augment import Preprocessing
 from squeeze_jax.models import layers
+from squeeze_jax.parallel import compile_often
 from squeeze_jax.state import create_state
 from squeeze_jax.steps import make_train_step
 
@@ -91,7 +92,7 @@ def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[]
     else:
         images = jnp.asarray(rng.normal(size=(case.batch, *case.image)), jnp.float32)
         function, arguments = model.apply, (state.eval_variables(), images)
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = compile_often(function).lower(*arguments).compile()
     return compiled, lambda: compiled(*arguments)
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_dict
 CONFIG_FILE = "config.json"
 
 BACKENDS = ("jit", "pmap")
-OPTIMIZERS = ("sgd", "caffe_sgd", "adamw")
+OPTIMIZERS = ("sgd", "caffe_sgd", "adamw", "muon")
 SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
 # A metric that may choose the best checkpoint, and whether more of it is better.
@@ -99,7 +99,7 @@ def base_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.04
-    config.optimizer.momentum = 0.9  # beta 1 of AdamW
+    config.optimizer.momentum = 0.9  # beta 1 of AdamW, beta of Muon
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-4
     config.optimizer.decay_biases = False  # weight decay on biases and batch-norm parameters too, as Caffe does

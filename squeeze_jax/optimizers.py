@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from squeeze_jax.config import ConfigError
@@ -49,6 +50,9 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
 
     "sgd" keeps the momentum of gradients and scales it by the learning rate (PyTorch's form); "caffe_sgd" keeps the
     momentum of scaled gradients, v <- m v + lr (g + wd w), w <- w - v (Caffe's). They differ when the rate changes.
+    "muon" makes the momentum of each kernel, a matrix of inputs by outputs, nearly orthogonal (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon), at the scale of AdamW's steps (Liu et al. 2025, arXiv:2502.16982);
+    biases and batch norm learn by Adam.
     """
     mask = None if config.decay_biases else _kernels
     decay = optax.add_decayed_weights(config.weight_decay, mask)
@@ -61,6 +65,19 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
             optax.scale_by_adam(b1=config.momentum, nesterov=config.nesterov),
             decay,
             optax.scale_by_learning_rate(schedule),
+        ]
+    elif config.name == "muon":
+        rule = [
+            optax.contrib.muon(
+                schedule,
+                beta=config.momentum,
+                nesterov=config.nesterov,
+                weight_decay=config.weight_decay,
+                adam_b1=config.momentum,
+                adam_weight_decay=config.weight_decay if config.decay_biases else 0.0,
+                muon_weight_dimension_numbers=_matrices,
+                consistent_rms=0.2,
+            )
         ]
     else:
         raise ConfigError(f"config.optimizer.name={config.name!r} is unknown.")
@@ -108,3 +125,11 @@ def _scale_by_path(rate_factors: tuple[tuple[str, float], ...]) -> optax.Gradien
 def _kernels(params: Any) -> Any:
     """True for convolution kernels, False for biases and batch-norm parameters."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _matrices(params: Any) -> Any:
+    """For Muon: the axes of each kernel's inputs, the last of its outputs, and None for biases and batch norm."""
+    return jax.tree.map(
+        lambda leaf: optax.contrib.MuonDimensionNumbers(range(leaf.ndim - 1), leaf.ndim - 1) if leaf.ndim > 1 else None,
+        params,
+    )

@@ -16,6 +16,11 @@ AXIS = "data"
 # XLA runs all-reduces of CPU devices on a pool of as many threads as devices; when all of them wait for another
 # device's all-reduce the process aborts. A larger pool cures it (benchmarks/soak.py).
 CPU_POOL_THREADS = "16"
+# By default XLA's CPU backend gives convolutions in 2-D to YNNPACK too, which takes longer than the backend itself
+# (benchmarks/networks.py, "ours, XLA's defaults").
+CPU_COMPILER_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
 
 
 def prepare_cpu_devices(count: int) -> None:
@@ -138,17 +143,23 @@ class Parallel:
         """Compiles `step(state, batch, seed) -> state`; the given state's memory is used again."""
         if self.backend == "pmap":
             return self._pmap(step, in_axes=(None, 0, None))
-        return jax.jit(step, donate_argnums=0, out_shardings=self.replicated)
+        return compile_often(step, donate_argnums=0, out_shardings=self.replicated)
 
     def compile_eval_step(self, step: Callable) -> Callable:
         """Compiles `step(variables, batch) -> sums`."""
         if self.backend == "pmap":
             return self._pmap(step, in_axes=(None, 0))
-        return jax.jit(step, out_shardings=self.replicated)
+        return compile_often(step, out_shardings=self.replicated)
 
     def _pmap(self, step: Callable, in_axes: tuple[int | None, ...]) -> Callable:
         # out_axes None keeps the state an ordinary replicated array, without a leading axis of devices.
         return jax.pmap(step, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=list(self.mesh.devices.flat))
+
+
+def compile_often(function: Callable, **options: Any) -> Callable:
+    """Like jax.jit, for what runs often, with the compiler options that are the fastest on CPU; others get none."""
+    is_cpu = jax.default_backend() == "cpu"
+    return jax.jit(function, compiler_options=CPU_COMPILER_OPTIONS if is_cpu else None, **options)
 
 
 def compile_once(function: Callable, **options: Any) -> Callable:

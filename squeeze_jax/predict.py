@@ -21,7 +21,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from squeeze_jax import compilation_cache, writers
@@ -31,6 +30,7 @@ from squeeze_jax.config import ConfigError
 from squeeze_jax.data import decode
 from squeeze_jax.data.folder import EXTENSIONS
 from squeeze_jax.loading import load
+from squeeze_jax.parallel import compile_often
 from squeeze_jax.pretrained import WeightError
 
 BEST = 5
@@ -115,7 +115,7 @@ def activation_maps(network: run_lib.Run) -> Callable[[np.ndarray], np.ndarray]:
     """What maps an image to conv10's map of each class: its class activation maps (Zhou et al. 2016)."""
     preprocessing = run_lib.preprocessing_of(network.config)
 
-    @jax.jit
+    @compile_often
     def maps(variables, images):
         return network.model.apply(variables, preprocessing.evaluate(images), method="features")["conv10"]
 

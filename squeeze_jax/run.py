@@ -15,6 +15,7 @@ from squeeze_jax.checkpoints import Checkpoints, eval_variables
 from squeeze_jax.data.augment import Preprocessing
 from squeeze_jax.data.decode import Crop
 from squeeze_jax.data.sources import Dataset, Split, hold_out, open_dataset
+from squeeze_jax.parallel import compile_often
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Run:
         def probabilities(variables, images):
             return jax.nn.softmax(self.model.apply(variables, preprocessing.evaluate(images)))
 
-        return jax.jit(probabilities)
+        return compile_often(probabilities)
 
 
 def preprocessing_of(config: Any) -> Preprocessing:

@@ -87,6 +87,28 @@ def test_adamw_decays_apart_from_the_gradient():
     assert kernel == pytest.approx(1 - 0.1 - 0.1 * 0.5, rel=1e-4)
 
 
+def test_muon_makes_kernels_orthogonal_and_leaves_biases_to_adam():
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.normal(size=(3, 3, 4, 8)), jnp.float32), "bias": jnp.ones(8)}
+    gradients = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    config = base_config().optimizer
+    config.update({"name": "muon", "weight_decay": 0.0})
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    # Of a matrix with all singular values 1 and of 36 x 8 elements, times sqrt(36), the root mean square is 1.
+    u, singular, v = np.linalg.svd(np.reshape(updates["kernel"], (36, 8)) / (-0.1 * 0.2 * 6), full_matrices=False)
+    assert 0.6 < singular.min() <= singular.max() < 1.3, "the Newton-Schulz steps end near 1, not at it"
+    expected_u, _, expected_v = np.linalg.svd(np.reshape(gradients["kernel"], (36, 8)), full_matrices=False)
+    np.testing.assert_allclose(u @ v, expected_u @ expected_v, atol=1e-4)
+    np.testing.assert_allclose(updates["bias"], -0.1 * np.sign(gradients["bias"]), rtol=1e-4)
+
+    config.update({"weight_decay": 0.5, "decay_biases": True})
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    decayed, _ = optimizer.update(gradients, optimizer.init(params), params)
+    for name in params:
+        np.testing.assert_allclose(decayed[name], updates[name] - 0.1 * 0.5 * params[name], rtol=1e-4, atol=1e-6)
+
+
 def test_gradient_clip_limits_the_global_norm():
     _, clipped = follow({"gradient_clip": 0.5, "weight_decay": 0.0}, steps=1)
     assert clipped == pytest.approx(1 - 0.1 * 0.5 / np.sqrt(2), rel=1e-5)
