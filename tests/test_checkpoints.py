@@ -10,16 +10,18 @@ import optax
 import pytest
 
 from squeeze_jax.checkpoints import CheckpointError, Checkpoints
+from squeeze_jax.config import OPTIMIZERS, base_config
+from squeeze_jax.optimizers import make_optimizer
 from squeeze_jax.state import TrainState, empty_window
 
 
-def state(value, width=64):
+def state(value, width=64, optimizer=None):
     params = {"conv1": {"kernel": jnp.full((width, 3), float(value)), "bias": jnp.zeros(3)}}
     return TrainState(
         step=jnp.array(value, jnp.int32),
         params=params,
         batch_stats={},
-        opt_state=optax.sgd(0.1, momentum=0.9).init(params),
+        opt_state=(optimizer or optax.sgd(0.1, momentum=0.9)).init(params),
         ema={"params": params, "batch_stats": {}},
         window=empty_window(),
     )
@@ -40,12 +42,17 @@ def largest_file(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_a_state_comes_back_bit_by_bit(tmp_path):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_comes_back_bit_by_bit(tmp_path, name):
+    config = base_config().optimizer
+    config.name = name
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
     rng = np.random.default_rng(0)
-    original = jax.tree.map(lambda leaf: jnp.array(rng.normal(size=leaf.shape), leaf.dtype), state(0))
+    blank = state(0, optimizer=optimizer)
+    original = jax.tree.map(lambda leaf: jnp.array(rng.normal(size=leaf.shape), leaf.dtype), blank)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(7, original, {"best_step": 5, "best_value": 0.25})
-    restored, info = checkpoints.restore_latest(jax.eval_shape(lambda: state(0)))
+    restored, info = checkpoints.restore_latest(jax.eval_shape(lambda: state(0, optimizer=optimizer)))
     assert info == {"best_step": 5, "best_value": 0.25}
     assert jax.tree.structure(restored) == jax.tree.structure(original)
     for a, b in zip(jax.tree.leaves(original), jax.tree.leaves(restored), strict=True):
