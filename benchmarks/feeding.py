@@ -11,7 +11,8 @@ dataset in the place of one.
 
 from squeeze_jax.memory import keep_freed_memory
 
-keep_freed_memory()  # as squeeze_jax.main does
+if __name__ == "__main__":
+    keep_freed_memory()  # as squeeze_jax.main does
 
 import pathlib
 import runpy

@@ -10,7 +10,8 @@ column "forward".
 
 from squeeze_jax.memory import keep_freed_memory
 
-keep_freed_memory()  # as squeeze_jax.main does
+if __name__ == "__main__":
+    keep_freed_memory()  # as squeeze_jax.main does
 
 import collections
 import pathlib

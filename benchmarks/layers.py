@@ -10,7 +10,8 @@ keep freed memory in the second half alone.
 
 from squeeze_jax.memory import keep_freed_memory
 
-keep_freed_memory()  # as squeeze_jax.main does
+if __name__ == "__main__":
+    keep_freed_memory()  # as squeeze_jax.main does
 
 import sys
 import time

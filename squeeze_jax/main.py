@@ -5,7 +5,8 @@ Run the same command again to go on with a run that was stopped. `--mode=eval` e
 
 from squeeze_jax.memory import keep_freed_memory
 
-keep_freed_memory()  # before what follows starts threads
+if __name__ == "__main__":
+    keep_freed_memory()  # before what follows is imported
 
 import pathlib
 import sys

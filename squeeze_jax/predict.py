@@ -10,7 +10,8 @@ that cannot be read are named and left out, and the exit status is 1 at the end.
 
 from squeeze_jax.memory import keep_freed_memory
 
-keep_freed_memory()  # before what follows starts threads
+if __name__ == "__main__":
+    keep_freed_memory()  # before what follows is imported
 
 import argparse
 import csv

@@ -10,33 +10,48 @@ from conftest import ROOT
 
 from squeeze_jax import memory
 
-# A step with a temporary buffer of 128 MiB, that is 32,768 pages; prints the page faults of the last five.
+# A step with a temporary buffer of 128 MiB, that is 32,768 pages; prints the page faults of the last twenty.
 STEPS = """
 import resource
 import jax, jax.numpy as jnp
 
 step = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.sin(x)).sum())
 x = jnp.ones((32, 2**20))
-for i in range(25):  # the heap grows now and then in the first ones
-    if i == 20:
+for i in range(25):
+    if i == 5:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def output_of(code: str, tunables: str = "") -> str:
-    environment = os.environ | {"GLIBC_TUNABLES": tunables}
+def output_of(code: str, *arguments: str, tunables: str | None = "") -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if tunables is not None:
+        environment["GLIBC_TUNABLES"] = tunables
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env=environment
     ).stdout
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_training_keeps_the_memory_of_a_step_for_the_next():
-    assert int(output_of("import squeeze_jax.main" + STEPS)) < 2 * 32768
-    assert int(output_of("import numpy" + STEPS, memory.environment()["GLIBC_TUNABLES"])) < 2 * 32768
-    assert int(output_of("import numpy" + STEPS)) > 4 * 32768  # given back and mapped again
+    keeping = "from squeeze_jax.memory import keep_freed_memory as keep; keep()"
+    assert int(output_of(keeping + STEPS, tunables=None)) < 2 * 32768  # now and then two buffers live at once
+    assert int(output_of("import numpy" + STEPS)) > 16 * 32768  # given back and mapped again
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only then the program starts again")
+def test_a_program_starts_again_once_as_it_was():
+    code = """
+import os, sys
+print(os.getpid(), sys.argv[1:], len(sys.orig_argv), "GLIBC_TUNABLES" in os.environ, flush=True)
+from squeeze_jax.memory import keep_freed_memory
+keep_freed_memory()
+"""
+    first, second = output_of(code, "-a", "b c", tunables=None).splitlines()
+    assert second == first.replace("False", "True") != first
+    assert len(output_of(code, tunables="glibc.malloc.perturb=0").splitlines()) == 1, "the user's own stay"
 
 
 def test_the_readme_names_the_same_tunables():
