@@ -16,10 +16,11 @@ AXIS = "data"
 # XLA runs all-reduces of CPU devices on a pool of as many threads as devices; when all of them wait for another
 # device's all-reduce the process aborts. A larger pool cures it (benchmarks/soak.py).
 CPU_POOL_THREADS = "16"
-# By default XLA's CPU backend gives convolutions in 2-D to YNNPACK too, which takes longer than the backend itself
-# (benchmarks/networks.py, "ours, XLA's defaults").
+# XLA's CPU backend keeps to vectors of 256 bits where the processor has longer ones, and gives convolutions in 2-D to
+# YNNPACK too, which takes longer than the backend itself (benchmarks/networks.py, "ours, XLA's defaults").
 CPU_COMPILER_OPTIONS = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
 
 
