@@ -13,7 +13,7 @@ TUNABLES = {
     # The few bytes in front of and behind an aligned buffer go to the free memory around it, not to lists of small
     # pieces: from there they would be used, and the next step's buffer would not fit between them.
     "mxfast": 0,
-    "tcache_count": 1,  # 0 makes compilation a quarter slower
+    "tcache_count": 1,  # 0 makes compilation slower
     "top_pad": 2**28,
     "trim_threshold": 2**40,
 }
