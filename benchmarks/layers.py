@@ -51,7 +51,7 @@ def forward_and_backward(function: Callable, *arguments: jax.Array, fixed: int =
         value, pull_back = jax.vjp(lambda *rest: function(*arguments[:fixed], *rest), *arguments[fixed:])
         return value, pull_back(cotangent)
 
-    compiled = jax.jit(both).lower(cotangent, *arguments).compile()
+    compiled = compile_often(both).lower(cotangent, *arguments).compile()
     return lambda: compiled(cotangent, *arguments)
 
 

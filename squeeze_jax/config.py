@@ -120,6 +120,7 @@ def base_config() -> ConfigDict:
     config.evaluation.batch_size = 500
     config.evaluation.best_metric = "top1"
     config.evaluation.auc = False  # also AUC, and with two classes sensitivity and specificity
+    config.evaluation.mirror = ()  # axes: the logits are the mean over an image and its mirror images along them
 
     # What may change between two starts of one run.
     config.run = ConfigDict()
@@ -277,18 +278,20 @@ def _is_squeeze_ratio(value: Any) -> bool:
     return value is None or all(isinstance(ratio, (int, float)) for ratio in ratios)
 
 
-def check_same_experiment(stored: ConfigDict, given: ConfigDict, workdir: pathlib.Path | str) -> None:
-    """Raises ConfigError, with the keys, where two configs differ outside their `run` sections."""
+def check_same_experiment(
+    stored: ConfigDict, given: ConfigDict, workdir: pathlib.Path | str, *, free: tuple[str, ...] = ("run",)
+) -> None:
+    """Raises ConfigError, with the keys, where two configs differ outside their sections `free`."""
     old, new = flatten(stored), flatten(given)
     lines = [
         f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now"
         for key in sorted(old | new)
-        if old.get(key) != new.get(key) and not key.startswith("run.")
+        if old.get(key) != new.get(key) and key.partition(".")[0] not in free
     ]
     if lines:
         raise ConfigError(
             f"{workdir} holds a run of another config:\n" + "\n".join(lines) + "\nUse another --workdir, or the old "
-            "values; only config.run.* may change between two starts."
+            f"values; only {' and '.join(f'config.{section}.*' for section in free)} may change."
         )
 
 

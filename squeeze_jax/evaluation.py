@@ -40,6 +40,7 @@ class Evaluator:
             preprocessing.evaluate,
             confusion=confusion,
             scores=config.evaluation.auc,
+            mirror=config.evaluation.mirror,
             axis_name=spread.axis_name,
         )
         self._eval_step = spread.compile_eval_step(step)
@@ -99,13 +100,14 @@ def evaluate(
 ) -> metrics.Values:
     """Evaluates a network on a split and writes its tables to `OUTPUT/evaluation/<split>_step_<step>/`.
 
-    The tables are metrics.csv, per_class.csv, confusion.csv and confusion.png. Nothing else in the folder changes.
+    The tables are metrics.csv, per_class.csv, confusion.csv and confusion.png. With `config.evaluation.mirror` the
+    folder's name ends in "_mirrored". Nothing else in OUTPUT changes.
 
     Args:
       source: a workdir, or a weight file.
       split: "train", "validation" or "test".
       checkpoint: of a workdir: "best", "latest" or a step.
-      config: the network's own by default; another may differ in its `run` section only.
+      config: the network's own by default; another may differ in its `run` and `evaluation` sections only.
       dataset_name: another dataset, with splits of these names, preprocessed as the network's own. Its classes must be
         among the network's, by their names.
       output: a folder; by default the workdir.
@@ -118,7 +120,7 @@ def evaluate(
     if config is None:
         config = network.config
     validate(config)
-    check_same_experiment(network.config, config, source)
+    check_same_experiment(network.config, config, source, free=("run", "evaluation"))
     if dataset_name is not None:
         config = config.copy_and_resolve_references()
         config.dataset.name = dataset_name
@@ -137,7 +139,8 @@ def evaluate(
     text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     logger.info("%s of %s, step %d: %d examples, %s", split, dataset.name, network.step, sums["examples"], text)
     if is_main_process():
-        folder = workdir.create(pathlib.Path(output or source) / "evaluation" / f"{split}_step_{network.step}")
+        name = f"{split}_step_{network.step}{'_mirrored' if config.evaluation.mirror else ''}"
+        folder = workdir.create(pathlib.Path(output or source) / "evaluation" / name)
         row = {"split": split, "step": network.step, "examples": int(sums["examples"]), **values}
         writers.write_csv(folder / "metrics.csv", [row])
         writers.write_csv(folder / "per_class.csv", metrics.per_class(sums["confusion"], network.class_names))

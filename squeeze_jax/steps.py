@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from squeeze_jax.data.augment import mixup
+from squeeze_jax.data.augment import mirror_images, mixup
 from squeeze_jax.models.layers import parameter_dtype
 from squeeze_jax.models.squeezenet import SqueezeNet
 from squeeze_jax.state import TrainState
@@ -133,6 +133,7 @@ def make_eval_step(
     *,
     confusion: bool = False,
     scores: bool = False,
+    mirror: tuple[str, ...] = (),
     axis_name: str | None = None,
 ) -> Callable[[dict, Batch], tuple[Sums, Scores]]:
     """Makes `eval_step(variables, batch) -> (sums, scores)` over the examples whose mask is true.
@@ -140,10 +141,12 @@ def make_eval_step(
     The sums are "examples", "loss", "top1", "top5", and with `confusion` the counts "confusion", int32
     (label, prediction). Each example counts once: padding has a false mask. With `scores` the second result holds the
     whole batch's "probability" (batch, num_classes), "label" and "mask", for metrics that are no sums, such as AUC.
+    The logits are the mean over an image and its mirror images along the axes `mirror`, see `augment.mirror_images`.
     """
 
     def eval_step(variables: dict, batch: Batch) -> tuple[Sums, Scores]:
-        logits = model.apply(variables, preprocess(batch["image"]))
+        views = mirror_images(preprocess(batch["image"]), mirror)
+        logits = sum(model.apply(variables, view) for view in views) / len(views)
         labels, mask = batch["label"], batch["mask"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         sums = _example_sums(logits, labels, losses, mask)

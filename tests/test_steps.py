@@ -11,6 +11,7 @@ from PIL import Image
 from squeeze_jax import metrics, models
 from squeeze_jax.data.augment import (
     Preprocessing,
+    mirror_images,
     mixup,
     random_crop,
     random_cutout,
@@ -123,6 +124,17 @@ def test_every_axis_is_flipped_on_its_own():
     only_depth = random_flip(jnp.tile(volume, (256, 1, 1, 1, 1)), KEYS, (0,))
     expected = {tuple(np.asarray(volume[0]).ravel()), tuple(np.asarray(volume[0, ::-1]).ravel())}
     assert {tuple(v.ravel()) for v in np.asarray(only_depth)} == expected
+
+
+def test_mirror_images_are_all_that_the_axes_allow():
+    volume = jnp.arange(8.0).reshape(1, 2, 2, 2, 1)
+    views = mirror_images(volume, ("depth", "height", "width"))
+    assert len(views) == len({tuple(np.asarray(view).ravel()) for view in views}) == 8
+    itself, mirrored = mirror_images(volume, ("width",))
+    np.testing.assert_array_equal(itself, volume)
+    np.testing.assert_array_equal(mirrored, volume[:, :, :, ::-1])
+    with pytest.raises(ValueError, match="config.evaluation.mirror names depth; images of 2 spatial axes have height"):
+        mirror_images(volume[0], ("depth",))
 
 
 @pytest.mark.parametrize(("shape", "count"), [((3, 3, 1), 4), ((3, 3, 3, 2), 10)])
@@ -242,6 +254,20 @@ def test_equal_logits_are_no_hit_for_everyone():
     data = {"image": batch(CLASSES)["image"], "label": jnp.arange(CLASSES), "mask": jnp.ones(CLASSES, bool)}
     sums, _ = make_eval_step(Flat(), lambda images: images)({}, data)
     assert int(sums["top1"]) == 1 and int(sums["top5"]) == 5
+
+
+def test_evaluation_takes_the_mean_of_the_logits_over_mirror_images():
+    class LeftColumn(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return images[:, 0, 0, :]
+
+    images = jnp.array([[[[1.0, 0.0], [0.0, 5.0]]]])  # one row, two columns, two channels: the classes
+    data = {"image": images, "label": jnp.array([0]), "mask": jnp.array([True])}
+    plain, _ = make_eval_step(LeftColumn(), lambda images: images)({}, data)
+    mirrored, _ = make_eval_step(LeftColumn(), lambda images: images, mirror=("width",))({}, data)
+    assert int(plain["top1"]) == 1 and int(mirrored["top1"]) == 0
+    assert float(mirrored["loss"]) == pytest.approx(np.log(np.exp(0.5) + np.exp(2.5)) - 0.5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

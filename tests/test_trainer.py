@@ -17,8 +17,9 @@ import pytest
 from conftest import ROOT, Child, configure, main_command
 from PIL import Image
 
-from squeeze_jax import load, trainer
+from squeeze_jax import evaluation, load, trainer
 from squeeze_jax.checkpoints import Checkpoints
+from squeeze_jax.config import ConfigError
 from squeeze_jax.data.sources import DataError
 from squeeze_jax.workdir import WorkdirError
 from squeeze_jax.writers import MetricsWriter, read_metrics
@@ -415,6 +416,14 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
     assert f"replaced by the next example (1 so far): {broken}" in capfd.readouterr().err
     assert read_metrics(tmp_path / "skips")[-3]["speed"]["unreadable_examples"] == 1
     assert set(result.metrics["test"]) == {"loss", "top1", "auc", "sensitivity", "specificity"}
+
+    mirrored = configure(data_dir, **options, **{"evaluation.mirror": ("width",)})
+    values = evaluation.evaluate(tmp_path / "skips", config=mirrored)
+    assert set(values) == set(result.metrics["test"]) and values["loss"] != result.metrics["test"]["loss"]
+    assert [folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()] == ["test_step_30_mirrored"]
+    mirrored.seed += 1
+    with pytest.raises(ConfigError, match=r"seed: 0 in the workdir, 1 now(.|\n)*config.run.\* and config.evaluation"):
+        evaluation.evaluate(tmp_path / "skips", config=mirrored)
 
 
 def test_the_look_at_the_data_is_a_command(tmp_path, data_dir):

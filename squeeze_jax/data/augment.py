@@ -65,7 +65,7 @@ class Preprocessing:
         if self.pad_and_crop:
             images = random_crop(images, crop, self.pad_and_crop)
         if self.flip:
-            images = random_flip(images, flip, tuple(AXES[images.ndim - 2].index(axis) for axis in self.flip))
+            images = random_flip(images, flip, _axes("config.augment.flip", self.flip, images.ndim - 2))
         if self.quarter_turns:
             images = random_quarter_turns(images, turn)
         if self.rotate:
@@ -93,18 +93,34 @@ class Preprocessing:
         return (*(self.image_size or image_shape[:-1]), image_shape[-1])
 
     def _check(self, spatial: tuple[int, ...]) -> None:
-        unknown = set(self.flip) - set(AXES[len(spatial)])
-        if unknown:
-            raise ValueError(
-                f"config.augment.flip names {', '.join(sorted(unknown))}; images of {len(spatial)} spatial axes have "
-                f"{', '.join(AXES[len(spatial)])}."
-            )
         if self.quarter_turns and len(set(spatial)) > 1:
             raise ValueError(f"config.augment.quarter_turns needs images with equal sides; these have {spatial}.")
         if self.rotate and len(spatial) != 2:
             raise ValueError("config.augment.rotate is for 2-D images; volumes have config.augment.quarter_turns.")
         if self.cutout > min(spatial):
             raise ValueError(f"config.augment.cutout={self.cutout} is larger than the images, {spatial}.")
+
+
+def _axes(key: str, names: tuple[str, ...], rank: int) -> tuple[int, ...]:
+    """The spatial axes of these names, 0 the first; `key` is where they stand in the config."""
+    unknown = sorted(set(names) - set(AXES[rank]))
+    if unknown:
+        raise ValueError(
+            f"{key} names {', '.join(unknown)}; images of {rank} spatial axes have {', '.join(AXES[rank])}."
+        )
+    return tuple(AXES[rank].index(name) for name in names)
+
+
+def mirror_images(images: jax.Array, axes: tuple[str, ...]) -> list[jax.Array]:
+    """The images and, along every choice of the named axes, their mirror images: two to the power of the axes.
+
+    Raises:
+      ValueError: an axis that images of this rank do not have.
+    """
+    views = [images]
+    for axis in _axes("config.evaluation.mirror", axes, images.ndim - 2):
+        views += [jnp.flip(view, axis + 1) for view in views]
+    return views
 
 
 def random_flip(images: jax.Array, keys: jax.Array, axes: tuple[int, ...] = (-1,)) -> jax.Array:
