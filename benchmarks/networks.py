@@ -307,11 +307,11 @@ def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
     return found
 
 
-def measure(case_name: str, rounds: int) -> list[dict[str, Any]]:
+def measure(case_name: str, rounds: int, without: list[str]) -> list[dict[str, Any]]:
     """The rows of a case."""
     case = CASES[case_name]
-    unfit = "ONNX Runtime" if case.training else "ours, 4 micro-batches"
-    found = turns(case_name, [name for name in PROGRAMS if name != unfit], rounds)
+    unfit = [*without, "ONNX Runtime" if case.training else "ours, 4 micro-batches"]
+    found = turns(case_name, [name for name in PROGRAMS if name not in unfit], rounds)
     if "ours" not in found:
         raise SystemExit(f"{case_name}: our own program failed.")
     return [
@@ -358,6 +358,9 @@ def versions() -> dict[str, str]:
 def main() -> int:
     parser = report.parser(__doc__)
     parser.add_argument("--case", action="append", choices=CASES, help="all by default; may be repeated")
+    parser.add_argument(
+        "--without", action="append", choices=PROGRAMS, default=[], help="where memory is short; may be repeated"
+    )
     parser.add_argument("--table", action="store_true", help="print the rows of --csv as Markdown, measure nothing")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -372,7 +375,7 @@ def main() -> int:
         work(CASES[args.case[0]], args.work, args.folder)
         return 0
     for name in args.case or CASES:
-        report.write(args.csv, measure(name, args.rounds), args.rounds, key="case")
+        report.write(args.csv, measure(name, args.rounds, args.without), args.rounds, key="case")
     return 0
 
 
