@@ -71,7 +71,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
 
 # XLA's CPU backend takes longer than with matrix products of the unfolded input for both gradients and, but for 3x3
 # kernels on feature maps in 2-D, forward (benchmarks/layers.py). How much depends on the processor: 3x3 kernels 1.6 to
-# 2.1 times on a Xeon, 1.1 times on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv).
+# 2.1 times on a Xeon, 1.2 to 1.3 times on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     if x.ndim == 4 and x.shape[-1] >= FEW_CHANNELS and kernel.shape[0] > 1:
@@ -126,9 +126,9 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     """(batch, *spatial, channels) of all parts, along the channels.
 
-    On CPU a few parts are a sum of parts padded with zeros. On a Xeon XLA's backend takes 1.4 times as long to copy
-    runs of so few channels (benchmarks/results/layers_xeon.csv), on an AMD EPYC a whole step takes the same either way.
-    It looks at all parts for each sum, so that many are copied faster.
+    On CPU a few parts are a sum of parts padded with zeros: XLA's backend takes 1.4 times as long to copy runs of so
+    few channels on a Xeon, 1.1 times on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv). It looks at all
+    parts for each sum, so that many are copied faster.
     """
     if jax.default_backend() != "cpu" or len(parts) > FEW_PARTS:
         return jnp.concatenate(parts, axis=-1)
