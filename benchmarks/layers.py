@@ -55,14 +55,14 @@ def forward_and_backward(function: Callable, *arguments: jax.Array, fixed: int =
     return lambda: compiled(cotangent, *arguments)
 
 
-def convolution(size: int, channels: int, features: int, kernel: int) -> Callable[[], Callable[[], Any]]:
+def convolution(size: int, channels: int, features: int, kernel: int, rank: int = 2) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(BATCH, size, size, channels)), jnp.float32)
-    weights = jnp.asarray(rng.normal(size=(kernel, kernel, channels, features)), jnp.float32)
-    numbers = ("NHWC", "HWIO", "NHWC")
+    x = jnp.asarray(rng.normal(size=(BATCH, *(size,) * rank, channels)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(*(kernel,) * rank, channels, features)), jnp.float32)
+    numbers = ("NHWC", "HWIO", "NHWC") if rank == 2 else ("NDHWC", "DHWIO", "NDHWC")
 
     def convolve(x, weights):
-        return layers._convolve(x, weights, (1, 1), "SAME", dimension_numbers=numbers)
+        return layers._convolve(x, weights, (1,) * rank, "SAME", dimension_numbers=numbers)
 
     is_stem = channels == 3  # nobody needs the gradient of the images
     return lambda: forward_and_backward(convolve, x, weights, fixed=int(is_stem))
@@ -101,6 +101,7 @@ CASES = {
     "convolution 3x3, 3 to 64 channels at 32x32": convolution(32, 3, 64, 3),
     "convolution 3x3, 16 to 64 channels at 16x16": convolution(16, 16, 64, 3),
     "convolution 3x3, 32 to 128 channels at 8x8": convolution(8, 32, 128, 3),
+    "convolution 3x3x3, 64 to 128 channels at 6x6x6": convolution(6, 64, 128, 3, rank=3),
     "convolution 1x1, 128 to 16 channels at 16x16": convolution(16, 128, 16, 1),
     "concatenation, 64 and 64 channels at 16x16": concatenation,
     "max pooling 3/2, 64 channels at 32x32": max_pooling,
@@ -108,6 +109,7 @@ CASES = {
     "training step, SqueezeNet 1.1 with batch norm": lambda: compiled_step(
         networks.CASES["training, v1.1 with batch norm, 32"]
     )[1],
+    "training step, SqueezeNodule-Net v2 in 3-D": lambda: compiled_step(networks.CASES["training, nodule v2, 28^3"])[1],
 }
 
 

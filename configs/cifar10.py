@@ -10,12 +10,11 @@ The dataset is TFDS's cifar10, or a folder of JPEGs: `--config.dataset.name=FOLD
 always the same ones, to choose the best checkpoint; the test images are read once a run, at its end.
 
 Run here (3 seeds, 2 cores of an AMD EPYC with AVX-512, 2026-11-23): 0.884 +- 0.001 test top-1, 0.889 +- 0.004 on the
-held-out images (experiments/results/cifar10.csv); the mean over an image and its mirror image,
-`--mode=eval --config.evaluation.mirror="('width',)"`, has 0.895 +- 0.001 and 0.898 +- 0.003 (results/cifar10_mirrored.csv).
-Seed 2 ran alone, at 430 images a second: 32 minutes. Seeds 0 and 1 ran side by side with a core each, at 265; the CSV
-has 85 and 81 minutes of them, for they were stopped while other things were measured. The CPU recipe has 1,559,434
-parameters: half of the stem's filters, pooling after fire6 instead of fire5, a squeeze ratio of 0.25 from fire7 on,
-complex bypass.
+held-out images (experiments/results/cifar10.csv); the mean over an image and its mirror image has 0.895 +- 0.001 and
+0.898 +- 0.003 (`--mode=eval --config.evaluation.mirror="('width',)"`, cifar10_mirrored.csv). Seed 2 ran alone, at 430
+images a second: 32 minutes. Seeds 0 and 1 ran side by side with a core each, at 265; the CSV has 85 and 81 minutes of
+them, for they were stopped while other things were measured. The CPU recipe has 1,559,434 parameters: half of the
+stem's filters, pooling after fire6 instead of fire5, a squeeze ratio of 0.25 from fire7 on, complex bypass.
 
 It learns by Muon, whose step takes a fifth longer than SGD's. In 4 epochs, `--config.train.duration="4 epochs"
 --config.schedule.warmup="0.5 epochs" --config.augment.pad_and_crop=2 --config.augment.cutout=0`, it reaches 0.855 of

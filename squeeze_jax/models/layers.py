@@ -65,13 +65,33 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
     is_stem = x.shape[-1] < FEW_CHANNELS and padding == "VALID"
     keeps_size = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
     if (is_stem or keeps_size) and jax.default_backend() == "cpu":
+        if x.ndim == 5 and kernel.shape[0] == 3 and keeps_size:
+            return _convolve_planes(x, kernel)
         return _convolve_on_cpu(x, kernel, strides[0], padding)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
+def _convolve_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3x3x3 convolution as one in 2-D of each plane, its neighbours before and behind it as further channels.
+
+    XLA's CPU backend takes twice as long for the convolution in 3-D (benchmarks/layers.py).
+    """
+    batch, depth, height, width, _ = x.shape
+    padded = jnp.pad(x, [(0, 0), (1, 1), *[(0, 0)] * 3])
+    planes = concatenate([padded[:, offset : offset + depth] for offset in range(3)])
+    y = jax.lax.conv_general_dilated(
+        planes.reshape(batch * depth, height, width, -1),
+        jnp.moveaxis(kernel, 0, 2).reshape(3, 3, -1, kernel.shape[-1]),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(batch, depth, height, width, -1)
+
+
 # XLA's CPU backend takes longer than with matrix products of the unfolded input for both gradients and, but for 3x3
 # kernels on feature maps in 2-D, forward (benchmarks/layers.py). How much depends on the processor: 3x3 kernels 1.6 to
-# 2.1 times on a Xeon, 1.2 to 1.3 times on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv).
+# 2.1 times on a Xeon, 1.1 to 1.3 times on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     if x.ndim == 4 and x.shape[-1] >= FEW_CHANNELS and kernel.shape[0] > 1:
@@ -126,9 +146,9 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     """(batch, *spatial, channels) of all parts, along the channels.
 
-    On CPU a few parts are a sum of parts padded with zeros: XLA's backend takes 1.4 times as long to copy runs of so
-    few channels on a Xeon, 1.1 times on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv). It looks at all
-    parts for each sum, so that many are copied faster.
+    On CPU a few parts are a sum of parts padded with zeros. On a Xeon XLA's backend takes 1.4 times as long to copy
+    runs of so few channels (benchmarks/results/layers_xeon.csv), on an AMD EPYC both take the same (layers.csv). It
+    looks at all parts for each sum, so that many are copied faster.
     """
     if jax.default_backend() != "cpu" or len(parts) > FEW_PARTS:
         return jnp.concatenate(parts, axis=-1)
