@@ -103,12 +103,11 @@ class Preprocessing:
 
 def _axes(key: str, names: tuple[str, ...], rank: int) -> tuple[int, ...]:
     """The spatial axes of these names, 0 the first; `key` is where they stand in the config."""
-    unknown = sorted(set(names) - set(AXES[rank]))
+    known = AXES.get(rank, ())
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(
-            f"{key} names {', '.join(unknown)}; images of {rank} spatial axes have {', '.join(AXES[rank])}."
-        )
-    return tuple(AXES[rank].index(name) for name in names)
+        raise ValueError(f"{key} names {', '.join(unknown)}; images of {rank} spatial axes have {', '.join(known)}.")
+    return tuple(known.index(name) for name in names)
 
 
 def mirror_images(images: jax.Array, axes: tuple[str, ...]) -> list[jax.Array]:

@@ -65,7 +65,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
     is_stem = x.shape[-1] < FEW_CHANNELS and padding == "VALID"
     keeps_size = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
     if (is_stem or keeps_size) and jax.default_backend() == "cpu":
-        if x.ndim == 5 and kernel.shape[0] == 3 and keeps_size:
+        if x.ndim == 5 and kernel.shape[0] == 3 and keeps_size and len(x) > 1:  # one volume alone is faster unfolded
             return _convolve_planes(x, kernel)
         return _convolve_on_cpu(x, kernel, strides[0], padding)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
