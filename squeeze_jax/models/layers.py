@@ -90,8 +90,9 @@ def _convolve_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 # XLA's CPU backend takes longer than with matrix products of the unfolded input for both gradients and, but for 3x3
-# kernels on feature maps in 2-D, forward (benchmarks/layers.py). How much depends on the processor: 3x3 kernels 1.6 to
-# 2.1 times on a Xeon, 1.1 to 1.3 times on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv).
+# kernels on feature maps in 2-D, forward (benchmarks/layers.py). How much depends on the processor and the size: 3x3
+# kernels on the maps of 32-pixel images 1.6 to 2.1 times on a Xeon, 1.1 to 1.3 times on an AMD EPYC
+# (benchmarks/results/layers_xeon.csv and layers.csv), in steps at 224 pixels no longer there.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     if x.ndim == 4 and x.shape[-1] >= FEW_CHANNELS and kernel.shape[0] > 1:
