@@ -12,7 +12,7 @@ always the same ones, to choose the best checkpoint; the test images are read on
 Run here (3 seeds, 2 cores of an AMD EPYC with AVX-512, 2026-11-23): 0.884 +- 0.001 test top-1, 0.889 +- 0.004 on the
 held-out images (experiments/results/cifar10.csv); the mean over an image and its mirror image has 0.895 +- 0.001 and
 0.898 +- 0.003 (`--mode=eval --config.evaluation.mirror="('width',)"`, cifar10_mirrored.csv). Seed 2 ran alone, at 430
-images a second: 32 minutes. Seeds 0 and 1 ran side by side with a core each, at 265; the CSV has 85 and 81 minutes of
+images a second: 31 minutes. Seeds 0 and 1 ran side by side with a core each, at 265; the CSV has 85 and 81 minutes of
 them, for they were stopped while other things were measured. The CPU recipe has 1,559,434 parameters: half of the
 stem's filters, pooling after fire6 instead of fire5, a squeeze ratio of 0.25 from fire7 on, complex bypass.
 

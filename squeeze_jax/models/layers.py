@@ -60,11 +60,15 @@ def conv(
     )
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
     """`lax.conv_general_dilated`, but for the branch that stems, Fire modules and conv10 take on CPU."""
     is_stem = x.shape[-1] < FEW_CHANNELS and padding == "VALID"
     keeps_size = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
-    if (is_stem or keeps_size) and jax.default_backend() == "cpu":
+    if (is_stem or keeps_size) and _on_cpu():
         if x.ndim == 5 and kernel.shape[0] == 3 and keeps_size and len(x) > 1:  # one volume alone is faster unfolded
             return _convolve_planes(x, kernel)
         return _convolve_on_cpu(x, kernel, strides[0], padding)
@@ -90,9 +94,8 @@ def _convolve_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 # XLA's CPU backend takes longer than with matrix products of the unfolded input for both gradients and, but for 3x3
-# kernels on feature maps in 2-D, forward (benchmarks/layers.py). How much depends on the processor and the size: 3x3
-# kernels on the maps of 32-pixel images 1.6 to 2.1 times on a Xeon, 1.1 to 1.3 times on an AMD EPYC
-# (benchmarks/results/layers_xeon.csv and layers.csv), in steps at 224 pixels no longer there.
+# kernels on feature maps in 2-D, forward (benchmarks/layers.py). How much depends on the processor: 3x3 kernels 1.6 to
+# 2.1 times on a Xeon (layers_xeon.csv, older compiler options), 1.0 to 1.1 times on an AMD EPYC (layers.csv).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
     if x.ndim == 4 and x.shape[-1] >= FEW_CHANNELS and kernel.shape[0] > 1:
@@ -147,11 +150,11 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
 def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
     """(batch, *spatial, channels) of all parts, along the channels.
 
-    On CPU a few parts are a sum of parts padded with zeros. On a Xeon XLA's backend takes 1.4 times as long to copy
-    runs of so few channels (benchmarks/results/layers_xeon.csv), on an AMD EPYC both take the same (layers.csv). It
-    looks at all parts for each sum, so that many are copied faster.
+    On CPU a few parts are a sum of parts padded with zeros. XLA's backend takes 1.4 times as long to copy runs of so
+    few channels on a Xeon, twice as long on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv). It looks
+    at all parts for each sum, so that many are copied faster.
     """
-    if jax.default_backend() != "cpu" or len(parts) > FEW_PARTS:
+    if not _on_cpu() or len(parts) > FEW_PARTS:
         return jnp.concatenate(parts, axis=-1)
     ends = list(itertools.accumulate(part.shape[-1] for part in parts))
     keep = [(0, 0)] * (parts[0].ndim - 1)
@@ -214,7 +217,7 @@ class MaxPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if jax.default_backend() == "cpu":
+        if _on_cpu():
             return _max_pool_on_cpu(x, self.pooling)
         padding = [
             (0, max(0, (pooled_size(size, self.pooling) - 1) * POOL_STRIDE + POOL_WINDOW - size))
