@@ -2,11 +2,10 @@
 
     python benchmarks/layers.py --csv benchmarks/results/layers.csv
 
-Each row is one operation, forward and backward, at the sizes of SqueezeNet 1.1 on CIFAR-10 in batches of 128 (27x27
-is a map of a 224-pixel image, 6x6x6 one of a volume of 28^3); the last rows are whole training steps. Both formulations
-are compiled with the same options and timed in one run, alternating; medians over the rounds, with the spread between
-the quartiles. benchmarks/results/layers_xeon.csv is of another processor and of the time when glibc was told to
-keep freed memory in the second half alone.
+Each row is one operation, forward and backward, at sizes of SqueezeNet 1.1 at 224 pixels and of SqueezeNodule-Net v2 in
+3-D at 28^3, in batches of 32 but where a row says otherwise; the last rows are whole training steps and inferences.
+Both formulations are compiled with the same options and timed in one run, alternating; medians over the rounds, with
+the spread between the quartiles.
 """
 
 from squeeze_jax.memory import keep_freed_memory
@@ -33,7 +32,7 @@ from squeeze_jax.parallel import compile_often
 from squeeze_jax.state import create_state
 from squeeze_jax.steps import make_train_step
 
-BATCH = 128
+BATCH = 32
 
 
 def plain_lax(build: Callable[[], Any]) -> Any:
@@ -42,41 +41,35 @@ def plain_lax(build: Callable[[], Any]) -> Any:
         return build()
 
 
-def forward_and_backward(function: Callable, *arguments: jax.Array, fixed: int = 0) -> Callable[[], Any]:
-    """Compiled, with the gradients of all arguments but the first `fixed`."""
+def forward_and_backward(function: Callable, *arguments: jax.Array) -> Callable[[], Any]:
+    """Compiled, with the gradients of all arguments."""
     cotangent = jnp.ones(jax.eval_shape(function, *arguments).shape)
 
     def both(cotangent, *arguments):
-        value, pull_back = jax.vjp(lambda *rest: function(*arguments[:fixed], *rest), *arguments[fixed:])
+        value, pull_back = jax.vjp(function, *arguments)
         return value, pull_back(cotangent)
 
     compiled = compile_often(both).lower(cotangent, *arguments).compile()
     return lambda: compiled(cotangent, *arguments)
 
 
-def convolution(size: int, channels: int, features: int, kernel: int, rank: int = 2) -> Callable[[], Any]:
+def convolution(
+    size: int, channels: int, features: int, kernel: int, rank: int = 2, batch: int = BATCH
+) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(BATCH, *(size,) * rank, channels)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(batch, *(size,) * rank, channels)), jnp.float32)
     weights = jnp.asarray(rng.normal(size=(*(kernel,) * rank, channels, features)), jnp.float32)
     numbers = ("NHWC", "HWIO", "NHWC") if rank == 2 else ("NDHWC", "DHWIO", "NDHWC")
 
     def convolve(x, weights):
         return layers._convolve(x, weights, (1,) * rank, "SAME", dimension_numbers=numbers)
 
-    is_stem = channels == 3  # nobody needs the gradient of the images
-    return lambda: forward_and_backward(convolve, x, weights, fixed=int(is_stem))
+    return lambda: forward_and_backward(convolve, x, weights)
 
 
 def max_pooling() -> Callable[[], Any]:
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, 32, 32, 64)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, 111, 111, 64)), jnp.float32)
     return forward_and_backward(lambda x: layers.MaxPool().apply({}, x), x)
-
-
-def concatenation() -> Callable[[], Any]:
-    """The expand branches of fire2."""
-    rng = np.random.default_rng(0)
-    branches = [jnp.asarray(rng.normal(size=(BATCH, 16, 16, 64)), jnp.float32) for _ in range(2)]
-    return forward_and_backward(lambda *branches: layers.concatenate(branches), *branches)
 
 
 def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
@@ -97,19 +90,25 @@ def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[]
 
 
 CASES = {
-    "convolution 3x3, 3 to 64 channels at 32x32": convolution(32, 3, 64, 3),
-    "convolution 3x3, 16 to 64 channels at 16x16": convolution(16, 16, 64, 3),
-    "convolution 3x3, 32 to 128 channels at 8x8": convolution(8, 32, 128, 3),
-    "convolution 3x3, 32 to 128 channels at 27x27": convolution(27, 32, 128, 3),
+    "convolution 1x1, 128 to 16 channels at 55x55": convolution(55, 128, 16, 1),
+    "convolution 1x1, 16 to 64 channels at 55x55": convolution(55, 16, 64, 1),
+    "convolution 1x1, 384 to 48 channels at 13x13": convolution(13, 384, 48, 1),
+    "convolution 1x1x1, 128 to 32 channels at 6x6x6": convolution(6, 128, 32, 1, rank=3),
     "convolution 3x3x3, 64 to 128 channels at 6x6x6": convolution(6, 64, 128, 3, rank=3),
-    "convolution 1x1, 128 to 16 channels at 16x16": convolution(16, 128, 16, 1),
-    "concatenation, 64 and 64 channels at 16x16": concatenation,
-    "max pooling 3/2, 64 channels at 32x32": max_pooling,
-    "training step, SqueezeNet 1.1": lambda: compiled_step(networks.CASES["training, v1.1, 32"])[1],
-    "training step, SqueezeNet 1.1 with batch norm": lambda: compiled_step(
-        networks.CASES["training, v1.1 with batch norm, 32"]
-    )[1],
-    "training step, SqueezeNodule-Net v2 in 3-D": lambda: compiled_step(networks.CASES["training, nodule v2, 28^3"])[1],
+    "convolution 3x3x3, 64 to 128 channels at 6x6x6, one volume": convolution(6, 64, 128, 3, rank=3, batch=1),
+    "max pooling 3/2, 64 channels at 111x111": max_pooling,
+    **{
+        name: lambda name=name: compiled_step(networks.CASES[name])[1]
+        for name in (
+            "training, v1.1, 32",
+            "training, v1.1 with batch norm, 32",
+            "training, v1.1, 224",
+            "training, nodule v2, 28^3",
+            "inference, v1.1, 224, batch 32",
+            "inference, nodule v2, 28^3, batch 32",
+            "inference, nodule v2, 28^3, batch 1",
+        )
+    },
 }
 
 
@@ -133,7 +132,7 @@ def main() -> int:
         seconds = measure(pair, args.rounds)
         rows += [
             {"operation": name, "formulation": formulation}
-            | report.spread([1000 * value for value in values], "milliseconds", 1)
+            | report.spread([1000 * value for value in values], "milliseconds", 2)
             | {"lax_over_this": report.ratio(seconds["lax"], values)}
             for formulation, values in seconds.items()
         ]

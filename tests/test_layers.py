@@ -22,16 +22,13 @@ def close(function, reference, *arguments):
 @pytest.mark.parametrize(
     ("shape", "size", "stride"),
     [
-        ((2, 6, 5, 3), 3, 1),
-        ((2, 5, 7, 12), 3, 1),
         ((2, 5, 7, 12), 1, 1),
-        ((1, 1, 1, 16), 3, 1),
+        ((2, 4, 3, 5, 9), 1, 1),
         ((2, 4, 3, 5, 9), 3, 1),
         ((1, 4, 3, 5, 9), 3, 1),
-        ((2, 4, 3, 5, 9), 1, 1),
-        ((2, 4, 3, 5, 1), 3, 1),
-        ((2, 12, 13, 3), 3, 2),
-        ((2, 15, 14, 1), 7, 2),
+        ((2, 1, 1, 1, 9), 3, 1),
+        ((2, 6, 7, 5, 1), 3, 2),
+        ((2, 9, 8, 10, 1), 7, 2),
         ((1, 9, 8, 10, 1), 7, 2),
     ],
 )
@@ -70,11 +67,3 @@ def test_max_pooling_keeps_nan():
     x = jnp.zeros((1, 5, 5, 1)).at[0, 0, 0, 0].set(jnp.nan)
     pooled = jax.jit(lambda x: layers.MaxPool().apply({}, x))(x)
     np.testing.assert_array_equal(jnp.isnan(pooled).ravel(), [True, False, False, False])
-
-
-@pytest.mark.parametrize("rank", [2, 3])
-@pytest.mark.parametrize("widths", [(5, 1, 8), (2,) * (layers.FEW_PARTS + 1)])
-def test_concatenation(rank, widths):
-    rng = np.random.default_rng(0)
-    parts = [jnp.asarray(rng.normal(size=(2, *[3] * rank, width)), jnp.float32) for width in widths]
-    close(lambda *parts: layers.concatenate(parts), lambda *parts: jnp.concatenate(parts, axis=-1), *parts)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from squeeze_jax.models import layers
@@ -42,11 +43,12 @@ class Fire(nn.Module):
         """Maps (batch, *spatial, channels) to (batch, *spatial, expand1x1 + expand3x3)."""
         block = _conv_block(self, train)
         squeezed = block(x, self.squeeze, 1, name="squeeze1x1")
-        expanded = layers.concatenate(
+        expanded = jnp.concatenate(
             [
                 block(squeezed, self.expand1x1, 1, name="expand1x1"),
                 block(squeezed, self.expand3x3, 3, name="expand3x3"),
-            ]
+            ],
+            axis=-1,
         )
         return _add_bypass(self, block, x, expanded)
 

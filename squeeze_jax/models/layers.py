@@ -22,9 +22,6 @@ HEAD_INIT = nn.initializers.normal(0.01)
 
 BATCH_NORM_MOMENTUM = 0.9
 
-FEW_CHANNELS = 8  # of an image, not of a feature map
-FEW_PARTS = 9  # the taps of a 3x3 kernel, not of a 7x7 or a 3x3x3 one
-
 POOL_WINDOW = 3
 POOL_STRIDE = 2
 
@@ -65,71 +62,50 @@ def _on_cpu() -> bool:
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated`, but for the branch that stems, Fire modules and conv10 take on CPU."""
-    is_stem = x.shape[-1] < FEW_CHANNELS and padding == "VALID"
-    keeps_size = set(kernel.shape[:-2]) in ({1}, {3}) and set(strides) == {1} and padding == "SAME"
-    if (is_stem or keeps_size) and _on_cpu():
-        if x.ndim == 5 and kernel.shape[0] == 3 and keeps_size and len(x) > 1:  # one volume alone is faster unfolded
-            return _convolve_planes(x, kernel)
-        return _convolve_on_cpu(x, kernel, strides[0], padding)
+    """`lax.conv_general_dilated`, but for the branch that 1x1 and 3-D kernels take on CPU."""
+    sizes, stride = set(kernel.shape[:-2]), strides[0]
+    is_plain = len(sizes) == len(set(strides)) == 1 and (padding == "VALID" or (padding == "SAME" and stride == 1))
+    if _on_cpu() and is_plain:
+        is_3d = x.ndim == 5
+        if sizes == {1} or (is_3d and len(x) == 1):  # one volume alone is faster unfolded
+            return _convolve_unfolded(x, kernel, stride, padding)
+        if is_3d:
+            return _convolve_planes(x, kernel, stride, padding)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-def _convolve_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3x3 convolution as one in 2-D of each plane, its neighbours before and behind it as further channels.
+def _convolve_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    """A convolution as one product of two matrices, one of them what every output cell sees.
 
-    XLA's CPU backend takes twice as long for the convolution in 3-D (benchmarks/layers.py).
+    XLA's CPU backend takes longer for the convolution itself on large maps and in 3-D (benchmarks/layers.py).
     """
-    batch, depth, height, width, _ = x.shape
-    padded = jnp.pad(x, [(0, 0), (1, 1), *[(0, 0)] * 3])
-    planes = concatenate([padded[:, offset : offset + depth] for offset in range(3)])
+    size = kernel.shape[0]
+    if padding == "SAME":
+        x = jnp.pad(x, [(0, 0), *[(size // 2, size // 2)] * (x.ndim - 2), (0, 0)])
+    columns = jnp.concatenate(_taps(x, size, stride), axis=-1)
+    y = columns.reshape(-1, columns.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return y.reshape(*columns.shape[:-1], -1)
+
+
+def _convolve_planes(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+    """A convolution in 3-D as one in 2-D of each plane, its neighbours before and behind it as further channels.
+
+    XLA's CPU backend takes more than twice as long for the convolution in 3-D (benchmarks/layers.py).
+    """
+    size = kernel.shape[0]
+    if padding == "SAME":
+        x = jnp.pad(x, [(0, 0), (size // 2, size // 2), *[(0, 0)] * 3])
+    depth = (x.shape[1] - size) // stride + 1
+    last = (depth - 1) * stride + 1
+    planes = jnp.concatenate([x[:, first : first + last : stride] for first in range(size)], axis=-1)
     y = jax.lax.conv_general_dilated(
-        planes.reshape(batch * depth, height, width, -1),
-        jnp.moveaxis(kernel, 0, 2).reshape(3, 3, -1, kernel.shape[-1]),
-        (1, 1),
-        "SAME",
+        planes.reshape(-1, *planes.shape[2:]),
+        jnp.moveaxis(kernel, 0, 2).reshape(size, size, -1, kernel.shape[-1]),
+        (stride, stride),
+        padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return y.reshape(batch, depth, height, width, -1)
-
-
-# XLA's CPU backend takes longer than with matrix products of the unfolded input for both gradients and, but for 3x3
-# kernels on feature maps in 2-D, forward (benchmarks/layers.py). How much depends on the processor: 3x3 kernels 1.6 to
-# 2.1 times on a Xeon (layers_xeon.csv, older compiler options), 1.0 to 1.1 times on an AMD EPYC (layers.csv).
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
-    if x.ndim == 4 and x.shape[-1] >= FEW_CHANNELS and kernel.shape[0] > 1:
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers)
-    return _unfold(x, kernel.shape[0], stride, padding) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _convolve_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve_on_cpu(x, kernel, stride, padding), (x, kernel)
-
-
-def _convolve_backward(
-    stride: int, padding: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    columns, fold = jax.vjp(lambda x: _unfold(x, kernel.shape[0], stride, padding), x)
-    rows = gradient.reshape(-1, gradient.shape[-1])
-    kernel_gradient = jax.lax.dot_general(columns.reshape(len(rows), -1), rows, (((0,), (0,)), ((), ())))
-    (x_gradient,) = fold(gradient @ kernel.reshape(-1, kernel.shape[-1]).T)
-    return x_gradient, kernel_gradient.reshape(kernel.shape)
-
-
-_convolve_on_cpu.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _unfold(x: jax.Array, size: int, stride: int, padding: str) -> jax.Array:
-    """(batch, *spatial, size ** rank * channels): what every output cell sees, in the kernel's order."""
-    if size == 1:
-        return x
-    border = size // 2 if padding == "SAME" else 0
-    return concatenate(_taps(jnp.pad(x, [(0, 0), *[(border, border)] * (x.ndim - 2), (0, 0)]), size, stride))
+    return y.reshape(len(x), depth, *y.shape[1:])
 
 
 def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
@@ -145,23 +121,6 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
         )
         for offset in itertools.product(range(size), repeat=rank)
     ]
-
-
-def concatenate(parts: Sequence[jax.Array]) -> jax.Array:
-    """(batch, *spatial, channels) of all parts, along the channels.
-
-    On CPU a few parts are a sum of parts padded with zeros. XLA's backend takes 1.4 times as long to copy runs of so
-    few channels on a Xeon, twice as long on an AMD EPYC (benchmarks/results/layers_xeon.csv and layers.csv). It looks
-    at all parts for each sum, so that many are copied faster.
-    """
-    if not _on_cpu() or len(parts) > FEW_PARTS:
-        return jnp.concatenate(parts, axis=-1)
-    ends = list(itertools.accumulate(part.shape[-1] for part in parts))
-    keep = [(0, 0)] * (parts[0].ndim - 1)
-    padded = (
-        jnp.pad(part, [*keep, (end - part.shape[-1], ends[-1] - end)]) for part, end in zip(parts, ends, strict=True)
-    )
-    return functools.reduce(operator.add, padded)
 
 
 def conv_block(
