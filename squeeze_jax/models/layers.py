@@ -63,11 +63,11 @@ def _on_cpu() -> bool:
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
     """`lax.conv_general_dilated`, but for the branch that 1x1 and 3-D kernels take on CPU."""
-    sizes, stride = set(kernel.shape[:-2]), strides[0]
-    is_plain = len(sizes) == len(set(strides)) == 1 and (padding == "VALID" or (padding == "SAME" and stride == 1))
-    if _on_cpu() and is_plain:
-        is_3d = x.ndim == 5
-        if sizes == {1} or (is_3d and len(x) == 1):  # one volume alone is faster unfolded
+    size, stride, is_3d = kernel.shape[0], strides[0], x.ndim == 5
+    is_cubic = set(kernel.shape[:-2]) == {size} and set(strides) == {stride}
+    keeps_size = padding == "SAME" and stride == 1 and size % 2 == 1
+    if _on_cpu() and is_cubic and (keeps_size or padding == "VALID"):
+        if size == 1 or (is_3d and len(x) == 1):  # one volume alone is faster unfolded
             return _convolve_unfolded(x, kernel, stride, padding)
         if is_3d:
             return _convolve_planes(x, kernel, stride, padding)
