@@ -420,7 +420,8 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
     mirrored = configure(data_dir, **options, **{"evaluation.mirror": ("width",)})
     values = evaluation.evaluate(tmp_path / "skips", config=mirrored)
     assert set(values) == set(result.metrics["test"]) and values["loss"] != result.metrics["test"]["loss"]
-    assert [folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()] == ["test_step_30_mirrored"]
+    folders = [folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()]
+    assert folders == [f"test_step_{result.best_step}_mirrored"]
     mirrored.seed += 1
     with pytest.raises(ConfigError, match=r"seed: 0 in the workdir, 1 now(.|\n)*config.run.\* and config.evaluation"):
         evaluation.evaluate(tmp_path / "skips", config=mirrored)
