@@ -1,6 +1,6 @@
 """Our CPU formulations of the layers against the plain lax ones.
 
-    python benchmarks/layers.py --csv benchmarks/results/layers.csv
+    python benchmarks/layers.py --csv benchmarks/results/layers.csv --rounds 15
 
 Each row is one operation, forward and backward, at sizes of SqueezeNet 1.1 at 224 pixels and of SqueezeNodule-Net v2 in
 3-D at 28^3, in batches of 32 but where a row says otherwise; the last rows are whole training steps and inferences.
@@ -13,6 +13,7 @@ from squeeze_jax.memory import keep_freed_memory
 if __name__ == "__main__":
     keep_freed_memory()  # as squeeze_jax.main does
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def convolution(
     def convolve(x, weights):
         return layers._convolve(x, weights, (1,) * rank, "SAME", dimension_numbers=numbers)
 
-    return lambda: forward_and_backward(convolve, x, weights)
+    return forward_and_backward(convolve, x, weights)
 
 
 def max_pooling() -> Callable[[], Any]:
@@ -90,12 +91,14 @@ def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[]
 
 
 CASES = {
-    "convolution 1x1, 128 to 16 channels at 55x55": convolution(55, 128, 16, 1),
-    "convolution 1x1, 16 to 64 channels at 55x55": convolution(55, 16, 64, 1),
-    "convolution 1x1, 384 to 48 channels at 13x13": convolution(13, 384, 48, 1),
-    "convolution 1x1x1, 128 to 32 channels at 6x6x6": convolution(6, 128, 32, 1, rank=3),
-    "convolution 3x3x3, 64 to 128 channels at 6x6x6": convolution(6, 64, 128, 3, rank=3),
-    "convolution 3x3x3, 64 to 128 channels at 6x6x6, one volume": convolution(6, 64, 128, 3, rank=3, batch=1),
+    "convolution 1x1, 128 to 16 channels at 55x55": functools.partial(convolution, 55, 128, 16, 1),
+    "convolution 1x1, 16 to 64 channels at 55x55": functools.partial(convolution, 55, 16, 64, 1),
+    "convolution 1x1, 384 to 48 channels at 13x13": functools.partial(convolution, 13, 384, 48, 1),
+    "convolution 1x1x1, 128 to 32 channels at 6x6x6": functools.partial(convolution, 6, 128, 32, 1, rank=3),
+    "convolution 3x3x3, 64 to 128 channels at 6x6x6": functools.partial(convolution, 6, 64, 128, 3, rank=3),
+    "convolution 3x3x3, 64 to 128 channels at 6x6x6, one volume": functools.partial(
+        convolution, 6, 64, 128, 3, rank=3, batch=1
+    ),
     "max pooling 3/2, 64 channels at 111x111": max_pooling,
     **{
         name: lambda name=name: compiled_step(networks.CASES[name])[1]
