@@ -1,11 +1,11 @@
-"""Training images a second over 1, 2, 4 and 8 CPU devices, under jit and pmap, and over two processes.
+"""Training images per second over 1, 2, 4 and 8 CPU devices, under jit and pmap, and over two processes.
 
     python benchmarks/devices.py --csv benchmarks/results/devices.csv
 
-Each row is the median over rounds of one `python -m squeeze_jax.main` on random images, SqueezeNet 1.1 with a stride-1
-stem and batch norm at 32 pixels in global batches of 128; the rounds go through all rows in turns. The devices share
-this machine's cores, so this shows what spreading costs or gives here, not how accelerators scale. PyTorch, the same
-network in one process, stands beside it.
+Each row is the median over rounds of `python -m squeeze_jax.main` on random images, with SqueezeNet 1.1 with a stride-1
+stem and batch norm, 32-pixel images and global batches of 128; every round measures all rows in turn. The devices share
+this machine's cores, so this shows the cost or gain of sharding here, not how accelerators scale. PyTorch with the same
+network in one process is measured for comparison.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ import tempfile
 import networks
 import report
 
-from squeeze_jax.writers import read_metrics
+from squeeze_jax.workdir.records import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 PEER_CASE = "training, v1.1 with batch norm, 32"
@@ -44,7 +44,7 @@ ROWS = {
 
 
 def images_per_second(devices: int | None, backend: str, processes: int) -> float:
-    """Of the last two logging windows of a run."""
+    """Returns the mean speed of a run, without its first logging window."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -1,21 +1,21 @@
-"""Whether the input pipeline delivers what a training step consumes, in every config.
+"""Measures whether the input pipeline is as fast as the training step, for every config.
 
     python benchmarks/feeding.py --photographs FOLDER --csv benchmarks/results/feeding.csv \\
         --dataset cifar10=FOLDER --dataset cifar100=FOLDER
 
-For each config the step alone on one batch, and the pipeline alone with the config's threads, in turns; images a second
-on all cores, medians over the rounds. Batches are no larger than 64, and a dataset that is not on disk is left out. The
-ImageNet configs read photographs instead, each a class of its own: FOLDER holds JPEGs. `--dataset` puts another
-dataset in the place of one.
+For each config, this alternates between the step alone on one batch and the pipeline alone with the config's threads.
+The table has images per second on all cores, medians over the rounds. Batches have at most 64 examples, and configs
+whose dataset is not on disk are skipped. The ImageNet configs read photographs instead, with one class per file; FOLDER
+contains the JPEGs. `--dataset` replaces a dataset by another one.
 """
 
-from squeeze_jax.memory import keep_freed_memory
+from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()  # as squeeze_jax.main does
 
+import importlib
 import pathlib
-import runpy
 import sys
 import tempfile
 import time
@@ -26,13 +26,12 @@ import jax
 import numpy as np
 import report
 
-from squeeze_jax import run
-from squeeze_jax.data import show
-from squeeze_jax.data.sources import DataError, Split
-from squeeze_jax.optimizers import make_optimizer
-from squeeze_jax.parallel import Parallel
-from squeeze_jax.state import create_state
-from squeeze_jax.steps import make_train_step
+sys.path.append(str(pathlib.Path(__file__).parents[1]))  # the parent folder of configs/
+
+from squeeze_jax import show_data
+from squeeze_jax.errors import DataError
+from squeeze_jax.experiment import Experiment, build
+from squeeze_jax.runtime.devices import DeviceMesh
 
 CONFIGS = (
     "adrenal_mnist3d",
@@ -50,40 +49,27 @@ CONFIGS = (
 )
 IMAGENET = "imagenet2012"
 LARGEST_BATCH = 64
-SECONDS = 1.0  # of a turn
+SECONDS = 1.0  # of each measurement
 
 
 def config_of(name: str, others: dict[str, str]) -> Any:
-    """The config of a file, by "name" or "name:recipe", with its dataset replaced where another one is given."""
+    """Returns the config of a file, named as "name" or "name:recipe", with its dataset replaced if `others` says so."""
     file, _, recipe = name.partition(":")
-    path = pathlib.Path(__file__).parents[1] / "configs" / f"{file}.py"
-    config = runpy.run_path(str(path))["get_config"](*filter(None, [recipe]))
+    config = importlib.import_module(f"configs.{file}").get_config(*filter(None, [recipe]))
     config.dataset.name = others.get(config.dataset.name, config.dataset.name)
-    config.dataset.held_out = 0  # photographs are few
+    config.dataset.held_out = 0  # there may be only a few photographs
+    config.dataset.validation_split = config.dataset.test_split = ""
     config.train.batch_size = min(config.train.batch_size, LARGEST_BATCH)
     return config
 
 
-def step_of(config: Any, split: Split, image_shape: tuple[int, ...]) -> Callable[[], Any]:
-    """One training step of a batch that the device holds."""
-    model = run.model_of(config, split.num_classes)
-    preprocessing = run.preprocessing_of(config)
-    optimizer = make_optimizer(config.optimizer, lambda step: 1e-4)
-    use_ema = config.train.ema_decay > 0
-    spread = Parallel.create()
-    fresh = create_state(model, optimizer, preprocessing.input_shape(image_shape), 0, use_ema=use_ema)
-    state = [spread.replicate(fresh)]
-    step = spread.compile_train_step(
-        make_train_step(
-            model,
-            optimizer,
-            preprocessing.train,
-            mixup_alpha=config.augment.mixup,
-            ema_decay=config.train.ema_decay,
-        )
-    )
-    read = split.batch(np.arange(config.train.batch_size) % len(split))
-    batch = spread.shard({name: read[name] for name in ("image", "label")})
+def step_of(experiment: Experiment) -> Callable[[], Any]:
+    """Returns a function that makes one training step on a batch on the device."""
+    mesh = DeviceMesh.create()
+    state = [mesh.replicate(experiment.initial_state(0))]
+    step = mesh.compile_train_step(experiment.train_step())
+    split = experiment.splits["train"]
+    batch = mesh.shard(split.batch(np.arange(experiment.config.train.batch_size) % len(split)))
 
     def make_step() -> None:
         state[0] = step(state[0], batch, 0)
@@ -101,16 +87,15 @@ def images_per_second(make_step: Callable[[], Any], batch_size: int) -> float:
 
 
 def measure(name: str, config: Any, rounds: int) -> dict[str, Any]:
-    dataset = run.dataset_of(config)
-    split = run.split_of(dataset, config, "train")
-    make_step = step_of(config, split, dataset.image_shape)
+    experiment = build(config)
+    make_step = step_of(experiment)
     make_step()  # compiles
     found: dict[str, list[float]] = {"pipeline": [], "step": []}
     for _ in range(rounds):
-        found["pipeline"].append(show.images_per_second(split, config, SECONDS))
+        found["pipeline"].append(show_data.images_per_second(experiment.splits["train"], config, SECONDS))
         found["step"].append(images_per_second(make_step, config.train.batch_size))
     return (
-        {"config": name, "image": "x".join(map(str, dataset.image_shape)), "threads": config.run.num_threads}
+        {"config": name, "image": "x".join(map(str, experiment.dataset.image_shape)), "threads": config.run.num_threads}
         | report.spread(found["pipeline"], "pipeline_images_per_second", 0)
         | {"step_images_per_second": report.spread(found["step"], "step", 1)["step"]}
         | {"pipeline_over_step": report.ratio(found["pipeline"], found["step"])}
@@ -119,9 +104,11 @@ def measure(name: str, config: Any, rounds: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = report.parser(__doc__)
-    parser.add_argument("--config", action="append", choices=CONFIGS, help="all by default; may be repeated")
+    parser.add_argument("--config", action="append", choices=CONFIGS, help="may be repeated; default: all")
     parser.add_argument("--photographs", type=pathlib.Path, help="a folder of JPEGs for the ImageNet configs")
-    parser.add_argument("--dataset", action="append", default=[], metavar="NAME=OTHER", help="may be repeated")
+    parser.add_argument(
+        "--dataset", action="append", default=[], metavar="NAME=OTHER", help="replace a dataset; may be repeated"
+    )
     args = parser.parse_args()
     others = dict(pair.split("=", 1) for pair in args.dataset)
     with tempfile.TemporaryDirectory() as folder:
@@ -135,7 +122,7 @@ def main() -> int:
             try:
                 row = measure(name, config_of(name, others), args.rounds)
             except DataError as error:
-                print(f"{name} is left out: {error}", file=sys.stderr)
+                print(f"{name} is skipped: {error}", file=sys.stderr)
             else:
                 report.write(args.csv, [row], args.rounds, key="config")
     return 0

@@ -1,14 +1,14 @@
-"""Where a step spends its time: the operations that XLA's profiler saw, by layer.
+"""Measures where a step spends its time: the operations recorded by XLA's profiler, by layer.
 
     python benchmarks/layer_profile.py --csv benchmarks/results/layer_profile.csv --case 'training, v1.1, 224'
 
-The cases are those of benchmarks/networks.py, and the step is the whole one: loss, optimizer and normalisation are the
-row "outside". XLA fuses across layers; a fused operation counts for the layer of its last part. Operations that run
-beside each other share the time; medians over the rounds. The row "step" is a whole step without the profiler, in the
-column "forward".
+The cases are those of benchmarks/networks.py. The step is a complete one: loss, optimizer and normalisation are in the
+row "outside". XLA fuses operations across layers; a fused operation counts for the layer of its last part. Operations
+that run concurrently share the time. The values are medians over the rounds. The row "step" is a whole step without the
+profiler, in the column "forward".
 """
 
-from squeeze_jax.memory import keep_freed_memory
+from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()  # as squeeze_jax.main does
@@ -31,11 +31,11 @@ from networks import CASES
 LAYER = re.compile(r"_feature_maps/(?:[^/]*/)*?(conv\d+|fire\d+|pool\d+|dropout)\b")
 END = "end: "
 
-Milliseconds = dict[tuple[str, bool], float]  # by layer, and whether it is backward
+Milliseconds = dict[tuple[str, bool], float]  # key: layer, and whether it is the backward pass
 
 
 def trace(run: Callable[[], Any]) -> dict[str, float]:
-    """Milliseconds of every operation of one call. Those that ran beside each other share the time."""
+    """Returns the milliseconds of every operation of one call. Operations that ran concurrently share the time."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run())
@@ -47,7 +47,7 @@ def trace(run: Callable[[], Any]) -> dict[str, float]:
         for line in plane.lines
         for event in line.events
     ]
-    # An operation that works in other threads returns at once, and has an event of its own for its end.
+    # An operation that works in other threads returns immediately, and has a separate event for its end.
     ends = {stats["_c"]: end for name, _, end, stats in events if name.startswith(END) and "_c" in stats}
     changes = []
     for name, start, end, stats in events:
@@ -66,7 +66,7 @@ def trace(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def sources_of(program: str) -> dict[str, str]:
-    """For each instruction of a compiled module, the path of the code that it comes from."""
+    """Returns, for each instruction of a compiled module, the path of the source code that it comes from."""
     found: dict[str, str] = {}
     last_of_computation: dict[str, str] = {}
     computation = ""
@@ -102,7 +102,7 @@ def main() -> int:
     for i in range(args.rounds + 1):
         start = time.perf_counter()
         jax.block_until_ready(run())
-        if i:  # the first one warms up
+        if i:  # the first round is a warm-up
             steps.append(1000 * (time.perf_counter() - start))
             rounds.append(by_layer(trace(run), sources))
 

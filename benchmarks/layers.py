@@ -1,14 +1,14 @@
-"""Our CPU formulations of the layers against the plain lax ones.
+"""Compares this project's CPU formulations of the layers with the plain lax operations.
 
     python benchmarks/layers.py --csv benchmarks/results/layers.csv --rounds 15
 
-Each row is one operation, forward and backward, at sizes of SqueezeNet 1.1 at 224 pixels and of SqueezeNodule-Net v2 in
-3-D at 28^3, in batches of 32 but where a row says otherwise; the last rows are whole training steps and inferences.
-Both formulations are compiled with the same options and timed in one run, alternating; medians over the rounds, with
-the spread between the quartiles.
+Each row is one operation, forward and backward, with the sizes of SqueezeNet 1.1 at 224 pixels or of SqueezeNodule-Net
+v2 in 3-D at 28^3, in batches of 32 unless the row says otherwise. The last rows are whole training steps and
+inferences. Both formulations are compiled with the same options and timed alternately in one run. The table has medians
+over the rounds, with quartiles.
 """
 
-from squeeze_jax.memory import keep_freed_memory
+from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()  # as squeeze_jax.main does
@@ -24,26 +24,22 @@ import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
-import optax
 import report
 
-from squeeze_jax.data.augment import Preprocessing
 from squeeze_jax.models import layers
-from squeeze_jax.parallel import compile_often
-from squeeze_jax.state import create_state
-from squeeze_jax.steps import make_train_step
+from squeeze_jax.runtime.devices import compile_often
 
 BATCH = 32
 
 
 def plain_lax(build: Callable[[], Any]) -> Any:
-    """What `build` makes when the layers take no branch for the CPU."""
-    with mock.patch.object(layers, "_on_cpu", lambda: False):
+    """Returns the result of `build` when the layers use the formulation for accelerators."""
+    with mock.patch.object(layers, "_by_platform", lambda on_cpu, elsewhere, *arguments: elsewhere(*arguments)):
         return build()
 
 
 def forward_and_backward(function: Callable, *arguments: jax.Array) -> Callable[[], Any]:
-    """Compiled, with the gradients of all arguments."""
+    """Returns a call of the compiled function with the gradients of all arguments."""
     cotangent = jnp.ones(jax.eval_shape(function, *arguments).shape)
 
     def both(cotangent, *arguments):
@@ -74,18 +70,17 @@ def max_pooling() -> Callable[[], Any]:
 
 
 def compiled_step(case: networks.Case) -> tuple[jax.stages.Compiled, Callable[[], Any]]:
-    """A whole training step, or the inference of a batch, compiled; and a call of it."""
-    model = case.network()
-    optimizer = optax.sgd(1e-4, 0.9)
-    state = jax.jit(lambda: create_state(model, optimizer, case.image, 0, use_ema=False))()
+    """Compiles a whole training step, or the inference of a batch; returns it and a call of it."""
+    experiment = case.experiment()
+    state = jax.jit(experiment.initial_state)(0)
     rng = np.random.default_rng(0)
     if case.training:
         images = rng.integers(0, 256, (case.batch, *case.image), np.uint8)
-        batch = {"image": images, "label": np.arange(case.batch, dtype=np.int32) % model.num_classes}
-        function, arguments = make_train_step(model, optimizer, Preprocessing().train), (state, batch, 0)
+        labels = np.arange(case.batch, dtype=np.int32) % experiment.task.num_outputs
+        function, arguments = experiment.train_step(), (state, {"image": images, "label": labels}, 0)
     else:
         images = jnp.asarray(rng.normal(size=(case.batch, *case.image)), jnp.float32)
-        function, arguments = model.apply, (state.eval_variables(), images)
+        function, arguments = experiment.model.apply, (state.eval_variables(), images)
     compiled = compile_often(function).lower(*arguments).compile()
     return compiled, lambda: compiled(*arguments)
 
@@ -116,13 +111,13 @@ CASES = {
 
 
 def measure(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, alternating between the programs."""
+    """Returns the seconds of each call, alternating between the programs."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for i in range(rounds + 1):
         for name, run in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(run())
-            if i:  # the first one warms up
+            if i:  # the first round is a warm-up
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 

@@ -1,19 +1,20 @@
-"""Training steps and inference of our networks against PyTorch, Keras and ONNX Runtime, in one run.
+"""Compares training steps and inference of our networks with PyTorch, Keras and ONNX Runtime, in one run.
 
     pip install torch onnxruntime onnx        # Keras comes with TensorFlow
     python benchmarks/networks.py --csv benchmarks/results/networks.csv [--case 'training, v1.1, 224'] [--rounds 7]
 
-Every program is a process of its own that builds the same network (benchmarks/peers.py), takes our weights, shows that
-its logits are ours within 1e-3 (in evaluation, before anything is timed), warms up, and then waits. The processes work
-in turns: in each round each of them makes as many steps as take about a second. A row of the table holds a program's
-images a second, the median over the rounds with its quartiles; `ours_over_this`, the ratio of the medians; and
-`peak_mib`, the largest memory of the process.
+Every program is a separate process that builds the same network (benchmarks/peers.py), loads our weights, checks that
+its logits equal ours within 1e-3 (in evaluation, before anything is timed), warms up, and then waits. The processes run
+in turn: in each round, each of them makes as many steps as fit into about a second. A row of the table has a program's
+images per second, the median over the rounds with its quartiles; `ours_over_this`, the ratio of the medians; and
+`peak_mib`, the peak memory of the process.
 
-A training step is forward, backward and an update by SGD with momentum and weight decay of the same batch in memory,
-with dropout and cross entropy, all in float32. Ours is the step of the trainer, with its normalisation of raw pixels
-and its metrics; "4 micro-batches" is the same with `--config.train.micro_batches=4`. The programs get all cores that
-this one may use, and glibc keeps freed memory for their next step (squeeze_jax/memory.py). squeeze_jax.main sees to
-that by itself; for the peers it is a setting that has to be known, and PyTorch is slower without: "memory given back".
+A training step is forward, backward and an SGD update with momentum and weight decay, always on the same batch in
+memory, with dropout and cross entropy, all in float32. Ours is the step of the trainer, including the normalisation of
+raw pixels and the metrics; "4 micro-batches" is the same with `--config.train.micro_batches=4`. The programs may use
+all cores of this process, and glibc keeps freed memory for their next step (squeeze_jax/runtime/memory.py).
+squeeze_jax.main does so by default; for the peers this is a setting that users must know, and without it PyTorch is
+slower: see "memory given back".
 """
 
 import argparse
@@ -33,10 +34,10 @@ from typing import Any
 import numpy as np
 import report
 
-from squeeze_jax import memory
+from squeeze_jax.runtime import memory
 
 TURN_SECONDS = 1.0
-WARM_UP_STEPS = 10  # the heap grows in the first ones
+WARM_UP_STEPS = 10  # the heap grows in the first steps
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 2e-4
 
 
@@ -56,6 +57,23 @@ class Case:
         from squeeze_jax import models
 
         return models.create(self.model, **dict(self.options))
+
+    def experiment(self, *, micro_batches: int = 1) -> Any:
+        """Builds the case as a training run on random images."""
+        from squeeze_jax.config import base_config
+        from squeeze_jax.experiment import build
+
+        options = dict(self.options)
+        config = base_config()
+        config.dataset.name = f"fake/{'x'.join(map(str, self.image))}/{options.pop('num_classes', 1000)}"
+        config.dataset.validation_split = config.dataset.test_split = ""
+        config.model.update({"name": self.model, **options})
+        config.train.batch_size = self.batch
+        config.train.micro_batches = micro_batches
+        config.optimizer.update({"name": "sgd", "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY})
+        config.optimizer.learning_rate = LEARNING_RATE
+        config.schedule.name = "constant"
+        return build(config)
 
 
 SMALL = (("num_classes", 10), ("stem", "3x3/1"), ("bypass", "simple"))
@@ -82,7 +100,7 @@ CASES = {
 }
 
 
-# Each of these returns the logits of images (batch, *spatial, channels), and what makes one step and waits for it.
+# A function from images (batch, *spatial, channels) to logits, and a function that makes one step and waits for it.
 Program = tuple[Callable[[np.ndarray], np.ndarray], Callable[[], Any]]
 
 
@@ -92,12 +110,7 @@ def ours(
     import flax
     import jax
 
-    from squeeze_jax.config import base_config
-    from squeeze_jax.data.augment import Preprocessing
-    from squeeze_jax.optimizers import make_optimizer
-    from squeeze_jax.parallel import Parallel, compile_often
-    from squeeze_jax.state import create_state
-    from squeeze_jax.steps import make_train_step
+    from squeeze_jax.runtime.devices import DeviceMesh, compile_often
 
     model = case.network()
     variables = flax.traverse_util.unflatten_dict(weights, sep="/")
@@ -106,29 +119,25 @@ def ours(
     if not case.training:
         return lambda x: evaluate(variables, x), lambda: evaluate(variables, placed).block_until_ready()
 
-    config = base_config().optimizer
-    config.name, config.momentum, config.weight_decay = "sgd", MOMENTUM, WEIGHT_DECAY
-    optimizer = make_optimizer(config, lambda step: LEARNING_RATE)
-    spread = Parallel.create("jit")
-    fresh = create_state(model, optimizer, case.image, 0, use_ema=False)
+    experiment = case.experiment(micro_batches=micro_batches)
+    mesh = DeviceMesh.create()
+    fresh = experiment.initial_state(0)
     state = [fresh.replace(params=variables["params"], batch_stats=variables.get("batch_stats", {}))]
-    step = spread.compile_train_step(
-        make_train_step(model, optimizer, Preprocessing().train, micro_batches=micro_batches)
-    )
-    batch = spread.shard({"image": np.zeros(images.shape, np.uint8), "label": labels})
+    step = mesh.compile_train_step(experiment.train_step())
+    batch = mesh.shard({"image": np.zeros(images.shape, np.uint8), "label": labels})
 
     def train() -> None:
         state[0] = step(state[0], batch, 0)
         jax.block_until_ready(state[0])
 
-    logits = np.asarray(evaluate(variables, images))  # training gives the weights' memory away
+    logits = np.asarray(evaluate(variables, images))  # before training, which donates the memory of the weights
     return lambda x: logits, train
 
 
 def ours_with_xla_defaults(*arguments: Any) -> Program:
-    from squeeze_jax import parallel
+    from squeeze_jax.runtime import devices
 
-    parallel.CPU_COMPILER_OPTIONS = {}
+    devices.CPU_COMPILER_OPTIONS = {}
     return ours(*arguments)
 
 
@@ -222,7 +231,7 @@ PROGRAMS = OURS | {
 
 
 def work(case: Case, name: str, folder: pathlib.Path) -> None:
-    """The process of one program: answers "turn" with its seconds a step and its memory, until its input ends."""
+    """Runs one program: answers each line of input with its seconds per step and its peak memory, until input ends."""
     if not name.endswith(GIVING_BACK):
         memory.keep_freed_memory()  # as squeeze_jax.main does
     given = dict(np.load(folder / "given.npz"))
@@ -244,7 +253,7 @@ def work(case: Case, name: str, folder: pathlib.Path) -> None:
 
 
 def prepare(case: Case, folder: pathlib.Path) -> None:
-    """Writes weights, images, labels and our logits; in a process of its own, which leaves the memory to the others."""
+    """Writes weights, images, labels and our logits; runs in its own process, so that its memory is free afterwards."""
     import flax
     import jax
 
@@ -260,14 +269,14 @@ def prepare(case: Case, folder: pathlib.Path) -> None:
 
 @dataclasses.dataclass
 class Turns:
-    """What one program did, a value a round."""
+    """The measurements of one program, one value per round."""
 
     images_per_second: list[float] = dataclasses.field(default_factory=list)
     peak_mib: list[float] = dataclasses.field(default_factory=list)
 
 
 def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
-    """Measures programs in turns. One that fails is reported and left out."""
+    """Measures programs in turn. A program that fails is reported and skipped."""
     running: dict[str, subprocess.Popen] = {}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--case", case_name, "--folder", folder]
@@ -297,7 +306,7 @@ def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
                     answer = json.loads(process.stdout.readline())
                 except (BrokenPipeError, json.JSONDecodeError):
                     code = running.pop(name).wait()
-                    print(f"{case_name}: {name} ended with {code}; -9 is a lack of memory", file=sys.stderr)
+                    print(f"{case_name}: {name} exited with {code}; -9 usually means out of memory", file=sys.stderr)
                     del found[name]
                     continue
                 found[name].images_per_second.append(CASES[case_name].batch / answer["seconds"])
@@ -308,7 +317,7 @@ def turns(case_name: str, names: list[str], rounds: int) -> dict[str, Turns]:
 
 
 def measure(case_name: str, rounds: int, without: list[str]) -> list[dict[str, Any]]:
-    """The rows of a case."""
+    """Returns the rows of a case."""
     case = CASES[case_name]
     unfit = [*without, "ONNX Runtime" if case.training else "ours, 4 micro-batches"]
     found = turns(case_name, [name for name in PROGRAMS if name not in unfit], rounds)
@@ -325,7 +334,7 @@ def measure(case_name: str, rounds: int, without: list[str]) -> list[dict[str, A
 
 
 def table(path: pathlib.Path) -> str:
-    """The README's table from the CSV: each peer by its fastest setting, with ours over it in brackets."""
+    """Returns the table of docs/speed.md from the CSV: the fastest setting of each peer, and our speed over it."""
     peers = ("PyTorch", "Keras on TensorFlow", "ONNX Runtime")
     measured: dict[str, dict[str, dict[str, str]]] = {}  # by case and program
     with path.open() as file:
@@ -357,11 +366,15 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     parser = report.parser(__doc__)
-    parser.add_argument("--case", action="append", choices=CASES, help="all by default; may be repeated")
+    parser.add_argument("--case", action="append", choices=CASES, help="may be repeated; default: all")
     parser.add_argument(
-        "--without", action="append", choices=PROGRAMS, default=[], help="where memory is short; may be repeated"
+        "--without",
+        action="append",
+        choices=PROGRAMS,
+        default=[],
+        help="a program to skip, for example if it needs too much memory; may be repeated",
     )
-    parser.add_argument("--table", action="store_true", help="print the rows of --csv as Markdown, measure nothing")
+    parser.add_argument("--table", action="store_true", help="print --csv as a Markdown table, without measuring")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

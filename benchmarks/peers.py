@@ -1,6 +1,6 @@
-"""Our networks built once more with PyTorch, Keras and ONNX, layer by layer, for benchmarks/networks.py.
+"""Builds our networks in PyTorch, Keras and ONNX, layer by layer, for benchmarks/networks.py.
 
-`layers_of` lists the layers of one of our models. Each peer is built from that list and given our weights by name, so
+`layers_of` lists the layers of one of our models. Each peer is built from that list and gets our weights by name, so
 that its logits can be compared with ours before anything is timed.
 """
 
@@ -41,7 +41,7 @@ class Pool:
 
 
 def layers_of(model: SqueezeNet, channels: int) -> list[Conv | Fire | Pool]:
-    """The layers of a network without complex bypass, from the images to conv10 and its ReLU."""
+    """Returns the layers of a network without complex bypass, from the images to conv10 and its ReLU."""
     kernel, stride = STEMS[model.stem]
     norm = model.use_batch_norm
     found: list[Conv | Fire | Pool] = [Conv("conv1", channels, model.stem_filters, kernel, stride, norm)]
@@ -63,7 +63,7 @@ def layers_of(model: SqueezeNet, channels: int) -> list[Conv | Fire | Pool]:
 
 
 def torch_network(layers: list, rank: int, dropout_rate: float, weights: dict[str, np.ndarray]) -> Any:
-    """A torch.nn.Module of (batch, channels, *spatial)."""
+    """Returns a torch.nn.Module for images (batch, channels, *spatial)."""
     import torch
     from torch import nn
 
@@ -108,7 +108,7 @@ def torch_network(layers: list, rank: int, dropout_rate: float, weights: dict[st
 
 
 def keras_network(layers: list, spatial: tuple[int, ...], dropout_rate: float, weights: dict[str, np.ndarray]) -> Any:
-    """A Keras model of (batch, *spatial, channels)."""
+    """Returns a Keras model for images (batch, *spatial, channels)."""
     import keras
     from keras import layers as kl
 
@@ -128,7 +128,7 @@ def keras_network(layers: list, spatial: tuple[int, ...], dropout_rate: float, w
     x = images = keras.Input((*spatial, layers[0].in_channels))
     for layer in layers[:-1]:
         if isinstance(layer, Pool):
-            # Keras knows no ceil mode, but "same" pads by the one cell that it looks beyond the end.
+            # Keras has no ceil mode, but "same" adds the one cell of padding at the end that ceil mode needs.
             beyond = (x.shape[1] - POOL_WINDOW) % POOL_STRIDE
             x = pool_of(POOL_WINDOW, POOL_STRIDE, "same" if beyond else "valid")(x)
         elif isinstance(layer, Fire):
@@ -143,7 +143,7 @@ def keras_network(layers: list, spatial: tuple[int, ...], dropout_rate: float, w
 
 
 def onnx_network(layers: list, rank: int, weights: dict[str, np.ndarray]) -> bytes:
-    """A serialised ONNX model of (batch, channels, *spatial), for inference and without batch norm."""
+    """Returns a serialised ONNX model for images (batch, channels, *spatial), for inference without batch norm."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, tensors = [], []
@@ -155,7 +155,7 @@ def onnx_network(layers: list, rank: int, weights: dict[str, np.ndarray]) -> byt
 
     def block(x: str, layer: Conv) -> str:
         if layer.batch_norm:
-            raise ValueError(f"{layer.name} has batch norm, which the ONNX benchmark does not build.")
+            raise ValueError(f"{layer.name} has batch norm, which the ONNX benchmark does not support.")
         kernel = np.moveaxis(weights[f"params/{layer.name}/kernel"], (-1, -2), (0, 1))
         for suffix, value in (("kernel", kernel), ("bias", weights[f"params/{layer.name}/bias"])):
             tensors.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{layer.name}/{suffix}"))

@@ -1,12 +1,12 @@
-"""Images a second a core of the input pipeline on photographs, against tf.data.
+"""Images per second and core of the input pipeline on photographs, compared with tf.data and PyTorch's DataLoader.
 
     python benchmarks/pipeline.py --images FOLDER --csv benchmarks/results/pipeline.csv
 
-FOLDER holds JPEGs, such as a class of ImageNet. Each program runs on one core in a process of its own, several times
-and in turns: reads the files, decodes, cuts random resized crops of 224 pixels and batches 64 of them. `ours` is
-`squeeze_jax.data.pipeline.train_batches` with one thread; `tf.data` uses decode_and_crop_jpeg, which decodes the crop
-alone, and the bilinear resize of TensorFlow; `PyTorch DataLoader` decodes, crops and resizes with Pillow, as
-torchvision does, in its own process.
+FOLDER contains JPEGs, such as a class of ImageNet. Each program runs on one core in a separate process, several times
+and alternating with the others: it reads the files, decodes them, takes random resized crops of 224 pixels and makes
+batches of 64. `ours` is `squeeze_jax.data.pipeline.train_batches` with one thread; `tf.data` uses decode_and_crop_jpeg,
+which decodes only the crop, and TensorFlow's bilinear resize; `PyTorch DataLoader` decodes, crops and resizes with
+Pillow, as torchvision does, in the main process.
 """
 
 import os
@@ -18,18 +18,18 @@ from collections.abc import Iterator
 
 import report
 
-from squeeze_jax import memory
+from squeeze_jax.runtime import memory
 
 SIZE, BATCH, SMALLEST_AREA = 224, 64, 0.08
 
 
 def ours(paths: list[pathlib.Path]) -> Iterator[object]:
     from squeeze_jax.data import pipeline
-    from squeeze_jax.data.decode import Crop
-    from squeeze_jax.data.folder import Files
-    from squeeze_jax.data.sources import Split
+    from squeeze_jax.data.decoding import Crop
+    from squeeze_jax.data.folders import Files
+    from squeeze_jax.data.splits import Split
 
-    crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)
+    crop = Crop((SIZE, SIZE), "random_resized", 256, True, SMALLEST_AREA)
     split = Split("photographs", Files([(str(path), 0) for path in paths]), (SIZE, SIZE, 3), 1, crop)
     return pipeline.train_batches(split, batch_size=BATCH, seed=0, num_threads=1)
 
@@ -64,10 +64,10 @@ def torch_data_loader(paths: list[pathlib.Path]) -> Iterator[object]:
     import torch
     from PIL import Image
 
-    from squeeze_jax.data.decode import Crop
+    from squeeze_jax.data.decoding import Crop
 
     torch.set_num_threads(1)
-    crop = Crop(SIZE, "random_resized", 256, True, SMALLEST_AREA)
+    crop = Crop((SIZE, SIZE), "random_resized", 256, True, SMALLEST_AREA)
     rng = np.random.default_rng(0)
 
     class Photographs(torch.utils.data.Dataset):
@@ -89,9 +89,9 @@ PROGRAMS = {"ours": ours, "tf.data": tf_data, "PyTorch DataLoader": torch_data_l
 
 
 def measure(name: str, folder: pathlib.Path, seconds: float) -> float:
-    """Images a second of processor time of a program on one core, after two batches.
+    """Returns the images per second of CPU time of a program on one core, after two batches.
 
-    Processor time, for the other guests of a virtual machine take a core away for a while.
+    CPU time is used because other guests of a virtual machine may take the core away for a while.
     """
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
@@ -108,8 +108,8 @@ def measure(name: str, folder: pathlib.Path, seconds: float) -> float:
 def main() -> int:
     parser = report.parser(__doc__)
     parser.add_argument("--images", required=True, type=pathlib.Path)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--program", choices=PROGRAMS, help="measure this one alone, and print its images a second")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
+    parser.add_argument("--program", choices=PROGRAMS, help="measure only this one, and print its images per second")
     args = parser.parse_args()
     if args.program:
         print(measure(args.program, args.images, args.seconds))

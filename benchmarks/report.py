@@ -1,4 +1,4 @@
-"""What all benchmarks say alike: medians with quartiles, and where and when they were measured."""
+"""Reporting shared by all benchmarks: medians with quartiles, and the machine and date of the measurement."""
 
 import argparse
 import csv
@@ -9,32 +9,32 @@ import platform
 import statistics
 from typing import Any
 
-from squeeze_jax.writers import write_csv
+from squeeze_jax.tables import write_csv
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """With the arguments that all benchmarks take."""
+    """Returns a parser with the arguments of all benchmarks."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--csv", type=pathlib.Path, help="the table")
+    made.add_argument("--csv", type=pathlib.Path, help="file for the table")
     made.add_argument("--rounds", type=int, default=7)
     return made
 
 
 def spread(values: list[float], name: str, digits: int) -> dict[str, float]:
-    """The median under this name, and the quartiles."""
+    """Returns the median, with the key `name`, and the quartiles."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return {name: round(middle, digits), "quartile_low": round(low, digits), "quartile_high": round(high, digits)}
 
 
 def ratio(values: list[float], others: list[float]) -> float:
-    """Of the medians."""
+    """Returns the ratio of the medians."""
     return round(statistics.median(values) / statistics.median(others), 2)
 
 
 def write(path: pathlib.Path | None, rows: list[dict[str, Any]], rounds: int, key: str | None = None) -> None:
-    """Prints the rows, and writes them with the rounds, the date and the machine where there is a path.
+    """Prints the rows and, with a path, writes them with the number of rounds, the date and the machine.
 
-    With a key, rows of the table that is there stay where their value of it is not among the new ones.
+    With a key, existing rows of the table are kept unless a new row has the same value for the key.
     """
     for row in rows:
         print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)

@@ -1,10 +1,10 @@
-"""Do several CPU devices hang? Trains a CIFAR-sized network with batch norm on them for a long time.
+"""Tests whether training on several CPU devices hangs, with a CIFAR-sized network with batch norm and many steps.
 
     python benchmarks/soak.py --devices 2 --steps 20000 --csv benchmarks/results/soak.csv
 
-XLA runs all-reduces of CPU devices on a pool of threads that can run out; it then waits for ever or aborts ("Expected
-2 threads to join the rendezvous"). The training runs in a child process that reports every 100 steps; a child that is
-silent for --patience seconds, or dies, is a failure, named with its step. `--pool-threads 0` leaves the pool as it is.
+XLA runs all-reduces of CPU devices on a thread pool that can be exhausted; it then waits for ever or aborts ("Expected
+2 threads to join the rendezvous"). The training runs in a child process that reports every 100 steps. If the child is
+silent for --patience seconds or dies, the test fails and reports the step. `--pool-threads 0` keeps XLA's default pool.
 """
 
 import argparse
@@ -22,41 +22,37 @@ REPORT_EVERY = 100
 
 
 def train(devices: int, steps: int, batch_size: int, pool_threads: int) -> None:
-    """The child: prints a line every REPORT_EVERY steps."""
+    """Trains in the child process, and prints a line every REPORT_EVERY steps."""
     import jax
     import numpy as np
 
-    from squeeze_jax import models, parallel
     from squeeze_jax.config import base_config
-    from squeeze_jax.data.augment import Preprocessing
-    from squeeze_jax.optimizers import make_optimizer
-    from squeeze_jax.state import create_state
-    from squeeze_jax.steps import make_train_step
+    from squeeze_jax.experiment import build
+    from squeeze_jax.runtime.devices import DeviceMesh, compile_once, prepare_cpu_devices
 
     if pool_threads:
         os.environ["NPROC"] = str(pool_threads)
-        parallel.prepare_cpu_devices(devices)
+        prepare_cpu_devices(devices)
     else:
         jax.config.update("jax_num_cpu_devices", devices)
-    spread = parallel.Parallel.create("jit", devices)
     config = base_config()
+    config.dataset.update({"name": "fake/32x32x3/10", "mean": (127.0,), "std": (64.0,)})
+    config.augment.update({"flip": ("width",), "pad_and_crop": 4})
+    config.model.update({"stem": "3x3/1", "use_batch_norm": True, "base_filters": 32, "filter_increment": 32})
+    config.train.update({"batch_size": batch_size, "ema_decay": 0.99})
     config.optimizer.learning_rate = 0.01
-    model = models.create(
-        "squeezenet_v1_1", num_classes=10, stem="3x3/1", use_batch_norm=True, base_filters=32, filter_increment=32
-    )
-    optimizer = make_optimizer(config.optimizer, lambda step: 0.01)
-    preprocessing = Preprocessing(mean=(127.0,), std=(64.0,), flip=("width",), pad_and_crop=4)
-    state = parallel.compile_once(
-        lambda: create_state(model, optimizer, (32, 32, 3), 0, use_ema=True), out_shardings=spread.replicated
-    )()
-    step = spread.compile_train_step(make_train_step(model, optimizer, preprocessing.train, ema_decay=0.99))
+    config.schedule.name = "constant"
+    experiment = build(config)
+    mesh = DeviceMesh.create("jit", devices)
+    state = compile_once(experiment.initial_state, out_shardings=mesh.replicated)(0)
+    step = mesh.compile_train_step(experiment.train_step())
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, batch_size, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, (64, batch_size)).astype(np.int32)
     for i in range(steps):
-        state = step(state, spread.shard({"image": images[i % 64], "label": labels[i % 64]}), 0)
+        state = step(state, mesh.shard({"image": images[i % 64], "label": labels[i % 64]}), 0)
         if (i + 1) % REPORT_EVERY == 0:
-            print(f"step {int(state.step)} loss {float(state.window['loss']):.1f}", flush=True)
+            print(f"step {int(state.step)} loss {float(state.window['sums']['loss']):.1f}", flush=True)
 
 
 def main() -> int:
@@ -64,8 +60,8 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--pool-threads", type=int, default=16, help="NPROC; 0 for XLA's own choice")
-    parser.add_argument("--patience", type=float, default=180.0, help="seconds of silence that count as a hang")
+    parser.add_argument("--pool-threads", type=int, default=16, help="value of NPROC; 0 for XLA's default")
+    parser.add_argument("--patience", type=float, default=180.0, help="seconds without output that count as a hang")
     parser.add_argument("--csv", type=pathlib.Path, help="append a row with the outcome")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Seconds from the start of a process to its first training step, against PyTorch and Keras.
+"""Seconds from the start of a process to its first training step, compared with PyTorch and Keras.
 
     python benchmarks/startup.py --csv benchmarks/results/startup.csv
 
-Each program is started anew in every round, in turns: `import squeeze_jax` alone; `python -m squeeze_jax.main` on
-digits with an empty compilation cache ("cold") and with the one that the cold start filled ("warm"), until the log says
-that the first step is done; and PyTorch and Keras on TensorFlow with the same network and batch, from the start of
-Python to the end of one step. The digits must have been prepared, as any earlier run has done.
+In every round, each program is started in turn: `import squeeze_jax` alone; `python -m squeeze_jax.main` on the digits
+with an empty compilation cache ("cold") and with the cache filled by the cold start ("warm"), until the log reports the
+first step; and PyTorch and Keras on TensorFlow with the same network and batch, from the start of Python to the end of
+one step. The digits dataset must already be prepared, for example by an earlier run.
 """
 
 import os
@@ -34,33 +34,35 @@ PEERS = ("PyTorch", "Keras on TensorFlow")
 IMPORT, COLD, WARM = "import squeeze_jax", "ours, cold", "ours, warm"
 
 
-def digits() -> tuple[int, tuple[int, ...], str, tuple]:
-    """Batch, image, name and options of the network of configs/digits.py."""
-    import runpy
+def digits_network() -> tuple[int, tuple[int, ...], str, tuple]:
+    """Returns batch size, image shape, name and options of the network in configs/digits.py."""
+    sys.path.append(str(ROOT))  # where configs is
+    from configs import digits
 
-    from squeeze_jax import models
-
-    config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
-    options = {name: config.model[name] for name in models.OVERRIDES if config.model[name] is not None}
+    config = digits.get_config()
+    options = {name: value for name, value in config.model.items() if name != "name" and value is not None}
     options["num_classes"] = 10
     return config.train.batch_size, (*config.dataset.image_size, 1), config.model.name, tuple(options.items())
 
 
 def write_weights(path: pathlib.Path) -> None:
-    """For the peers; not timed."""
+    """Writes the weights for the peers; not timed."""
     import flax
     import jax
     import numpy as np
 
     from squeeze_jax import models
 
-    _, image, model, options = digits()
+    _, image, model, options = digits_network()
     variables = jax.jit(models.create(model, **dict(options)).init)(jax.random.key(0), np.zeros((1, *image)))
     np.savez(path, **flax.traverse_util.flatten_dict(variables, sep="/"))
 
 
 def seconds_of_run(folder: pathlib.Path, cache: pathlib.Path, *, fill_cache: bool) -> float:
-    """Until the first step of a run of ours, which is then ended, or first left to compile what else it needs."""
+    """Returns the seconds until the first step of our run, which is then killed.
+
+    With `fill_cache`, the run first continues until its first evaluation, so that the cache contains all programs.
+    """
     command = [sys.executable, "-m", "squeeze_jax.main", "--config", str(ROOT / "configs" / "digits.py")]
     env = {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -89,7 +91,7 @@ def seconds_of_script(code: str) -> float:
 
 def main() -> int:
     args = report.parser(__doc__).parse_args()
-    batch, image, model, options = digits()
+    batch, image, model, options = digits_network()
     found: dict[str, list[float]] = {name: [] for name in (IMPORT, COLD, WARM, *PEERS)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)

@@ -1,11 +1,11 @@
-"""SqueezeNet with batch norm on CIFAR-100, after the recipe of weiaicunzai/pytorch-cifar100.
+"""SqueezeNet with batch norm on CIFAR-100, with the recipe of weiaicunzai/pytorch-cifar100.
 
     python -m squeeze_jax.main --config configs/cifar100.py --workdir runs/cifar100
 
 Expected: 69.4 % top-1, 91.6 % top-5 (weiaicunzai/pytorch-cifar100 README, squeezenet: errors 30.59 and 8.36). Not run
-here: 200 epochs are for an accelerator. Differences that are known: that network also has batch norm after conv10, no
-bypass around fire9 and a 2/2 first pooling, and its checkpoint was chosen on the test images; here 5,000 training
-images are held out for that.
+here, because 200 epochs need an accelerator. Known differences: that network also has batch norm after conv10, no
+bypass around fire9 and a 2x2 first pooling with stride 2, and its checkpoint was selected on the test images; here
+5,000 training images are held out for this.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""SqueezeNet 1.1 on random images: the speed of a training step alone, without files or decoding.
+"""SqueezeNet 1.1 on random images, to measure the speed of a training step alone, without files or decoding.
 
     python -m squeeze_jax.main --config configs/fake_benchmark.py --workdir runs/fake
     python -m squeeze_jax.main --config configs/fake_benchmark.py:32x32x3 --workdir runs/fake_32
 
-The log's images a second leave compilation out. The loss stays at ln(1000), for there is nothing to learn.
+The images per second in the log exclude compilation. The loss stays at ln(1000), because there is nothing to learn.
 """
 
 from ml_collections import ConfigDict

@@ -1,29 +1,28 @@
-"""SqueezeNet 1.0 on CIFAR-10 from ImageNet weights, the images enlarged to 96 x 96 on the device.
+"""Fine-tunes SqueezeNet 1.0 with ImageNet weights on CIFAR-10, with images enlarged to 96 x 96 on the device.
 
     python -m squeeze_jax.main --config configs/finetune_cifar10.py --workdir runs/finetune_cifar10 \
         --config.init_from=compressed_SqueezeNet.net
 
-The weights are any file that squeeze_jax.pretrained reads; the last layer starts anew. Not run here: it is for an
-accelerator. khoroshe/squeezenet reports 81 % for the network trained from scratch on images enlarged to 224 x 224.
+The weights can be any file that squeeze_jax.pretrained supports; the last layer is reinitialised. Not run here, because
+it needs an accelerator. khoroshe/squeezenet reports 81 % for the network trained from scratch on images enlarged to
+224 x 224.
 """
-
-import pathlib
-import runpy
 
 from ml_collections import ConfigDict
 
-BASE = pathlib.Path(__file__).with_name("cifar10.py")
+from configs import cifar10
+from squeeze_jax.models.registry import CAFFE_IMAGENET
 
 
 def get_config() -> ConfigDict:
-    config = runpy.run_path(str(BASE))["get_config"]("long")  # the recipe that keeps the published network's widths
+    config = cifar10.get_config("long")  # the recipe with the widths of the published network
     config.init_new_head = True
     config.dataset.image_size = (96, 96)
-    config.dataset.mean = (123.0, 117.0, 104.0)
-    config.dataset.std = (1.0,)
+    config.dataset.mean = CAFFE_IMAGENET.mean
+    config.dataset.std = CAFFE_IMAGENET.std
     config.augment.pad_and_crop = 8
     config.augment.cutout = 0
-    config.augment.mixup = 0.0
+    config.task.mixup = 0.0
 
     config.model.name = "squeezenet_v1_0"
     config.model.stem = "7x7/2"

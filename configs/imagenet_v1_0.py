@@ -1,19 +1,19 @@
-"""SqueezeNet 1.0 on ImageNet by the authors' published solver (forresti/SqueezeNet, SqueezeNet_v1.0/solver.prototxt).
+"""SqueezeNet 1.0 on ImageNet, with the authors' solver (forresti/SqueezeNet, SqueezeNet_v1.0/solver.prototxt).
 
     python -m squeeze_jax.main --config configs/imagenet_v1_0.py --workdir runs/imagenet_v1_0
 
-170,000 steps of 512 images (68 epochs), learning rate 0.04 falling linearly to zero, momentum 0.9, weight decay 2e-4 on
-weights and biases; images resized to 256 x 256 regardless of their shape, random 227 x 227 crops, no flip, mean colour
-subtracted and nothing divided. It is not the solver that trained the released weights (rate 0.08, batches of 1024,
-85,000 steps, square-root decay), which its authors replaced because this one does no worse.
+The recipe: 170,000 steps of 512 images (68 epochs) with a learning rate that falls linearly from 0.04 to zero. Images
+are resized to 256 x 256 whatever their aspect ratio, then randomly cropped to 227 x 227, without flips. The released
+weights were trained with an older solver (rate 0.08, batches of 1024, square-root decay). ImageNet's validation images
+are the test split; 10,000 training images are held out for validation.
 
-Expected: 57.5 % top-1, 80.3 % top-5 (the paper, Table 2). Not run here: it needs ImageNet and an accelerator.
-ImageNet's validation images serve as the test split, as everywhere; 10,000 training images are held out to choose on.
+Expected: 57.5 % top-1, 80.3 % top-5 (the paper, Table 2). Not run here, because it needs ImageNet and an accelerator.
 """
 
 from ml_collections import ConfigDict
 
-from squeeze_jax.config import base_config
+from squeeze_jax import models
+from squeeze_jax.config import base_config, use_images
 
 
 def get_config() -> ConfigDict:
@@ -22,16 +22,11 @@ def get_config() -> ConfigDict:
     config.dataset.validation_split = ""
     config.dataset.held_out = 10_000
     config.dataset.test_split = "validation"
-    config.dataset.channels = 3
-    config.dataset.mean = (123.0, 117.0, 104.0)  # Caffe's BGR 104, 117, 123
-    config.dataset.std = (1.0,)
-    config.crop.size = 227
+    use_images(config, models.registered("squeezenet_v1_0").input)
     config.crop.train = "random"
-    config.crop.resize = 256
-    config.crop.keep_aspect = False
 
     config.model.name = "squeezenet_v1_0"
-    config.model.head_padding = True  # the pad 1 of the authors' conv10
+    config.model.head_padding = True  # the authors' conv10 has padding 1
 
     config.train.duration = "170000 steps"
     config.train.batch_size = 512

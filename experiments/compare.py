@@ -1,4 +1,4 @@
-"""Runs side by side: what their configs differ in, what they reached, and their curves in one plot.
+"""Compares runs: the differences between their configs, their results, and their curves in one plot.
 
 python -m experiments.compare runs/a runs/b --plot comparison.png
 """
@@ -9,17 +9,16 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from squeeze_jax import commands
 from squeeze_jax import config as config_lib
-from squeeze_jax.writers import RESULT_FILE, new_figure, read_metrics
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+from squeeze_jax.drawing import new_figure, save
+from squeeze_jax.errors import ConfigError, InputError
+from squeeze_jax.tables import markdown
+from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
 
 def differences(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
-    """A row for each key of the configs whose values are not all equal."""
+    """Returns one row for each config key whose values are not all equal: the key and the value in each run."""
     configs = [config_lib.flatten(config_lib.read(workdir)[0]) for workdir in workdirs]
     keys = dict.fromkeys(key for config in configs for key in config)
     rows = [[key, *(str(config.get(key)) for config in configs)] for key in keys]
@@ -27,7 +26,7 @@ def differences(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
 
 
 def results(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
-    """A row for each number of the results; of a run that is not finished, of its last measurements."""
+    """Returns one row for each number in the results; for an unfinished run, its last measurements are used."""
     columns = []
     for workdir in workdirs:
         path = workdir / RESULT_FILE
@@ -49,37 +48,45 @@ def results(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
 
 
 def plot(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
-    """Loss in training and accuracy on the validation split against the step, a colour a run."""
+    """Draws the training loss, and the validation metric that selects the checkpoint; one colour per run."""
+    metric = config_lib.read(workdirs[0])[0].evaluation.best_metric
     figure, axes = new_figure(1, 2, width=10, height=4)
-    for axis, split, name in zip(axes.flat, ("train", "validation"), ("loss", "top1"), strict=True):
+    for axis, split, name in zip(axes.flat, ("train", "validation"), ("loss", metric), strict=True):
         for workdir in workdirs:
-            points = [(r["step"], r["values"][name]) for r in read_metrics(workdir) if r["split"] == split]
+            measured = [record for record in read_metrics(workdir) if record["split"] == split]
+            points = [(record["step"], record["values"][name]) for record in measured if name in record["values"]]
             if points:
                 axis.plot(*zip(*points, strict=True), label=str(workdir), marker="." if split == "validation" else "")
         axis.set(xlabel="step", title=f"{split} {name}")
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
-def main() -> int:
+def main() -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
-    parser.add_argument("--plot", type=pathlib.Path, help="a picture of the curves")
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, help="workdirs; other files and folders are skipped")
+    parser.add_argument("--plot", type=pathlib.Path, help="file for a plot of the curves")
     args = parser.parse_args()
-    try:
-        changed = differences(args.workdirs)
-    except config_lib.ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
-        return 1
-    names = [str(workdir) for workdir in args.workdirs]
+    workdirs = []
+    for path in args.workdirs:
+        try:
+            config_lib.read(path)
+        except ConfigError as error:
+            print(f"{path} is passed over: {error}", file=sys.stderr)
+        else:
+            workdirs.append(path)
+    if not workdirs:
+        raise InputError("none of the arguments is the workdir of a run.")
+    changed = differences(workdirs)
+    names = [str(workdir) for workdir in workdirs]
     print(markdown(["config", *names], changed) if changed else "The configs are equal.")
     print()
-    print(markdown(["result", *names], results(args.workdirs)))
+    print(markdown(["result", *names], results(workdirs)))
     if args.plot:
-        plot(args.workdirs, args.plot)
-    return 0
+        plot(workdirs, args.plot)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -1,18 +1,19 @@
-"""SqueezeNet against SqueezeNodule-Net v1 and v2 (Tsivgoulis et al. 2022), in 2-D and in 3-D.
+"""SqueezeNet compared with SqueezeNodule-Net v1 and v2 (Tsivgoulis et al. 2022), in 2-D and 3-D.
 
     python -m experiments.nodule_vs_fire --workdir runs/nodule_2d --output experiments/results
     python -m experiments.nodule_vs_fire --setting 3d --workdir runs/nodule_3d --output experiments/results
 
-The paper's CT nodules are not public, so this is on MedMNIST: X-rays in 2-D (PneumoniaMNIST, early release), shapes of
-adrenal glands in 3-D (AdrenalMNIST3D), 20 epochs instead of MedMNIST's 100, 3 seeds, 9 trials each.
+The paper's CT nodules are not public, so this study uses MedMNIST: X-rays in 2-D (PneumoniaMNIST, early release) and
+shapes of adrenal glands in 3-D (AdrenalMNIST3D), 20 epochs instead of MedMNIST's 100, 3 seeds, 9 trials each.
 
-Run here on 2 CPU cores, two trials at a time (2026-11-22; experiments/results/nodule_vs_fire_2d.csv,
-nodule_vs_fire_3d.csv, .md, .png): 2-D in 11 minutes, 0.4 core-hours; 3-D, estimated at 2 core-hours, in 51 minutes, of
-which other work shared the cores for 18.
+Run here on 2 CPU cores with two trials at a time (2026-11-22; experiments/results/nodule_vs_fire_2d.csv,
+nodule_vs_fire_3d.csv, .md, .png): 2-D in 11 minutes, 0.4 core-hours; 3-D, estimated at 2 core-hours, in 51 minutes, for
+18 of which the cores were shared with other work.
 
-Neither for nor against the paper: v2 and v1 cannot be told apart, in 2-D (test AUC 0.948 and 0.952, paired test p =
-0.520) or in 3-D (0.820 and 0.833, p = 0.458). In 2-D SqueezeNet has 0.960, above v2 on each seed (p = 0.041, not
-corrected for three comparisons; v1 p = 0.164); in 3-D its 0.804 is the lowest mean (p = 0.330 and 0.497).
+The result neither confirms nor contradicts the paper: v2 and v1 cannot be distinguished, in 2-D (test AUC 0.948 and
+0.952, paired test p = 0.520) or in 3-D (0.820 and 0.833, p = 0.458). In 2-D SqueezeNet reaches 0.960, better than v2
+for each seed (p = 0.041, not corrected for three comparisons; v1 p = 0.164); in 3-D its 0.804 is the lowest mean
+(p = 0.330 and 0.497).
 """
 
 import sys
@@ -22,7 +23,7 @@ from experiments.trials import Sweep
 
 POINTS = [{"model.name": name} for name in ("squeezenet_v1_0", "squeezenodule_v1", "squeezenodule_v2")]
 SHORT = {"train.duration": "20 epochs", "model.stem": "3x3/2"}
-# On the paper's own CT nodules, in 2-D.
+# Measured on the paper's own CT nodules, in 2-D.
 PUBLISHED = {"paper: accuracy, as NikolasMarkou/dl_techniques quotes it": ("", 93.2, 94.3)}
 
 SETTINGS = {

@@ -1,4 +1,4 @@
-"""What a sweep found: a CSV with a row a trial, a Markdown table with a row a point, plots with error bars."""
+"""Reports a sweep: a CSV with one row per trial, a Markdown table with one row per point, plots with error bars."""
 
 import itertools
 import json
@@ -10,26 +10,27 @@ from typing import Any
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from experiments.compare import markdown
 from experiments.trials import Sweep, Trial, status
 from squeeze_jax import config as config_lib
-from squeeze_jax.workdir import VERSIONS_FILE
-from squeeze_jax.writers import RESULT_FILE, new_figure, read_metrics, write_csv
+from squeeze_jax.drawing import new_figure
+from squeeze_jax.tables import markdown, write_csv
+from squeeze_jax.workdir.folder import VERSIONS_FILE
+from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
 MIB = 2**20
 SIZES = ("parameters", "macs")
 
 
 def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
-    """Writes NAME.csv, NAME.md and, where there are several points, plots as SVG and PNG.
+    """Writes NAME.csv, NAME.md and, if there are several points, plots as SVG and PNG.
 
     Args:
-      sweep: whose trials lie in `workdir`; those that are not finished are named, and left out of means and plots.
-      workdir: of the sweep.
-      output: a folder.
+      sweep: the sweep; unfinished trials are listed, and left out of means and plots.
+      workdir: the folder of the sweep, with its trials.
+      output: the folder of the report.
 
     Returns:
-      The table, and what is missing, as Markdown.
+      The table, and the list of missing trials, as Markdown.
     """
     output.mkdir(parents=True, exist_ok=True)
     rows = [_row(sweep, trial, workdir / trial.name) for trial in sweep.trials()]
@@ -44,12 +45,17 @@ def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
 
 
 def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
-    """A trial's overrides and outcome; metrics are those of the checkpoint that the validation split chose, but for
-    validation_loss_at_end, of the last step."""
+    """Returns a trial's overrides and results.
+
+    The metrics are those of the checkpoint that was selected on the validation split, except validation_loss_at_end,
+    which is that of the last step.
+    """
     row: dict[str, Any] = {"trial": trial.name, "config": trial.config, **trial.overrides, "seed": trial.seed}
     row["status"] = status(folder)
     if row["status"] != "finished":
         return row
+    config = config_lib.read(folder)[0]
+    chooser = config.evaluation.best_metric
     result = json.loads((folder / RESULT_FILE).read_text())
     row |= {
         "parameters": result["parameters"],
@@ -64,9 +70,10 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     if validated:
         row["validation_loss_at_end"] = validated[-1]
     row |= sweep.derived(row)
+    row["metric"] = next((f"{split}_{chooser}" for split in ("test", "validation") if split in result), "")
     made = json.loads((folder / VERSIONS_FILE).read_text())
     return row | {
-        "training_seconds": round(_training_seconds(folder, records)),
+        "training_seconds": round(_training_seconds(config.train.batch_size, records)),
         "cpu_cores": made["cpu_cores"],
         "devices": " ".join(made["devices"]),
         "jax": made["versions"]["jax"],
@@ -75,9 +82,8 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _training_seconds(folder: pathlib.Path, records: Sequence[dict[str, Any]]) -> float:
-    """Of the training steps that the log lines timed: without compilation, evaluation and pauses."""
-    batch = config_lib.read(folder)[0].train.batch_size
+def _training_seconds(batch: int, records: Sequence[dict[str, Any]]) -> float:
+    """Returns the seconds of the training steps timed by the log lines: without compilation, evaluation and pauses."""
     seconds, before = 0.0, 0
     for record in records:
         if record["split"] == "train":
@@ -88,28 +94,27 @@ def _training_seconds(folder: pathlib.Path, records: Sequence[dict[str, Any]]) -
 
 
 def _points(sweep: Sweep, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The finished trials of each point, by seed."""
+    """Returns the finished trials of each point, by seed."""
     per_point = [rows[i :: len(sweep.points)] for i in range(len(sweep.points))]
     return [[row for row in trials if row["status"] == "finished"] for trials in per_point]
 
 
 def _metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
-    """What the table compares; the validation split's values where no test split is read."""
-    if sweep.metric:
-        return sweep.metric
-    for name in ("test_auc", "test_top1", "validation_auc", "validation_top1"):
-        if any(name in row for row in rows):
-            return name
-    return "test_top1"
+    """Returns the column that the table compares.
+
+    By default this is the metric that selects the checkpoints, on the test split if there is one, else on the
+    validation split.
+    """
+    return sweep.metric or next((row["metric"] for row in rows if row.get("metric")), "")
 
 
 def _keys(sweep: Sweep) -> list[str]:
-    """What the points vary."""
+    """Returns the config keys that differ between points."""
     return list(dict.fromkeys(key for point in sweep.points for key in point))
 
 
 def _varies_one_number(sweep: Sweep) -> bool:
-    """Whether the points are a curve, as in Figure 3 of the SqueezeNet paper."""
+    """Returns whether the points form a curve, as in Figure 3 of the SqueezeNet paper."""
     return len(_keys(sweep)) == 1 and all(
         isinstance(value, int | float) for point in sweep.points for value in point.values()
     )
@@ -146,32 +151,32 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
-    """ "0.8123 ± 0.0045"; the standard deviation over seeds, where there are two."""
+    """Formats mean and standard deviation over seeds, "0.8123 ± 0.0045"; with one seed only the mean."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
 
 
 def _difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric: str) -> str:
-    """The mean difference over the seeds that both have, and p of a paired, two-sided t-test where they differ."""
+    """Formats the mean difference over common seeds, and p of a paired, two-sided t-test if differences vary."""
     baseline = {row["seed"]: row[metric] for row in first}
     pairs = [(row[metric], baseline[row["seed"]]) for row in trials if row["seed"] in baseline]
     if not pairs:
         return ""
     differences = [ours - theirs for ours, theirs in pairs]
     text = f"{statistics.mean(differences):+.4f}"
-    if max(differences) - min(differences) > 1e-9:  # the test needs a spread, and rounding is none
+    if max(differences) - min(differences) > 1e-9:  # the test needs differences that vary by more than rounding
         p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
         text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
     return text
 
 
 def _lines(sweep: Sweep, rows: list[dict[str, Any]], x: str) -> dict[str, list[list[dict[str, Any]]]]:
-    """The finished trials, point by point; points that differ in nothing but x are one line."""
+    """Returns the finished trials point by point, grouped into lines of points that differ only in x."""
     lines: dict[str, list[list[dict[str, Any]]]] = {}
     for point, trials in zip(sweep.points, _points(sweep, rows), strict=True):
         if trials:
-            label = ", ".join(str(value) for key, value in point.items() if key != x)
-            lines.setdefault(label, []).append(trials)
+            curve = ", ".join(str(value) for key, value in point.items() if key != x)
+            lines.setdefault(curve, []).append(trials)
     return lines
 
 
@@ -183,9 +188,9 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
             curve = [trials for trials in _points(sweep, rows) if trials]
             means = [statistics.mean(row[metric] for row in trials) for trials in curve]
             axis.plot([trials[0][x] for trials in curve], means, color="0.7", zorder=0)
-        # Markers shrink so that one line on another still shows.
+        # Markers shrink so that overlapping lines remain visible.
         styles = itertools.cycle(zip("osD^v", (9, 8, 7, 6, 5), strict=True))
-        for (label, line), (marker, size) in zip(_lines(sweep, rows, x).items(), styles, strict=False):
+        for (curve, line), (marker, size) in zip(_lines(sweep, rows, x).items(), styles, strict=False):
             values = [[row[metric] for row in trials] for trials in line]
             axis.errorbar(
                 [float(trials[0][x]) for trials in line],
@@ -194,7 +199,7 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
                 fmt=f"{marker}-",
                 markersize=size,
                 capsize=3,
-                label=label,
+                label=curve,
             )
         axis.set_xlabel(_title(x))
         axis.set_ylabel(_title(metric))

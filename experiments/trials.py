@@ -1,4 +1,4 @@
-"""The trials of a sweep: which runs, what each is called, and who has claimed it."""
+"""The trials of a sweep: their runs, names, claims and status."""
 
 import contextlib
 import dataclasses
@@ -13,29 +13,29 @@ from typing import Any, TextIO
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from squeeze_jax import commands
 from squeeze_jax import config as config_lib
-from squeeze_jax import run
-from squeeze_jax.data.sources import DataError, Dataset
-from squeeze_jax.optimizers import make_schedule
-from squeeze_jax.summary import summarize
-from squeeze_jax.trainer import Plan
-from squeeze_jax.workdir import LOCK_FILE
-from squeeze_jax.writers import RESULT_FILE
+from squeeze_jax.data.sources import Dataset
+from squeeze_jax.errors import SqueezeJaxError
+from squeeze_jax.experiment import build, open_config_dataset
+from squeeze_jax.models.summary import summarize
+from squeeze_jax.workdir.folder import LOCK_FILE
+from squeeze_jax.workdir.records import RESULT_FILE
 
 CLAIM_FILE = "claim"
 FAILURE_FILE = "failure.json"
-UNSAFE = re.compile(r"[^\w.+-]")  # in the name of a folder
+UNSAFE = re.compile(r"[^\w.+-]")  # characters that are not allowed in a folder name
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One run.
+    """One run of a sweep.
 
     Attributes:
       config: the config file, with its argument.
-      overrides: dotted keys to the text of their values, as on the command line.
-      point: those of them that the sweep varies.
-      seed: config.seed.
+      overrides: dotted keys and the text of their values, as on the command line.
+      point: the overrides that the sweep varies.
+      seed: the value of config.seed.
     """
 
     config: str
@@ -45,34 +45,37 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The folder of the run, e.g. "squeeze_ratio=0.25,seed=0"; keys are whole where their last parts are alike."""
+        """The folder of the run, e.g. "squeeze_ratio=0.25,seed=0"; keys are shortened to their last part if unique."""
         short = [key.rsplit(".", 1)[-1] for key in self.point]
         keys = [key if short.count(last) > 1 else last for key, last in zip(self.point, short, strict=True)]
         parts = zip([*keys, "seed"], [*self.point.values(), str(self.seed)], strict=True)
         return ",".join(f"{key}={UNSAFE.sub('_', value)}" for key, value in parts)
 
     def flags(self) -> list[str]:
+        """Returns the flags of the config."""
         values = {**self.overrides, "seed": str(self.seed)}
         return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in values.items())]
 
     def command(self, workdir: pathlib.Path) -> list[str]:
+        """Returns the command of the run; `workdir` is the folder of the sweep."""
         return [sys.executable, "-m", "squeeze_jax.main", f"--workdir={workdir / self.name}", *self.flags()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What runs, and how it is reported.
+    """The trials of a sweep, and how they are reported.
 
     Attributes:
-      name: of the report's files.
+      name: the name of the report's files.
       config: a config file, with its argument.
-      points: for each point, dotted keys of the config and their values.
-      seeds: of every point.
-      overrides: dotted keys and values of all trials.
-      published: columns of the table with the paper's figures: a value a point.
-      metric: the column of the CSV that the table compares; where empty, the test split's AUC or accuracy.
-      derived: of the row of a finished trial, further columns.
-      plots: x and y of each, columns of the CSV; an empty y is the metric.
+      points: for each point, dotted config keys and their values.
+      seeds: the seeds of every point.
+      overrides: dotted config keys and values for all trials.
+      published: additional columns of the table with published values, one per point.
+      metric: the column of the CSV that the table compares; if empty, the metric that selects the checkpoints, on the
+        test split.
+      derived: maps the row of a finished trial to additional columns.
+      plots: (x, y) of each plot, as columns of the CSV; an empty y is the metric.
     """
 
     name: str
@@ -86,21 +89,21 @@ class Sweep:
     plots: Sequence[tuple[str, str]] = (("parameters", ""), ("macs", ""))
 
     def trials(self) -> list[Trial]:
-        """Seed by seed, so that a sweep that is stopped has whole rows of points."""
+        """Returns the trials, seed by seed, so that a stopped sweep has all points for its first seeds."""
         shared = {key: str(value) for key, value in self.overrides.items()}
         points = [{key: str(value) for key, value in point.items()} for point in self.points]
         return [Trial(self.config, shared | point, point, seed) for seed in self.seeds for point in points]
 
 
-class SweepError(ValueError):
-    """A sweep that cannot run; the message says why."""
+class SweepError(SqueezeJaxError, ValueError):
+    """An invalid sweep, trial or argument."""
 
 
 def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
-    """Parses the flags of every trial as its process will, opens its dataset and splits, and traces its network.
+    """Checks every trial: parses its flags as its process will, opens its dataset and splits, and traces its network.
 
     Raises:
-      SweepError: a key, a value or a dataset is wrong, two trials would share a folder, or a folder holds a run of
+      SweepError: a key, a value or a dataset is invalid, two trials have the same name, or a folder contains a run of
         another config.
     """
     datasets: dict[str, Dataset] = {}
@@ -109,15 +112,11 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
     def check_one(config: ConfigDict) -> None:
         of_dataset = f"{config.dataset} {config.crop} {config.run.data_dir}"
         if of_dataset not in datasets:
-            datasets[of_dataset] = run.dataset_of(config)
-        dataset = datasets[of_dataset]
-        splits = {split: run.split_of(dataset, config, split) for split in config_lib.SPLITS}
-        plan = Plan.of(config, len(splits["train"] or ()))
-        make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
-        shape = run.preprocessing_of(config).input_shape(dataset.image_shape)
-        of_network = f"{config.model} {shape} {dataset.num_classes}"
+            datasets[of_dataset] = open_config_dataset(config)
+        experiment = build(config, datasets[of_dataset])
+        of_network = f"{experiment.model} {experiment.input_shape}"
         if of_network not in traced:
-            summarize(run.model_of(config, dataset.num_classes), shape)
+            summarize(experiment.model, experiment.input_shape)
             traced.add(of_network)
 
     check_runs(trials, workdir, check_one)
@@ -126,37 +125,46 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
 def check_runs(
     trials: Sequence[Trial], workdir: pathlib.Path, check_one: Callable[[ConfigDict], None] = lambda config: None
 ) -> None:
-    """Compares every trial with the run that its folder holds, if any; `check_one` says more of each config.
+    """Checks the config of every trial, and compares it with that of the run in its folder, if any.
+
+    Args:
+      trials: the trials.
+      workdir: the folder of the sweep.
+      check_one: an additional check of each config.
 
     Raises:
-      SweepError: a key or a value is wrong, two trials would share a folder, or a folder holds a run of another config.
+      SweepError: a key or a value is invalid, two trials have the same name, or a folder contains a run of another
+        config.
     """
     names = [trial.name for trial in trials]
     for trial in trials:
         try:
             if names.count(trial.name) > 1:
-                raise SweepError("two trials have this name; each point must differ from the others in its values.")
+                raise SweepError("two trials have this name; every point needs different values.")
             config = _parse(trial)
             config_lib.validate(config)
             check_one(config)
             folder = workdir / trial.name
             if (folder / config_lib.CONFIG_FILE).exists():
                 config_lib.check_same_experiment(config_lib.read(folder)[0], config, folder)
-        except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError, DataError) as error:
+        except SqueezeJaxError as error:
             raise SweepError(f"trial {trial.name}: {error}") from error
 
 
 def _parse(trial: Trial) -> ConfigDict:
+    """Returns the config that the trial's process will read; raises ConfigError if it is invalid."""
     arguments = [sys.argv[0], *trial.flags()]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=arguments)
-    values(arguments)
-    return values.config
+    return commands.read_config(values, arguments)
 
 
 @contextlib.contextmanager
 def claim(folder: pathlib.Path) -> Iterator[TextIO | None]:
-    """The claim of a trial, or None where another process has it, or runs it without a claim as --list prints it."""
+    """Yields the claim file of a trial, locked; None if another process has claimed the trial, or runs it anyway.
+
+    Commands printed by --list run trials without a claim; such a run is recognised by the lock of its workdir.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / CLAIM_FILE).open("a") as file:
         try:
@@ -168,7 +176,7 @@ def claim(folder: pathlib.Path) -> Iterator[TextIO | None]:
 
 
 def _is_locked(path: pathlib.Path) -> bool:
-    """Whether a process holds the file, which need not exist and is not changed."""
+    """Returns whether a process has locked the file, which is not changed and need not exist."""
     if not path.exists():
         return False
     with path.open() as file:
@@ -180,7 +188,7 @@ def _is_locked(path: pathlib.Path) -> bool:
 
 
 def status(folder: pathlib.Path) -> str:
-    """ "finished", "failed: REASON", "running", "stopped" or "not run"."""
+    """Returns the status of a trial: "finished", "failed: REASON", "running", "stopped" or "not run"."""
     if (folder / RESULT_FILE).exists():
         return "finished"
     if (folder / FAILURE_FILE).exists():

@@ -1,8 +1,8 @@
-"""JAX/Flax research codebase of the SqueezeNet family.
+"""A JAX/Flax research codebase for the SqueezeNet family.
 
 from squeeze_jax import models, load
 model = models.create("squeezenet_v1_1", num_classes=10)
-run = load("runs/digits")
+network = load("runs/digits")
 """
 
 import importlib
@@ -12,16 +12,15 @@ from squeeze_jax.version import __version__
 
 if TYPE_CHECKING:
     from squeeze_jax import models, pretrained
-    from squeeze_jax.loading import load
-    from squeeze_jax.run import Run
+    from squeeze_jax.network import Network, load
 
-__all__ = ["Run", "__version__", "load", "models", "pretrained"]
+__all__ = ["Network", "__version__", "load", "models", "pretrained"]
 
-_MODULES = {"Run": "run", "load": "loading", "models": "models", "pretrained": "pretrained"}
+_MODULES = {"Network": "network", "load": "network", "models": "models", "pretrained": "pretrained"}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name when it is first asked for: squeeze_jax.main has something to do before JAX is there."""
+    """Imports a name on first access, because squeeze_jax.main must run code before JAX is imported."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_MODULES[name]}")

@@ -1,149 +1,165 @@
-"""The base config of every experiment, its validation, and its reading back from a workdir.
+"""The base config of all experiments: its defaults, validation, and reading and writing it in a workdir.
 
-A config file imports `base_config`, changes what its experiment needs and returns it from `get_config`. Every key is
-here, so a misspelt one is an error that names the right one. A value of None means "the named model's own".
+A config file imports `base_config`, changes the values its experiment needs and returns the config from `get_config`.
+The base config defines every key and is locked, so a misspelt key is an error that suggests the right one.
 """
 
 import difflib
 import json
+import operator
 import pathlib
 import re
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from squeeze_jax import models, tasks
+from squeeze_jax.errors import ConfigError
+from squeeze_jax.models.registry import ImageInput
+
 CONFIG_FILE = "config.json"
+SIZE = "a number of pixels, or (height, width)"
+VERSION = 2  # of the file format; see `_from_version_1`
 
 BACKENDS = ("jit", "pmap")
 OPTIMIZERS = ("sgd", "caffe_sgd", "adamw", "muon")
 SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
-# A metric that may choose the best checkpoint, and whether more of it is better.
-BEST_METRICS = {"top1": True, "loss": False, "auc": True}
 CROPS = ("random_resized", "random")
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)\s*")
 
 
-class ConfigError(ValueError):
-    """A config that cannot be run; the message names the key, what was expected and how to mend it."""
+def base_config(task: str = "classification") -> ConfigDict:
+    """Returns the default config, locked.
 
+    A duration is a number with a unit: "500 steps", "20 epochs" or "51200 examples".
 
-def base_config() -> ConfigDict:
-    """The defaults, locked. A duration is a number and a unit: "500 steps", "20 epochs" or "51200 examples"."""
+    Args:
+      task: the name of a registered task; its options become the keys of `config.task`.
+
+    Raises:
+      ConfigError: the task is not registered.
+    """
     config = ConfigDict()
     config.seed = 0
-    config.init_from = ""  # a weight file or a workdir to start from; "" for random weights
-    config.init_new_head = False  # conv10 starts anew, for another number of classes than those weights have
+    config.init_from = ""  # weight file or workdir to initialise the weights from; "" for random weights
+    config.init_new_head = False  # reinitialise the last layer, e.g. for a different number of classes
 
+    # None means the named network's own value. The keys are the attributes of all registered networks.
     config.model = ConfigDict()
     config.model.name = "squeezenet_v1_1"
-    config.model.num_classes = config_dict.placeholder(int)  # the dataset's; another value is an error
-    config.model.dropout_rate = config_dict.placeholder(float)
-    config.model.bypass = config_dict.placeholder(str)
-    config.model.base_filters = config_dict.placeholder(int)
-    config.model.filter_increment = config_dict.placeholder(int)
-    config.model.increment_every = config_dict.placeholder(int)
-    config.model.squeeze_ratio = config_dict.placeholder(object)  # a number, or eight: one a Fire module
-    config.model.fraction_3x3 = config_dict.placeholder(float)
-    config.model.stem = config_dict.placeholder(str)
-    config.model.stem_filters = config_dict.placeholder(int)
-    config.model.pool_after = config_dict.placeholder(tuple)
-    config.model.pooling = config_dict.placeholder(str)
-    config.model.head_padding = config_dict.placeholder(bool)
-    config.model.head_relu = config_dict.placeholder(bool)
-    config.model.use_batch_norm = config_dict.placeholder(bool)
+    for name, kind in models.override_types().items():
+        config.model[name] = config_dict.placeholder(kind)
     config.model.dtype = "float32"
 
+    # What is learned and how it is measured. The other keys are the options of the task.
+    config.task = ConfigDict({"name": task, **tasks.named(task).OPTIONS})
+
     config.dataset = ConfigDict()
-    # A builder of this project, any TFDS name, "fake/32x32x3/10", the folder of a prepared dataset, or a folder of
+    # A dataset of this project, any TFDS name, "fake/32x32x3/10", the folder of a prepared dataset, or a folder of
     # images in split/class/.
     config.dataset.name = "digits"
     config.dataset.train_split = "train"
-    config.dataset.validation_split = "validation"  # chooses the best checkpoint; "" for none
-    config.dataset.test_split = "test"  # read once, at the end; "" for none
-    config.dataset.held_out = 0  # examples taken out of train_split, always the same, to be the validation split
-    config.dataset.channels = config_dict.placeholder(int)  # 3 makes colour of grey images; None: the dataset's own
-    config.dataset.skip_unreadable = False  # replace an image that cannot be used by the next one, and count it
-    config.dataset.image_size = ()  # the device enlarges or shrinks to this; () leaves the images as they are
-    config.dataset.mean = (0.0,)  # of the pixels in 0..255, a channel or one for all
+    config.dataset.validation_split = "validation"  # selects the best checkpoint; "" for none
+    config.dataset.test_split = "test"  # evaluated once, at the end of the run; "" for none
+    config.dataset.held_out = 0  # training examples (always the same ones) to use as the validation split instead
+    config.dataset.channels = config_dict.placeholder(int)  # 3 converts grey images to RGB; None: as stored
+    config.dataset.skip_unreadable = False  # replace an unusable image by the next one and count it
+    config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
+    config.dataset.mean = (0.0,)  # of the pixels in 0..255; one value per channel, or one for all channels
     config.dataset.std = (255.0,)
 
-    # Photographs of any size are cut to squares on the host. Images of one size need none of it.
+    # Crops photographs of any size to one size on the host. Not needed if all images have the same size.
     config.crop = ConfigDict()
-    config.crop.size = 0  # pixels of the square; 0 for no cropping
-    config.crop.train = "random_resized"  # or "random": a random square out of the resized image
-    config.crop.resize = 256  # before the central square of evaluation, and before "random"
-    config.crop.keep_aspect = True  # `resize` is the shorter side; False: both sides, as Caffe's LMDBs were made
-    config.crop.smallest_area = 0.08  # share of the image that a random resized crop covers at least
+    config.crop.size = config_dict.FieldReference(0, field_type=object)  # side, or (height, width); 0: no crop
+    config.crop.train = "random_resized"  # or "random": a random crop of that size from the resized image
+    # The size before the central crop of evaluation, and before "random": one number, or (height, width).
+    config.crop.resize = config_dict.FieldReference(256, field_type=object)
+    config.crop.keep_aspect = True  # one number is the shorter side; False: both sides, as in Caffe's LMDBs
+    config.crop.smallest_area = 0.08  # smallest fraction of the image area covered by a random resized crop
 
-    # On the device, in training only but for `intensity`.
+    # Augmentation on the device; in training only, except `intensity`.
     config.augment = ConfigDict()
-    config.augment.flip = ()  # axes, each mirrored in one image of two: ("width",), ("depth", "height", "width")
-    config.augment.quarter_turns = False  # multiples of 90 degrees; a volume in a random plane
-    config.augment.rotate = 0.0  # largest angle in degrees, either way; 2-D images
-    config.augment.pad_and_crop = 0  # pixels of black border that a random crop moves in
+    config.augment.flip = ()  # axes, each mirrored with probability 1/2: ("width",), ("depth", "height", "width")
+    config.augment.quarter_turns = False  # rotate by a random multiple of 90 degrees; volumes in a random plane
+    config.augment.rotate = 0.0  # largest rotation angle in degrees, in either direction; 2-D images only
+    config.augment.pad_and_crop = 0  # width in pixels of the black border added before a random crop
     config.augment.cutout = 0  # side in pixels of the square that is set to the mean
-    config.augment.intensity = ()  # (low, high) of a random factor on the pixels; evaluation uses the middle
-    config.augment.mixup = 0.0  # alpha of the Beta distribution that neighbours are mixed by; 0 for none
+    config.augment.intensity = ()  # (low, high) of a random factor on the pixels; evaluation uses the midpoint
 
     config.train = ConfigDict()
     config.train.duration = "20 epochs"
-    config.train.batch_size = 128  # examples that one update sees, over all hosts and devices
-    config.train.micro_batches = 1  # an update's batch is computed in this many parts
-    config.train.label_smoothing = 0.0
-    config.train.class_weights = "none"  # "balanced" (inverse to the class's share), or factors: "1, 2.5"
-    config.train.ema_decay = 0.0  # of the averaged weights that evaluation uses; 0 evaluates the raw ones
-    config.train.patience = "0 epochs"  # ends the run when the best metric has not risen for so long; 0 never does
+    config.train.batch_size = 128  # examples per update, over all hosts and devices
+    config.train.micro_batches = 1  # number of parts that the batch of an update is split into
+    config.train.ema_decay = 0.0  # decay of the averaged weights used in evaluation; 0 disables averaging
+    config.train.patience = "0 epochs"  # stop if the best metric has not improved for this long; 0 never stops
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.04
-    config.optimizer.momentum = 0.9  # beta 1 of AdamW, beta of Muon
+    config.optimizer.momentum = 0.9  # beta_1 of AdamW, beta of Muon
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-4
-    config.optimizer.decay_biases = False  # weight decay on biases and batch-norm parameters too, as Caffe does
-    config.optimizer.gradient_clip = 0.0  # largest global norm of the gradients; 0 for no limit
-    # ((pattern, factor), ...): parameters whose path ("fire2/squeeze1x1/kernel") the pattern is found in learn at this
-    # multiple of the rate; 0 freezes them. The first pattern that fits counts.
-    config.optimizer.rate_factors = ()
+    config.optimizer.decay_biases = False  # also apply weight decay to biases and batch-norm parameters, like Caffe
+    config.optimizer.gradient_clip = 0.0  # maximum global norm of the gradients; 0 for no limit
+    # ((pattern, multiplier), ...): scales the learning rate of the parameters whose path ("fire2/squeeze1x1/kernel")
+    # contains the regular expression; 0 freezes them. The first matching pattern applies.
+    config.optimizer.learning_rate_multipliers = ()
 
     config.schedule = ConfigDict()
     config.schedule.name = "polynomial"
-    config.schedule.warmup = "0 steps"  # linear, from zero
-    config.schedule.power = 1.0  # of "polynomial"; 1 is the paper's linear decay to zero
-    config.schedule.peak_at = 0.3  # of "one_cycle": the share of the duration before the peak
-    config.schedule.milestones = (0.5, 0.75)  # of "step": shares of the duration
-    config.schedule.factor = 0.1  # of "step": multiplies the learning rate at each milestone
+    config.schedule.warmup = "0 steps"  # linear warm-up from zero
+    config.schedule.power = 1.0  # "polynomial": exponent; 1 is the paper's linear decay to zero
+    config.schedule.peak_at = 0.3  # "one_cycle": fraction of the duration before the peak
+    config.schedule.milestones = (0.5, 0.75)  # "step": fractions of the duration
+    config.schedule.factor = 0.1  # "step": the learning rate is multiplied by this at each milestone
 
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 500
-    config.evaluation.best_metric = "top1"
-    config.evaluation.auc = False  # also AUC, and with two classes sensitivity and specificity
-    config.evaluation.mirror = ()  # axes: the logits are the mean over an image and its mirror images along them
+    config.evaluation.best_metric = "top1"  # selects the best checkpoint; a key of the task's `higher_is_better`
 
-    # What may change between two starts of one run.
+    # These keys may change when a run is resumed.
     config.run = ConfigDict()
     config.run.data_dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.run.num_threads = 2  # that decode and assemble batches, in each worker
-    config.run.num_workers = 0  # processes that do so instead of this one
-    config.run.num_devices = config_dict.placeholder(int)  # None: every accelerator, or one CPU device
+    config.run.num_threads = 2  # threads that decode and assemble batches, per worker process
+    config.run.num_workers = 0  # worker processes for the input pipeline; 0 uses the main process
+    config.run.num_devices = config_dict.placeholder(int)  # None: all accelerators, or one CPU device
     config.run.backend = "jit"  # or "pmap"
     config.run.log_every = "50 steps"
     config.run.evaluate_every = "1 epoch"
     config.run.checkpoint_every = "1 epoch"
-    config.run.keep_checkpoints = 2  # latest ones; the best is kept besides
-    config.run.stop_after_steps = config_dict.placeholder(int)  # ends early without touching the schedule
-    config.run.profile_steps = ()  # (first, last): a trace for TensorBoard or Perfetto
+    config.run.keep_checkpoints = 2  # number of latest checkpoints to keep; the best one is always kept too
+    config.run.stop_after_steps = config_dict.placeholder(int)  # stop early, with the schedule unchanged
+    config.run.profile_steps = ()  # (first, last): steps to trace for TensorBoard or Perfetto
     return config.lock()
 
 
+def use_images(config: ConfigDict, images: ImageInput) -> None:
+    """Sets the crop, channels and normalisation in `config` to those of published weights."""
+    config.dataset.channels = 3
+    config.dataset.mean = images.mean
+    config.dataset.std = images.std
+    config.crop.size = images.size
+    config.crop.resize = images.resize
+    config.crop.keep_aspect = images.keep_aspect
+
+
 def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
-    """Converts "20 epochs", "500 steps" or "51200 examples" to whole steps, rounded to the nearest."""
+    """Converts a duration to a number of steps, rounded to the nearest integer.
+
+    Args:
+      duration: such as "20 epochs", "500 steps" or "51200 examples".
+      batch_size: examples per step.
+      num_examples: examples per epoch.
+
+    Raises:
+      ConfigError: `duration` is not a number with a unit.
+    """
     match = _DURATION.fullmatch(duration)
     if match is None:
         raise ConfigError(
-            f"{duration!r} is no duration; expected a number and a unit, such as '20 epochs', '500 steps'."
+            f"{duration!r} is not a duration; expected a number and a unit, such as '20 epochs' or '500 steps'."
         )
     amount, unit = float(match[1]), match[2].rstrip("s")
     examples = {"step": amount * batch_size, "epoch": amount * num_examples, "example": amount}[unit]
@@ -151,12 +167,15 @@ def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ConfigError for a value that no run could use, before anything is computed or written."""
+    """Checks the values of a config, before anything is computed or written.
+
+    Raises:
+      ConfigError: a value is invalid; the message names the key.
+    """
     for key, choices in (
         ("optimizer.name", OPTIMIZERS),
         ("schedule.name", SCHEDULES),
         ("run.backend", BACKENDS),
-        ("evaluation.best_metric", tuple(BEST_METRICS)),
         ("crop.train", CROPS),
     ):
         value = lookup(config, key)
@@ -166,17 +185,13 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key}={value!r} is unknown; expected one of {', '.join(choices)}.{hint}")
     for key in ("train.batch_size", "train.micro_batches", "evaluation.batch_size", "run.num_threads"):
         _require(config, key, lambda value: value >= 1, "at least 1")
-    _require(
-        config, "run.keep_checkpoints", lambda value: value >= 1, "at least 1, for a run could not resume otherwise"
-    )
+    _require(config, "run.keep_checkpoints", lambda value: value >= 1, "at least 1, so that the run can resume")
     for key in ("run.num_devices", "run.stop_after_steps"):
         _require(config, key, lambda value: value is None or value >= 1, "at least 1")
     for key in (
         "augment.pad_and_crop",
         "augment.cutout",
         "augment.rotate",
-        "augment.mixup",
-        "crop.size",
         "dataset.held_out",
         "optimizer.weight_decay",
         "optimizer.gradient_clip",
@@ -185,7 +200,7 @@ def validate(config: ConfigDict) -> None:
     ):
         _require(config, key, lambda value: value >= 0, "zero or more")
     _require(config, "seed", lambda value: 0 <= value < 2**31, "0 <= value < 2**31")
-    _require(config, "model.squeeze_ratio", _is_squeeze_ratio, "a number, or eight: one a Fire module")
+    _require(config, "model.squeeze_ratio", _is_squeeze_ratio, "one number, or a tuple of eight: one per Fire module")
     _require(config, "crop.smallest_area", lambda value: 0 < value <= 1, "0 < value <= 1")
     _require(config, "dataset.channels", lambda value: value in (None, 1, 3), "1 or 3")
     _require(
@@ -194,26 +209,31 @@ def validate(config: ConfigDict) -> None:
         lambda value: len(value) in (0, 2) and tuple(sorted(value)) == tuple(value),
         "(low, high)",
     )
-    if config.crop.size > config.crop.resize:
-        raise ConfigError(f"config.crop.size={config.crop.size} is more than config.crop.resize={config.crop.resize}.")
-    if config.evaluation.best_metric == "auc" and not config.evaluation.auc:
-        raise ConfigError("config.evaluation.best_metric='auc' needs config.evaluation.auc=True.")
-    if config.augment.mixup and config.train.batch_size % 2:
-        raise ConfigError(f"config.augment.mixup pairs examples; batch_size={config.train.batch_size} is odd.")
+    _require(config, "crop.size", lambda value: value == 0 or _is_size(value), f"{SIZE}; 0 for no crop")
+    _require(config, "crop.resize", _is_size, SIZE)
+    if config.crop.size and any(map(operator.gt, size_of(config.crop.size), size_of(config.crop.resize))):
+        raise ConfigError(
+            f"config.crop.size={config.crop.size} is larger than config.crop.resize={config.crop.resize}."
+        )
     if config.dataset.held_out and config.dataset.validation_split:
         raise ConfigError(
-            f"config.dataset.held_out={config.dataset.held_out} makes a validation split; set "
+            f"config.dataset.held_out={config.dataset.held_out} already creates a validation split; set "
             f"config.dataset.validation_split='' or leave held_out at 0."
         )
-    parse_class_weights(config.train.class_weights)
-    for key in ("train.label_smoothing", "train.ema_decay", "optimizer.momentum"):
+    _require(
+        config,
+        "optimizer.learning_rate_multipliers",
+        _is_multipliers,
+        "((pattern, multiplier), ...), with regular expressions and numbers of zero or more",
+    )
+    for key in ("train.ema_decay", "optimizer.momentum"):
         _require(config, key, lambda value: 0 <= value < 1, "0 <= value < 1")
     _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
     _require(
         config,
         "schedule.milestones",
         lambda value: list(value) == sorted(value) and all(0 < share < 1 for share in value),
-        "rising shares of the duration, each between 0 and 1",
+        "increasing fractions of the duration, each between 0 and 1",
     )
     _require(config, "dataset.std", lambda value: all(std > 0 for std in value), "positive numbers")
     _require(
@@ -241,27 +261,8 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key}: {error}") from None
 
 
-def parse_class_weights(text: str) -> str | tuple[float, ...]:
-    """ "none", "balanced", or the factors of a comma-separated list.
-
-    Raises:
-      ConfigError: anything else.
-    """
-    if text in ("none", "balanced"):
-        return text
-    try:
-        weights = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        weights = ()
-    if not weights or min(weights) <= 0:
-        raise ConfigError(
-            f"config.train.class_weights={text!r}; expected 'none', 'balanced', or positive factors such as '1, 2.5'."
-        )
-    return weights
-
-
 def lookup(config: ConfigDict, key: str) -> Any:
-    """The value at a dotted key."""
+    """Returns the value at a dotted key, such as "optimizer.name"."""
     for part in key.split("."):
         config = config[part]
     return config
@@ -273,6 +274,23 @@ def _require(config: ConfigDict, key: str, accept, expected: str) -> None:
         raise ConfigError(f"config.{key}={value!r}; expected {expected}.")
 
 
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return all(type(side) is int and side >= 1 for side in sides)
+
+
+def _is_multipliers(value: Any) -> bool:
+    try:
+        return all(re.compile(pattern) and float(multiplier) >= 0 for pattern, multiplier in value)
+    except (TypeError, ValueError, re.error):
+        return False
+
+
+def size_of(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns (height, width) of a size that is given as one number or as both."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
 def _is_squeeze_ratio(value: Any) -> bool:
     ratios = value if isinstance(value, tuple) else (value,)
     return value is None or all(isinstance(ratio, (int, float)) for ratio in ratios)
@@ -281,12 +299,22 @@ def _is_squeeze_ratio(value: Any) -> bool:
 def check_same_experiment(
     stored: ConfigDict, given: ConfigDict, workdir: pathlib.Path | str, *, free: tuple[str, ...] = ("run",)
 ) -> None:
-    """Raises ConfigError, with the keys, where two configs differ outside their sections `free`."""
+    """Checks that two configs describe the same experiment.
+
+    Args:
+      stored: the config in the workdir.
+      given: the config of this call.
+      workdir: for the message.
+      free: top-level sections that may differ.
+
+    Raises:
+      ConfigError: the configs differ outside the sections `free`; the message lists the keys.
+    """
     old, new = flatten(stored), flatten(given)
     lines = [
         f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now"
         for key in sorted(old | new)
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in free
+        if old.get(key) != new.get(key) and (key.partition(".")[0] not in free or key == "task.name")
     ]
     if lines:
         raise ConfigError(
@@ -296,7 +324,7 @@ def check_same_experiment(
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """The values by their dotted keys."""
+    """Returns the values of a config by their dotted keys."""
 
     def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
         flat = {}
@@ -308,18 +336,25 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) -> None:
-    """Writes `config.json`: the config, and what the dataset settled (`resolved`), which `load` needs without it."""
-    text = json.dumps({"config": config.to_dict(), "resolved": resolved}, indent=2)
+    """Writes `config.json`.
+
+    Args:
+      workdir: the folder.
+      config: the config.
+      resolved: JSON values that were read from the dataset, such as the class names; `load` needs them without the
+        dataset.
+    """
+    text = json.dumps({"version": VERSION, "config": config.to_dict(), "resolved": resolved}, indent=2)
     temporary = workdir / f"{CONFIG_FILE}.tmp"
     temporary.write_text(text + "\n")
     temporary.replace(workdir / CONFIG_FILE)
 
 
-def read(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
-    """Reads a workdir's config and what its dataset settled.
+def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
+    """Reads `config.json` and returns the config and the values that were read from the dataset, see `save`.
 
     Raises:
-      ConfigError: no readable `config.json` there, or one of another version of this project.
+      ConfigError: there is no readable `config.json`, or it was written by an incompatible version of this project.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:
@@ -331,21 +366,57 @@ def read(workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
-    return from_values(values, path), resolved
+    return from_values(values, path, stored.get("version", 1)), resolved
 
 
-def from_values(values: dict[str, Any], path: pathlib.Path) -> ConfigDict:
-    """A config from what JSON kept of it; raises ConfigError where another version of this project wrote it."""
-    config = base_config()
+def from_values(values: dict[str, Any], path: pathlib.Path, version: int) -> ConfigDict:
+    """Rebuilds a config from its JSON values.
+
+    Args:
+      values: the sections of the config.
+      path: the file they were read from, for messages.
+      version: the format version of the file.
+
+    Raises:
+      ConfigError: the task is not registered, or the keys are of another version of this project.
+    """
+    if version > VERSION:
+        raise ConfigError(f"{path} has version {version} and was written by a newer squeeze_jax; update this one.")
     try:
+        values = _from_version_1(values) if version == 1 else values
+        config = base_config(values["task"]["name"])
         config.update(_tuples(values))
-    except (KeyError, AttributeError, TypeError) as error:
+    except ConfigError:
+        raise
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} was written by another version of squeeze_jax: {error}") from error
     return config
 
 
+# Keys that were in another place in version 1.
+MOVED = {
+    "train.label_smoothing": "task.label_smoothing",
+    "train.class_weights": "task.class_weights",
+    "augment.mixup": "task.mixup",
+    "evaluation.auc": "task.auc",
+    "evaluation.mirror": "task.mirror",
+    "optimizer.rate_factors": "optimizer.learning_rate_multipliers",
+}
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Converts the values of version 1, which had no tasks: every network was a classifier."""
+    values = {section: dict(value) if isinstance(value, dict) else value for section, value in values.items()}
+    values["task"] = {"name": "classification"}
+    for old, new in MOVED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in values.get(section, ()):
+            values[new_section][new_key] = values[section].pop(key)
+    return values
+
+
 def _tuples(value: Any) -> Any:
-    """JSON has no tuples, a config has no lists."""
+    """Converts lists to tuples, because JSON has no tuples and a config has no lists."""
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, dict):

@@ -1,47 +1,44 @@
-"""Classifies photographs with published or own weights.
+"""Classifies photographs with published weights or with a network that you trained.
 
     python -m squeeze_jax.predict --weights compressed_SqueezeNet.net photographs/ tench.jpg 'more/*.png'
     python -m squeeze_jax.predict --weights runs/cifar10 --format json image.png
     python -m squeeze_jax.predict --weights runs/cifar10 --cam maps image.png
 
-The weights are a file (see squeeze_jax.pretrained) or the workdir of a run; the preprocessing comes with them. Images
-that cannot be read are named and left out, and the exit status is 1 at the end.
+--weights is a weight file (see squeeze_jax.pretrained) or the workdir of a run; it includes the preprocessing. Images
+that cannot be read are reported and skipped; the exit status is then 1.
 """
 
-from squeeze_jax.memory import keep_freed_memory
+from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
-    keep_freed_memory()  # before what follows is imported
+    keep_freed_memory()  # before the imports below
 
 import argparse
 import csv
+import dataclasses
 import glob
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
-from squeeze_jax import compilation_cache, writers
-from squeeze_jax import run as run_lib
-from squeeze_jax.checkpoints import CheckpointError
-from squeeze_jax.config import ConfigError
-from squeeze_jax.data import decode
-from squeeze_jax.data.folder import EXTENSIONS
-from squeeze_jax.loading import load
-from squeeze_jax.parallel import compile_often
-from squeeze_jax.pretrained import WeightError
-
-BEST = 5
+from squeeze_jax import commands
+from squeeze_jax.data.folders import EXTENSIONS
+from squeeze_jax.errors import InputError
+from squeeze_jax.network import Network, load
+from squeeze_jax.runtime import compilation_cache
+from squeeze_jax.tasks import Task
 
 
 def find_images(arguments: list[str]) -> list[pathlib.Path]:
-    """Files, the images below folders, and what globs match, in that order.
+    """Expands files, folders (all images below them) and glob patterns to image paths, in the order given.
 
     Raises:
-      ValueError: nothing there.
+      InputError: an argument gives no image.
     """
     found = []
     for argument in arguments:
@@ -53,58 +50,49 @@ def find_images(arguments: list[str]) -> list[pathlib.Path]:
         else:
             images = sorted(map(pathlib.Path, glob.glob(argument, recursive=True)))
         if not images:
-            raise ValueError(f"{argument} is no file, no folder with images and no pattern that matches any.")
+            raise InputError(f"{argument} is not a file, a folder with images or a pattern that matches any image.")
         found += images
     return found
 
 
-def read_image(path: pathlib.Path, network: run_lib.Run) -> np.ndarray:
-    """The image as the network evaluates it: uint8 of `network.image_shape`.
+def predictions(network: Network, paths: list[pathlib.Path], batch_size: int, unreadable: list[str]) -> Iterator:
+    """Yields (path, image, prediction) for every readable image.
 
-    Raises:
-      OSError, ValueError: it cannot be read, or has not the shape that the network needs.
+    Args:
+      network: the network.
+      paths: the image files.
+      batch_size: images per call of the network.
+      unreadable: the paths of images that cannot be read are appended to this list.
     """
-    crop = run_lib.crop_of(network.config)
-    channels = network.image_shape[-1]
-    stored = path.read_bytes()
-    image = decode.decode(stored, channels) if crop is None else crop.for_evaluation(stored, channels)
-    if image.shape != network.image_shape:
-        raise ValueError(f"it has shape {image.shape}; the network takes {network.image_shape}")
-    return image
-
-
-def predictions(network: run_lib.Run, paths: list[pathlib.Path], batch_size: int, unreadable: list[str]) -> Iterator:
-    """(path, image, probabilities) of every readable image; the others are named and appended to `unreadable`."""
     batch: list[tuple[pathlib.Path, np.ndarray]] = []
     for path in paths:
         try:
-            batch.append((path, read_image(path, network)))
-        except (OSError, ValueError) as error:
-            print(f"{path} is left out: {error}", file=sys.stderr)
+            batch.append((path, network.read_image(path)))
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
             unreadable.append(str(path))
         if batch and (len(batch) == batch_size or path == paths[-1]):
-            # The last batch is filled up, so that it needs no compilation of its own.
+            # The last batch is padded, so that it does not need another compilation.
             images = np.stack([image for _, image in batch])
             filled = np.resize(images, (min(batch_size, len(paths)), *images.shape[1:]))
-            for (file, image), probabilities in zip(batch, network.predict(filled), strict=False):
-                yield file, image, probabilities
+            predicted = network.predict(filled)
+            for i, (file, image) in enumerate(batch):
+                yield file, image, jax.tree.map(lambda leaf, i=i: leaf[i], predicted)
             batch = []
 
 
-def best_classes(probabilities: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    order = np.argsort(-probabilities, kind="stable")[:BEST]
-    return [{"class": int(i), "label": labels[i], "probability": float(probabilities[i])} for i in order]
-
-
 def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """A label a line, in the order of the classes; a WordNet id before it is left away.
+    """Reads one label per line, in the order of the classes; a leading WordNet id is dropped.
 
     Raises:
-      ValueError: another number of lines than classes.
+      InputError: the file cannot be read, or its number of lines differs from the number of classes.
     """
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
     if len(lines) != len(class_names):
-        raise ValueError(f"{path} has {len(lines)} lines; expected {len(class_names)}, a label a class.")
+        raise InputError(f"{path} has {len(lines)} lines; expected {len(class_names)}, one label per class.")
     ids = [line.split(maxsplit=1) for line in lines]
     return tuple(
         rest[1] if len(rest) == 2 and rest[0] == name else line
@@ -112,62 +100,49 @@ def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, 
     )
 
 
-def activation_maps(network: run_lib.Run) -> Callable[[np.ndarray], np.ndarray]:
-    """What maps an image to conv10's map of each class: its class activation maps (Zhou et al. 2016)."""
-    preprocessing = run_lib.preprocessing_of(network.config)
-
-    @compile_often
-    def maps(variables, images):
-        return network.model.apply(variables, preprocessing.evaluate(images), method="features")["conv10"]
-
-    return lambda image: np.asarray(maps(network.variables, image[None]))[0]
-
-
 def main() -> int:
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", help="files, folders or patterns")
+    parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
     parser.add_argument("--weights", required=True, type=pathlib.Path, help="a weight file or a workdir")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    parser.add_argument("--labels", type=pathlib.Path, help="a label a line, in the order of the classes")
-    parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="draws class activation maps there")
+    parser.add_argument("--labels", type=pathlib.Path, help="file with one label per line, in the order of the classes")
+    parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="folder for class activation maps")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
     compilation_cache.enable()
     unreadable: list[str] = []
-    try:
-        paths = find_images(args.images)
-        network = load(args.weights)
-        labels = read_labels(args.labels, network.class_names) if args.labels else network.class_names
-        maps_of = activation_maps(network)
-        results = []
-        for path, image, probabilities in predictions(network, paths, args.batch_size, unreadable):
-            results.append({"file": str(path), "top5": best_classes(probabilities, labels)})
-            if args.cam:
-                args.cam.mkdir(parents=True, exist_ok=True)
-                best = results[-1]["top5"][0]["class"]
-                writers.draw_overlay(args.cam / f"{path.stem}.png", image, maps_of(image)[..., best])
-    except (ConfigError, CheckpointError, WeightError, ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    _print(results, args.format)
+    paths = find_images(args.images)
+    network = load(args.weights)
+    if args.labels:
+        network = dataclasses.replace(network, class_names=read_labels(args.labels, network.class_names))
+    results = []
+    for path, image, predicted in predictions(network, paths, args.batch_size, unreadable):
+        results.append({"file": str(path), **network.task.describe(predicted)})
+        if args.cam:
+            args.cam.mkdir(parents=True, exist_ok=True)
+            network.explain(args.cam / f"{path.stem}.png", image, predicted)
+    _print(results, network.task, args.format)
     return 1 if unreadable else 0
 
 
-def _print(results: list[dict[str, Any]], form: str) -> None:
+def _print(results: list[dict[str, Any]], task: Task, form: str) -> None:
     if form == "json":
         print(json.dumps(results, indent=2))
         return
-    rows = [{"file": r["file"], "rank": i, **best} for r in results for i, best in enumerate(r["top5"], start=1)]
+    lists = [(result["file"], rows) for result in results for name, rows in result.items() if name != "file"]
     if form == "csv":
-        writer = csv.DictWriter(sys.stdout, ("file", "rank", "class", "label", "probability"))
+        rows = [{"file": file, "rank": i, **row} for file, rows in lists for i, row in enumerate(rows, start=1)]
+        columns = dict.fromkeys(key for row in rows for key in row) or ["file"]
+        writer = csv.DictWriter(sys.stdout, list(columns))
         writer.writeheader()
         writer.writerows(rows)
         return
-    for result in results:
-        print(result["file"])
-        for best in result["top5"]:
-            print(f"  {best['probability']:6.1%}  {best['label']} ({best['class']})")
+    for file, rows in lists:
+        print(file)
+        for row in rows:
+            print(f"  {task.line(row)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -49,12 +49,12 @@ def test_a_table_holds_medians_and_keeps_other_rows(tmp_path):
     assert [(row["case"], row["seconds"], row["rounds"]) for row in found] == [("a", "3.0", "5"), ("b", "7.0", "5")]
 
 
-def test_the_readme_has_the_table_of_the_csv():
+def test_the_documentation_has_the_table_of_the_csv():
     import networks
 
     table = networks.table(ROOT / "benchmarks" / "results" / "networks.csv")
     assert table.count("\n") > 2
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "docs" / "speed.md").read_text()
 
 
 @pytest.mark.parametrize("training", [True, False])

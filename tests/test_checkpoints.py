@@ -9,13 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from squeeze_jax.checkpoints import CheckpointError, Checkpoints
 from squeeze_jax.config import OPTIMIZERS, base_config
-from squeeze_jax.optimizers import make_optimizer
-from squeeze_jax.state import TrainState, empty_window
+from squeeze_jax.errors import CheckpointError
+from squeeze_jax.training.optimizers import make_optimizer
+from squeeze_jax.training.state import TrainState, empty_window
+from squeeze_jax.workdir.checkpoints import Checkpoints
+
+SUMS = {"examples": jax.ShapeDtypeStruct((), jnp.int32), "loss": jax.ShapeDtypeStruct((), jnp.float32)}
 
 
-def state(value, width=64, optimizer=None):
+def state(value, width=64, optimizer=None, sums=SUMS):
     params = {"conv1": {"kernel": jnp.full((width, 3), float(value)), "bias": jnp.zeros(3)}}
     return TrainState(
         step=jnp.array(value, jnp.int32),
@@ -23,7 +26,7 @@ def state(value, width=64, optimizer=None):
         batch_stats={},
         opt_state=(optimizer or optax.sgd(0.1, momentum=0.9)).init(params),
         ema={"params": params, "batch_stats": {}},
-        window=empty_window(),
+        window=empty_window(sums),
     )
 
 
@@ -67,7 +70,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     reader = Checkpoints(tmp_path, read_only=True)
     assert [reader.read(name)[0] for name in ("best", "latest", 5, "5")] == [3, 6, 5, 5]
     assert float(reader.read("best")[1]["params/conv1/kernel"][0, 0]) == 3.0
-    with pytest.raises(CheckpointError, match="holds no checkpoint 4; expected 'best', 'latest' or one of 3, 5, 6"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint 4; expected 'best', 'latest' or one of 3, 5, 6"):
         reader.read(4)
 
 
@@ -166,8 +169,23 @@ def test_another_models_checkpoint_is_not_called_damaged(tmp_path):
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     assert Checkpoints(tmp_path / "new").restore_latest(state(0)) is None
-    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint yet"):
         Checkpoints(tmp_path / "new", read_only=True).read("best")
     with pytest.raises(CheckpointError, match="is it the workdir of a run"):
         Checkpoints(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_another_metric_begins_the_window_again_and_keeps_the_rest(tmp_path, caplog):
+    window = {"steps": jnp.array(3), "sums": {"examples": jnp.array(24), "loss": jnp.array(9.0)}}
+    old = state(5)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, old.replace(window={**old.window, **window}), {"best_step": None, "best_value": None})
+    restored, _ = checkpoints.restore_latest(old)
+    assert int(restored.window["steps"]) == 3 and float(restored.window["sums"]["loss"]) == 9.0
+    new_sums = SUMS | {"top1": jax.ShapeDtypeStruct((), jnp.int32)}
+    with caplog.at_level(logging.WARNING):
+        restored, _ = checkpoints.restore_latest(state(0, sums=new_sums))
+    assert "has sums of other metrics" in caplog.text
+    assert set(restored.window["sums"]) == set(new_sums) and not any(map(int, jax.tree.leaves(restored.window)))
+    assert int(restored.step) == 5 and float(restored.params["conv1"]["kernel"][0, 0]) == 5.0

@@ -7,7 +7,7 @@ import jax
 import pytest
 from conftest import ROOT, Child
 
-from squeeze_jax import compilation_cache
+from squeeze_jax.runtime import compilation_cache
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def no_cache(monkeypatch, tmp_path):
 
 def test_a_second_process_finds_what_the_first_one_compiled(tmp_path):
     code = (
-        "import jax; from squeeze_jax import compilation_cache; compilation_cache.enable();"
+        "import jax; from squeeze_jax.runtime import compilation_cache; compilation_cache.enable();"
         "jax.monitoring.register_event_listener(lambda event, **_: print(event));"
         "jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))"
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from squeeze_jax.data import pipeline, sources
-from squeeze_jax.data.sources import DataError, Split
+from squeeze_jax.data import pipeline, sources, splits
+from squeeze_jax.data.splits import Split
+from squeeze_jax.errors import DataError
 
 
 def numbered(size, image_shape=(2, 2, 1)):
@@ -58,17 +59,70 @@ def test_evaluation_counts_every_example_once(size, batch_size):
                 numbered(size), batch_size=batch_size, process_index=host, process_count=hosts
             ):
                 assert batch["image"].shape[0] == batch_size // hosts
-                seen += batch["image"][batch["mask"], 0, 0, 0].tolist()
+                seen += batch["image"][batch["valid"], 0, 0, 0].tolist()
         assert sorted(seen) == list(range(size))
 
 
 def test_a_split_too_large_for_memory_reads_the_same(monkeypatch):
     cached = numbered(20).batch(np.array([3, 1, 3]))
-    monkeypatch.setattr(sources, "CACHE_BYTES", 0)
+    monkeypatch.setattr(splits, "CACHE_BYTES", 0)
     read = numbered(20).batch(np.array([3, 1, 3]))
     for name in cached:
         np.testing.assert_array_equal(cached[name], read[name])
         assert cached[name].dtype == read[name].dtype
+
+
+def test_relabelling_keeps_what_is_wrong_an_error():
+    split = numbered(20).relabelled([12, 11, 10, *range(7)], 13)
+    assert split.batch(range(3))["label"].tolist() == [12, 11, 10] and split.num_classes == 13
+    split.examples.examples[5] = {"image": np.zeros((2, 2, 1), np.uint8), "label": -1}
+    with pytest.raises(DataError, match="example 5 .* its label is -1; expected 0 to 9"):
+        split.batch([5])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"valid": 1}, "a target is called 'valid'"),
+        ({"id": 2**40}, "its id holds integers that int32 cannot hold"),
+        ({"name": "cat"}, "its name is of <U3; expected numbers"),
+    ],
+)
+def test_targets_that_a_device_cannot_take_are_named(target, message):
+    split = Split("odd", [{"image": np.zeros((2, 2, 1), np.uint8), **target}], (2, 2, 1), 1)
+    with pytest.raises(DataError, match=f"example 0 of odd cannot be read: {message}"):
+        split.batch([0])
+
+
+@pytest.mark.parametrize("cache_bytes", [2**30, 0])
+def test_a_split_holds_whatever_its_examples_hold(monkeypatch, cache_bytes):
+    """Boxes with a mask, label maps, volumes of float: with the example as first axis, cached or not."""
+    monkeypatch.setattr(splits, "CACHE_BYTES", cache_bytes)
+    rng = np.random.default_rng(0)
+    examples = [
+        {
+            "image": rng.normal(size=(4, 5, 1)).astype(np.float32),
+            "boxes": rng.random((3, 4)),
+            "is_box": np.array([True, i % 2 == 0, False]),
+            "map": rng.integers(0, 9, (4, 5)),
+        }
+        for i in range(7)
+    ]
+    split = Split("boxes", examples, (4, 5, 1), 9)
+    for _ in range(2):
+        batch = split.batch([2, 5, 2])
+        assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+            "image": ((3, 4, 5, 1), "float32"),
+            "boxes": ((3, 3, 4), "float32"),
+            "is_box": ((3, 3), "bool"),
+            "map": ((3, 4, 5), "int32"),
+        }
+        for row, index in enumerate([2, 5, 2]):
+            for name, value in examples[index].items():
+                np.testing.assert_array_equal(batch[name][row], value.astype(batch[name].dtype))
+    assert split.targets().keys() == {"boxes", "is_box", "map"} and len(split.subset([1]).targets()["map"]) == 1
+    (evaluated,) = pipeline.eval_batches(split, batch_size=8)
+    assert evaluated["boxes"].shape == (8, 3, 4) and evaluated["valid"].sum() == 7
 
 
 @pytest.mark.parametrize(
@@ -77,8 +131,8 @@ def test_a_split_too_large_for_memory_reads_the_same(monkeypatch):
         ({"image": np.zeros((3, 2, 1), np.uint8), "label": 0}, r"example 1 of numbered/train has shape \(3, 2, 1\)"),
         ({"image": np.zeros((2, 2, 1), np.uint8), "label": 10}, "example 1 .* has the label 10; expected 0 to 9"),
         ({"image": np.zeros((2, 2, 1), np.uint8), "label": -1}, "has the label -1"),
-        ({"image": np.full((2, 2, 1), np.nan, np.float32), "label": 0}, "example 1 .* holds NaN or infinite pixels"),
-        ({"image": np.zeros((2, 2, 1), np.uint8)}, "example 1 .* cannot be read: 'label'"),
+        ({"image": np.full((2, 2, 1), np.nan, np.float32), "label": 0}, "example 1 .* contains NaN or infinite pixels"),
+        ({"label": 0}, "example 1 .* cannot be read: 'image'"),
     ],
 )
 def test_a_wrong_example_is_named(example, message):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import Child, configure, main_command, make_once
 
-from squeeze_jax import load, trainer
-from squeeze_jax.checkpoints import Checkpoints
-from squeeze_jax.writers import read_metrics
+from squeeze_jax import load
+from squeeze_jax.training import trainer
+from squeeze_jax.workdir.checkpoints import Checkpoints
+from squeeze_jax.workdir.records import read_metrics
 
 # 20 steps with batch norm, dropout, augmentation and averaging. The learning rate is small enough for the training
 # itself not to be chaotic: at 0.05 a difference of 1e-15 grows to 1e-2 in 20 steps of this network.
@@ -109,4 +110,7 @@ def test_evaluation_is_exact_on_every_device_count(data_dir, tmp_path):
 def test_counts_that_do_not_fit_are_named(data_dir, tmp_path):
     command = main_command(data_dir, tmp_path / "w", **{"run.num_devices": 6})
     text = Child(command, tmp_path / "six.log").fail()
-    assert "config.train.batch_size=32 cannot be spread over 6 devices; it can over 1, 2, 4, 8, 16, 32" in text
+    assert (
+        "config.train.batch_size=32 cannot be sharded over 6 devices; possible device counts: 1, 2, 4, 8, 16, 32"
+        in text
+    )

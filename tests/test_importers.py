@@ -12,8 +12,8 @@ import pytest
 from test_pretrained import MUTATIONS, mutants
 
 from squeeze_jax import load, models, pretrained
-from squeeze_jax.pretrained import WeightError, caffe, onnx_zoo, torchvision
-from squeeze_jax.run import crop_of
+from squeeze_jax.errors import WeightError
+from squeeze_jax.pretrained import caffe, onnx_zoo, torchvision
 
 FIRE_PLACES = {
     "squeezenet_v1_0": [3, 4, 5, 7, 8, 9, 10, 12],
@@ -126,7 +126,7 @@ def test_caffemodels_come_back(network, tmp_path, options):
     run = load(path)
     assert_same(run, leaves)
     assert run.config.model.name == name and run.model.head_padding == (name == "squeezenet_v1_0")
-    assert run.config.dataset.mean == (123.0, 117.0, 104.0) and crop_of(run.config).size == 227
+    assert run.config.dataset.mean == (123.0, 117.0, 104.0) and run.config.crop.size == 227
 
 
 def state_dict(leaves, name):
@@ -199,7 +199,7 @@ def test_state_dicts_come_back(network, tmp_path):
         run = load(tmp_path / f"net.{suffix}")
         assert_same(run, leaves)
         assert run.config.model.name == name and not run.model.head_padding
-        assert crop_of(run.config).size == 224 and run.config.dataset.std == (58.395, 57.12, 57.375)
+        assert run.config.crop.size == 224 and run.config.dataset.std == (58.395, 57.12, 57.375)
     assert len(list(torchvision.from_pth(tmp_path / "net.pth"))) == 52
 
 
@@ -281,7 +281,7 @@ def test_every_import_can_be_saved_to_our_own_file(tmp_path):
     pretrained.save(load(tmp_path / "net.caffemodel"), tmp_path / "net.safetensors")
     run = load(tmp_path / "net.safetensors")
     assert_same(run, leaves)
-    assert crop_of(run.config).size == 227
+    assert run.config.crop.size == 227
 
 
 def writers():
@@ -328,11 +328,11 @@ def test_a_number_in_place_of_a_layer_is_named(tmp_path):
     ("opcodes", "message"),
     [
         (b"cos\nsystem\n(X\x0b\x00\x00\x00touch owned" + b"tR0", "uses POP"),
-        (b"cos\nsystem\n(X\x0b\x00\x00\x00touch owned" + b"tR", "asks for os.system, which no state dict needs"),
-        (b"cbuiltins\neval\n(X\x01\x00\x00\x001" + b"tR", "asks for builtins.eval"),
+        (b"cos\nsystem\n(X\x0b\x00\x00\x00touch owned" + b"tR", "uses os.system, which no state dict needs"),
+        (b"cbuiltins\neval\n(X\x01\x00\x00\x001" + b"tR", "uses builtins.eval"),
         (b"\x8c\x02os\x8c\x06system\x93", "uses STACK_GLOBAL"),
-        (b"}r\xff\xff\xff\x7f", "remembers 2147483647 things"),
-        (b"\x8e\xff\xff\xff\xff\xff\x00\x00\x00", "no intact .pth file"),
+        (b"}r\xff\xff\xff\x7f", "the memo index 2147483647"),
+        (b"\x8e\xff\xff\xff\xff\xff\x00\x00\x00", "not an intact .pth file"),
     ],
 )
 def test_a_pickle_that_asks_for_more_is_not_followed(tmp_path, monkeypatch, opcodes, message):
@@ -353,5 +353,5 @@ def test_what_is_missing_or_left_over_is_listed(tmp_path):
     assert "  - params/conv10/kernel (1, 1, 512, 1000)" in str(error.value)
     assert "  + params/features.13/kernel (1, 1, 512, 1000)" in str(error.value)
     (tmp_path / "other.pth").write_bytes(pth({"features.0.weight": np.zeros((64, 3, 5, 5), np.float32)}))
-    with pytest.raises(WeightError, match="no state dict of squeezenet1_0 or squeezenet1_1"):
+    with pytest.raises(WeightError, match="not a state dict of squeezenet1_0 or squeezenet1_1"):
         load(tmp_path / "other.pth")

@@ -10,7 +10,8 @@ from conftest import ROOT, SHARED, make_once
 
 from squeeze_jax.data import sources
 from squeeze_jax.data.builders.medmnist import ENTRIES, MedMNIST
-from squeeze_jax.data.sources import DataError, open_dataset
+from squeeze_jax.data.sources import open_dataset
+from squeeze_jax.errors import DataError
 
 
 def prepare(name, file, data_dir):
@@ -71,7 +72,7 @@ def test_other_wrong_requests(tmp_path, data_dir):
     assert done.returncode == 1 and "digits is not made from one file" in done.stderr
     done = prepare("medmnist/nodulemnist3d", tmp_path / "absent.npz", tmp_path)
     assert done.returncode == 1 and "absent.npz" in done.stderr
-    with pytest.raises(DataError, match="pneumoniamnist_early has no official address; give its file: --file"):
+    with pytest.raises(DataError, match="pneumoniamnist_early has no official download; give its file: --file"):
         open_dataset("medmnist/pneumoniamnist_early", str(tmp_path))
     with pytest.raises(DataError, match="medmnist/lungmnist"):
         open_dataset("medmnist/lungmnist", str(tmp_path))
@@ -80,5 +81,5 @@ def test_other_wrong_requests(tmp_path, data_dir):
 def test_a_multi_label_set_is_refused(tmp_path):
     builder = MedMNIST(config="chestmnist", data_dir=tmp_path)
     assert builder.info.features["label"].shape == (14,)
-    with pytest.raises(DataError, match="medmnist/chestmnist is no dataset of one image and one class label"):
+    with pytest.raises(DataError, match="medmnist/chestmnist does not have one image and one class label per example"):
         sources._Tfds("medmnist/chestmnist", builder)

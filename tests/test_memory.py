@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from squeeze_jax import memory
+from squeeze_jax.runtime import memory
 
 # A step with a temporary buffer of 128 MiB, that is 32,768 pages; prints the page faults of the last twenty.
 STEPS = """
@@ -36,7 +36,7 @@ def output_of(code: str, *arguments: str, tunables: str | None = "") -> str:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_training_keeps_the_memory_of_a_step_for_the_next():
-    keeping = "from squeeze_jax.memory import keep_freed_memory as keep; keep()"
+    keeping = "from squeeze_jax.runtime.memory import keep_freed_memory as keep; keep()"
     # The heap may still grow now and then.
     assert int(output_of(keeping + STEPS, tunables=None)) < 5 * 32768
     assert int(output_of("import numpy" + STEPS, tunables=memory.environment()["GLIBC_TUNABLES"])) < 5 * 32768
@@ -48,7 +48,7 @@ def test_a_program_starts_again_once_as_it_was():
     code = """
 import os, sys
 print(os.getpid(), sys.argv[1:], len(sys.orig_argv), "GLIBC_TUNABLES" in os.environ, flush=True)
-from squeeze_jax.memory import keep_freed_memory
+from squeeze_jax.runtime.memory import keep_freed_memory
 keep_freed_memory()
 """
     first, second = output_of(code, "-a", "b c", tunables=None).splitlines()
@@ -56,18 +56,18 @@ keep_freed_memory()
     assert len(output_of(code, tunables="glibc.malloc.perturb=0").splitlines()) == 1, "the user's own stay"
 
 
-def test_the_readme_names_the_same_tunables():
+def test_the_documentation_names_the_same_tunables():
     (variable,) = memory.environment().items()
-    assert f"export {'='.join(variable)}\n" in (ROOT / "README.md").read_text()
+    assert f"export {'='.join(variable)}\n" in (ROOT / "docs" / "speed.md").read_text()
 
 
 def test_the_package_imports_on_demand():
     checks = """
 import sys, squeeze_jax
 assert not {"jax", "numpy"} & set(sys.modules)
-from squeeze_jax import Run, load, models, pretrained
+from squeeze_jax import Network, load, models, pretrained
 assert squeeze_jax.models is models is sys.modules["squeeze_jax.models"]
-assert load is sys.modules["squeeze_jax.loading"].load
+assert load is sys.modules["squeeze_jax.network"].load
 assert set(squeeze_jax.__all__) == set(dir(squeeze_jax))
 print(hasattr(squeeze_jax, "lod"))
 """

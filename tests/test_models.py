@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from squeeze_jax import models
+from squeeze_jax.config import base_config
+from squeeze_jax.errors import ModelError
+from squeeze_jax.models import registry
 from squeeze_jax.models.fire import Fire, SimplifiedFire
-from squeeze_jax.summary import summarize
+from squeeze_jax.models.summary import summarize
 
 # facts.md 1.1: Table 1 of the paper, "before pruning".
 TABLE_1 = {
@@ -338,6 +342,62 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
     np.testing.assert_allclose(logits, exact, atol=0.05 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("name", models.list_models())
+def test_a_headless_network_returns_pooled_features(name):
+    images = jax.random.normal(jax.random.key(1), (2, 48, 48, 3))
+    model, whole = models.create(name, num_classes=0), models.create(name, num_classes=5)
+    variables = init(whole, images)
+    backbone = {key: value for key, value in variables["params"].items() if key != whole.head}
+    assert jax.tree.structure(backbone) == jax.tree.structure(shapes(model, (48, 48, 3))["params"])
+    features = jax.jit(model.apply)({"params": backbone}, images)
+    maps = jax.jit(functools.partial(whole.apply, method="features"))(variables, images)
+    np.testing.assert_allclose(features, maps["fire9"].mean((1, 2)), rtol=1e-5, atol=1e-6)
+    assert features.dtype == jnp.float32 and model.head not in jax.eval_shape(
+        functools.partial(model.apply, method="features"), {"params": backbone}, images
+    )
+
+
+def test_a_network_can_be_registered(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    models.register("narrow", models.SqueezeNet, base_filters=16, filter_increment=16)
+    assert "narrow" in models.list_models() and models.create("narrow").base_filters == 16
+    models.register("narrow", models.SqueezeNet, base_filters=16, filter_increment=16)  # a config file read again
+    with pytest.raises(ModelError, match="another model is already registered as 'narrow'"):
+        models.register("narrow", models.SqueezeNet)
+
+
+def test_attributes_of_one_name_and_two_types_accept_both(monkeypatch):
+    class Other(nn.Module):
+        pool_after: str = "all"
+
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    models.register("other", Other)
+    config = base_config()
+    config.model.pool_after = (1, 3)
+    config.model.pool_after = "all"
+
+
+def test_a_summary_counts_every_parameter():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            self.param("scale", nn.initializers.ones, (7,))
+            return nn.ConvTranspose(3, (2, 2))(nn.Conv(4, (1, 1))(images))
+
+        def receptive_field(self):
+            return 1
+
+    summary = models.summarize(Net(), (8, 8, 3))
+    assert summary.parameters == 7 + (2 * 2 * 4 * 3 + 3) + (3 * 4 + 4)
+    assert summary.layers[-1].name == "(other modules)" and "(other modules)" in summary.table()
+
+
+def test_the_config_has_the_options_of_every_network():
+    known = set(models.override_types())
+    assert known == set(base_config().model) - {"name"}
+    assert {"num_classes", "squeeze_ratio", "dtype"} <= known and not known & {"axis_name", "parent"}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -347,14 +407,14 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
         (lambda: models.create("squeezenet_v1_1", stem="5x5/2"), "expected one of 7x7/2, 3x3/2, 3x3/1"),
         (lambda: models.create("squeezenet_v1_1", pooling="same"), "expected one of ceil, floor"),
         (lambda: models.create("squeezenet_v1_1", dtype="float16"), "expected one of float32"),
-        (lambda: models.create("squeezenet_v1_1", num_classes=0), "smallest legal value is 1"),
+        (lambda: models.create("squeezenet_v1_1", num_classes=-1), "num_classes=-1; expected at least 0"),
         (lambda: models.create("squeezenet_v1_1", dropout_rate=1.0), "0 <= rate < 1"),
-        (lambda: models.create("squeezenet_v1_1", squeeze_ratio=1.1), "fire2 .*squeeze ratio lies between 0"),
-        (lambda: models.create("squeezenet_v1_1", squeeze_ratio=0.001), "squeeze=0; the smallest legal width is 1"),
+        (lambda: models.create("squeezenet_v1_1", squeeze_ratio=1.1), "fire2 .*expected a squeeze ratio with 0"),
+        (lambda: models.create("squeezenet_v1_1", squeeze_ratio=0.001), "squeeze=0; expected at least 1"),
         (lambda: models.create("squeezenet_v1_1", squeeze_ratio=(0.5, 0.5)), "expected one number or 8"),
-        (lambda: models.create("squeezenet_v1_1", fraction_3x3=1.0), "expand1x1=0; the smallest legal width is 1"),
+        (lambda: models.create("squeezenet_v1_1", fraction_3x3=1.0), "expand1x1=0; expected at least 1"),
         (lambda: models.create("squeezenet_v1_1", pool_after=(1, 10)), "from 1 .conv1. to 9 .fire9."),
-        (lambda: models.create("squeezenodule_v1", fraction_3x3=0.5), "3x3 expand filters only"),
+        (lambda: models.create("squeezenodule_v1", fraction_3x3=0.5), "only 3x3 expand"),
         (lambda: Fire(0, 4, 4), "squeeze=0"),
         (lambda: SimplifiedFire(9, 8), "more than its 8 expand filters"),
     ],
@@ -368,7 +428,7 @@ def test_illegal_inputs_are_named():
     model = models.create("squeezenet_v1_1", num_classes=3)
     variables = init(model, jnp.zeros((1, 32, 32, 3)))
     for shape, message in [
-        ((1, 32, 32, 1), "images have 1 channels .*made for 3"),
+        ((1, 32, 32, 1), "images have 1 channels .*conv1 expects 3"),
         ((1, 3, 32, 32), "3 pixels along height"),
         ((1, 32, 32, 32, 3), "3 spatial axes .* parameters are of a 2-D network"),
         ((32, 32, 3), r"expected \(batch, height, width, channels\)"),

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from squeeze_jax.config import ConfigError, base_config
-from squeeze_jax.optimizers import make_optimizer, make_schedule
+from squeeze_jax.config import base_config
+from squeeze_jax.errors import ConfigError
+from squeeze_jax.training.optimizers import make_optimizer, make_schedule
 
 
 def schedule(total=100, warmup=0, rate=0.4, **overrides):
@@ -35,7 +36,7 @@ def test_warmup_rises_from_zero_and_shifts_nothing_else():
     rates = schedule(name="step", warmup=10, milestones=(0.5,))
     np.testing.assert_allclose([rates(0), rates(5), rates(10)], [0, 0.2, 0.4], rtol=1e-6)
     np.testing.assert_allclose([rates(49), rates(50)], [0.4, 0.04], rtol=1e-5)
-    with pytest.raises(ConfigError, match="has its own rise"):
+    with pytest.raises(ConfigError, match="has its own warm-up"):
         schedule(name="one_cycle", warmup=10)
     with pytest.raises(ConfigError, match="100 steps, but the run has only 100"):
         schedule(warmup=100)
@@ -117,7 +118,7 @@ def test_gradient_clip_limits_the_global_norm():
 def test_rates_by_path_freeze_and_slow_down():
     params = {"conv1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "conv10": {"kernel": jnp.ones((2, 2))}}
     config = base_config().optimizer
-    config.rate_factors = (("^conv1/", 0.0), ("conv10", 0.5))
+    config.learning_rate_multipliers = (("^conv1/", 0.0), ("conv10", 0.5))
     optimizer = make_optimizer(config, optax.constant_schedule(0.1))
     state = optimizer.init(params)
     new = params
@@ -126,7 +127,7 @@ def test_rates_by_path_freeze_and_slow_down():
         new = optax.apply_updates(new, updates)
     np.testing.assert_array_equal(new["conv1"]["kernel"], params["conv1"]["kernel"])  # no weight decay either
     np.testing.assert_array_equal(new["conv1"]["bias"], params["conv1"]["bias"])
-    config.rate_factors = ()
+    config.learning_rate_multipliers = ()
     whole = make_optimizer(config, optax.constant_schedule(0.05))
     state, expected = whole.init(params), params
     for _ in range(2):
@@ -137,6 +138,6 @@ def test_rates_by_path_freeze_and_slow_down():
 
 def test_a_path_that_fits_nothing_is_named():
     config = base_config().optimizer
-    config.rate_factors = (("convl", 0.0),)
-    with pytest.raises(ConfigError, match="'convl' is in no parameter's path; known: conv1/kernel"):
+    config.learning_rate_multipliers = (("convl", 0.0),)
+    with pytest.raises(ConfigError, match="'convl' matches no parameter; expected part of one of conv1/kernel"):
         make_optimizer(config, optax.constant_schedule(0.1)).init({"conv1": {"kernel": jnp.ones((2, 2))}})

@@ -16,12 +16,13 @@ from conftest import ROOT, SHARED, make_once
 from PIL import Image
 
 from squeeze_jax.data import pipeline
-from squeeze_jax.data.decode import Crop, _decode_at_least
+from squeeze_jax.data.decoding import Crop, _decode_at_least
 from squeeze_jax.data.prepare import convert
-from squeeze_jax.data.sources import DataError, open_dataset
+from squeeze_jax.data.sources import open_dataset
+from squeeze_jax.errors import DataError
 
-RANDOM_RESIZED = Crop(size=48, train="random_resized", resize=56, keep_aspect=True, smallest_area=0.08)
-CAFFE = Crop(size=48, train="random", resize=56, keep_aspect=False, smallest_area=0.08)
+RANDOM_RESIZED = Crop(size=(48, 48), train="random_resized", resize=56, keep_aspect=True, smallest_area=0.08)
+CAFFE = Crop(size=(48, 48), train="random", resize=56, keep_aspect=False, smallest_area=0.08)
 
 
 def photograph(seed, width, height, mode="RGB"):
@@ -114,25 +115,25 @@ def pillow(stored):
 
 @pytest.mark.parametrize("keep_aspect", [True, False])
 def test_evaluation_crops_are_pillows(keep_aspect):
-    crop = Crop(224, "random", 256, keep_aspect, 0.08)
+    crop = Crop((224, 224), "random", 256, keep_aspect, 0.08)
     for stored in [photograph(0, 500, 375), photograph(1, 300, 401), *sample(20)]:
         image = pillow(stored)
         short = min(image.size)
         size = (int(256 * image.width / short), int(256 * image.height / short)) if keep_aspect else (256, 256)
         left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
         expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
-        np.testing.assert_array_equal(crop.for_evaluation(stored, 3), np.asarray(expected))
+        np.testing.assert_array_equal(crop.for_evaluation(stored, 3)[0], np.asarray(expected))
 
 
 def test_random_resized_crops_agree_with_pillow():
     """Not to the bit, for they take a faster decoder and interpolation: 1.4 grey levels a pixel on average."""
-    crop = Crop(224, "random_resized", 256, True, 0.08)
+    crop = Crop((224, 224), "random_resized", 256, True, 0.08)
     errors, offsets = [], []
     for seed, stored in enumerate(sample(40)):
         left, top, width, height = crop.random_box(*pillow(stored).size, np.random.default_rng(seed))
         expected = pillow(stored).crop((left, top, left + width, top + height))
         expected = np.asarray(expected.resize((224, 224), Image.Resampling.BILINEAR), np.float32)
-        ours = crop.for_training(stored, 3, np.random.default_rng(seed))
+        ours = crop.for_training(stored, 3, np.random.default_rng(seed))[0]
         errors.append(abs(ours - expected).mean())
         offsets.append((ours - expected).mean())
     assert np.mean(errors) < 2 and abs(np.mean(offsets)) < 0.5
@@ -141,10 +142,10 @@ def test_random_resized_crops_agree_with_pillow():
 def test_a_large_photograph_is_decoded_at_reduced_scale():
     """And still gives the crop that Pillow cuts out of the whole."""
     stored = photograph(3, 2000, 1500)
-    crop = Crop(48, "random_resized", 56, True, 0.5)
+    crop = Crop((48, 48), "random_resized", 56, True, 0.5)
     box = crop.random_box(2000, 1500, np.random.default_rng(5))
     expected = pillow(stored).crop((box[0], box[1], box[0] + box[2], box[1] + box[3])).resize((48, 48))
-    ours = crop.for_training(stored, 3, np.random.default_rng(5))
+    ours = crop.for_training(stored, 3, np.random.default_rng(5))[0]
     assert abs(ours - np.asarray(expected, np.float32)).mean() < 2
     smallest = 2000 * 48 // box[2] + 1, 1500 * 48 // box[3] + 1
     reduced = _decode_at_least(Image.open(io.BytesIO(stored)), stored, 3, smallest).shape
@@ -153,7 +154,7 @@ def test_a_large_photograph_is_decoded_at_reduced_scale():
 
 def test_random_boxes_lie_inside_and_cover_the_area_asked_for():
     rng = np.random.default_rng(0)
-    crop = Crop(224, "random_resized", 256, True, 0.25)
+    crop = Crop((224, 224), "random_resized", 256, True, 0.25)
     shares = []
     for _ in range(2000):
         left, top, width, height = crop.random_box(500, 375, rng)
@@ -163,11 +164,37 @@ def test_random_boxes_lie_inside_and_cover_the_area_asked_for():
     assert crop.random_box(1000, 10, rng)[3] == 10  # no legal shape fits: the largest central part
 
 
+def coordinates(width, height):
+    """A picture whose red is the column and whose green is the row of each pixel."""
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    stored = io.BytesIO()
+    Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)).save(stored, "PNG")
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize("train", ["random_resized", "random", "evaluation"])
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_a_crop_may_be_a_rectangle_and_tells_its_box(train, keep_aspect):
+    """So that boxes and label maps can follow it."""
+    crop = Crop((40, 80), "random" if train == "evaluation" else train, 120, keep_aspect, 0.3)
+    for seed in range(20):
+        stored, rng = coordinates(250, 200), np.random.default_rng(seed)
+        image, box = crop.for_evaluation(stored, 3) if train == "evaluation" else crop.for_training(stored, 3, rng)
+        assert image.shape == (40, 80, 3)
+        assert 0 <= box.left <= 250 - box.width + 1e-6 and 0 <= box.top <= 200 - box.height + 1e-6
+        # The middle of each pixel, in the stored image.
+        columns = box.left + (np.arange(80) + 0.5) * box.width / 80 - 0.5
+        rows = box.top + (np.arange(40) + 0.5) * box.height / 40 - 0.5
+        inner = (slice(2, -2), slice(2, -2))
+        assert abs(image[..., 0] - columns[None])[inner].max() < 1.5
+        assert abs(image[..., 1] - rows[:, None])[inner].max() < 1.5
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "P"])
 def test_every_kind_of_image_becomes_colour(mode):
     stored = io.BytesIO()
     Image.fromarray(np.full((60, 70, 3), 204, np.uint8)).convert(mode).save(stored, "TIFF")
-    image = RANDOM_RESIZED.for_training(stored.getvalue(), 3, np.random.default_rng(0))
+    image = RANDOM_RESIZED.for_training(stored.getvalue(), 3, np.random.default_rng(0))[0]
     assert image.shape == (48, 48, 3) and abs(image.astype(int) - 204).max() < 8
 
 
@@ -184,11 +211,11 @@ def test_a_folder_is_a_dataset(folder):
     assert dataset.class_names == ("ant", "bee", "cow") and dataset.image_shape == (48, 48, 3)
     train, validation = dataset.split("train"), dataset.split("validation")
     assert (len(train), len(validation)) == (18, 6)
-    assert np.bincount(train.labels()).tolist() == [6, 6, 6]
+    assert np.bincount(train.targets()["label"]).tolist() == [6, 6, 6]
     path = sorted((folder / "train" / "bee").iterdir())[0]
-    image, label = train.read(6)
-    assert label == 1
-    np.testing.assert_array_equal(image, RANDOM_RESIZED.for_evaluation(path.read_bytes(), 3))
+    example = train.read(6)
+    assert example["label"] == 1
+    np.testing.assert_array_equal(example["image"], RANDOM_RESIZED.for_evaluation(path.read_bytes(), 3)[0])
     assert len(dataset.split("train[:50%]+validation[2:4]")) == 11
 
 
@@ -203,7 +230,7 @@ def test_folder_and_tfds_dataset_hold_the_same(folder, array_record):
         order = [np.lexsort(images["image"].reshape(len(images["label"]), -1).T) for images in (ours_all, theirs_all)]
         for key in ("image", "label"):
             np.testing.assert_array_equal(ours_all[key][order[0]], theirs_all[key][order[1]])
-        np.testing.assert_array_equal(theirs.split(name).labels(), theirs_all["label"])
+        np.testing.assert_array_equal(theirs.split(name).targets()["label"], theirs_all["label"])
 
 
 def test_conversion_keeps_every_record(tfrecord, array_record, tmp_path):
@@ -224,7 +251,7 @@ def test_conversion_keeps_every_record(tfrecord, array_record, tmp_path):
     for name, folder, message in (
         ("photographs", tmp_path, "has no dataset_info.json"),
         ("photographs", array_record / "photographs" / "1.0.0", "stored as array_record; expected tfrecord"),
-        ("imagenet2012", tfrecord, "holds photographs/1.0.0; expected imagenet2012"),
+        ("imagenet2012", tfrecord, "is the dataset photographs/1.0.0; expected imagenet2012"),
     ):
         with pytest.raises(ValueError, match=message):
             convert(name, folder, str(tmp_path))
@@ -249,7 +276,7 @@ def test_a_zip_is_unpacked_once(folder, tmp_path):
     assert open_dataset("pictures", str(tmp_path / "data"), crop=CAFFE).num_classes == 3
     (tmp_path / "broken.zip").write_bytes(b"no zip")
     done = prepare(tmp_path / "broken.zip", "--data_dir", tmp_path / "data")
-    assert done.returncode == 1 and "is no intact zip" in done.stderr
+    assert done.returncode == 1 and "is not an intact zip" in done.stderr
     shutil.make_archive(str(tmp_path / "flat"), "zip", folder / "train" / "ant")
     done = prepare(tmp_path / "flat.zip", "--data_dir", tmp_path / "data")
     assert done.returncode == 1 and "no images in split/class/" in done.stderr
@@ -287,7 +314,7 @@ def test_worker_processes_give_the_same_batches_and_end_with_their_parent(folder
         import multiprocessing, time
         import numpy as np
         from squeeze_jax.data import pipeline
-        from squeeze_jax.data.decode import Crop
+        from squeeze_jax.data.decoding import Crop
         from squeeze_jax.data.sources import open_dataset
         if __name__ == "__main__":
             split = open_dataset({str(folder)!r}, channels=3, crop={RANDOM_RESIZED!r}).split("train")
@@ -332,7 +359,7 @@ def test_200_photographs_as_a_folder_and_as_a_tfds_dataset(tmp_path):
         link.symlink_to(path)
     write_tfrecord(tmp_path / "folder", tmp_path / "tfrecord")
     convert("photographs", tmp_path / "tfrecord" / "photographs" / "1.0.0", str(tmp_path / "array_record"))
-    crop = Crop(64, "random_resized", 72, True, 0.08)
+    crop = Crop((64, 64), "random_resized", 72, True, 0.08)
     folder = open_dataset(str(tmp_path / "folder"), crop=crop, channels=3).split("train")
     stored = open_dataset("photographs", str(tmp_path / "array_record"), crop=crop).split("train")
     everything = np.arange(200)
@@ -359,7 +386,7 @@ def test_200_photographs_as_a_folder_and_as_a_tfds_dataset(tmp_path):
 def test_evaluation_reads_photographs_once(folder):
     split = open_dataset(str(folder), crop=CAFFE, channels=3).split("validation")
     found = list(pipeline.eval_batches(split, batch_size=4))
-    assert [batch["mask"].tolist() for batch in found] == [[True] * 4, [True, True, False, False]]
+    assert [batch["valid"].tolist() for batch in found] == [[True] * 4, [True, True, False, False]]
 
 
 @pytest.fixture
@@ -383,7 +410,7 @@ def test_an_unreadable_photograph_stops_the_run_by_name_or_is_replaced(damaged):
     assert names == [str(path)] * 2  # once an epoch
     assert all(batch["image"].shape == (6, 48, 48, 3) for batch in found)
     evaluated = list(pipeline.eval_batches(skipping, batch_size=5))
-    assert sum(batch["mask"].sum() for batch in evaluated) == 17
+    assert sum(batch["valid"].sum() for batch in evaluated) == 17
 
 
 def test_without_crops_images_must_have_one_size(folder):
@@ -398,7 +425,7 @@ def test_other_wrong_sources_are_named(tmp_path, array_record):
         open_dataset(str(tmp_path / "empty"))
     with pytest.raises(DataError, match=r"differ in size or channels .* set config.crop.size"):
         open_dataset("photographs", str(array_record))
-    with pytest.raises(DataError, match="expected a shape and a number of classes: fake/32x32x3/10"):
+    with pytest.raises(DataError, match="expected a shape and a number of classes, such as fake/32x32x3/10"):
         open_dataset("fake/32x32")
-    with pytest.raises(DataError, match="holds no photographs to crop"):
+    with pytest.raises(DataError, match="contains no photographs to crop"):
         open_dataset("fake/32x32x3/10", crop=CAFFE)

@@ -1,5 +1,6 @@
 """Published weights: the paper's compressed network on real photographs, our own file, hostile files, `predict`."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 from conftest import ROOT, SHARED, configure, load_config
 from PIL import Image
 
-from squeeze_jax import load, models, pretrained, trainer
-from squeeze_jax.config import ConfigError, base_config
-from squeeze_jax.pretrained import WeightError, deep_compression
-from squeeze_jax.run import Run, crop_of, preprocessing_of
+from squeeze_jax import Network, load, models, pretrained
+from squeeze_jax.config import base_config
+from squeeze_jax.errors import ConfigError, WeightError
+from squeeze_jax.pretrained import deep_compression
+from squeeze_jax.training import trainer
 
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
 PHOTOGRAPHS = SHARED / "imagenet_sample"
@@ -60,13 +62,13 @@ def test_the_compressed_file_holds_what_the_paper_says(paper):
 @needs_net
 def test_it_classifies_photographs_as_an_independent_forward_pass_does(paper):
     """PyTorch's forward pass of the same weights gives these figures: top-1 0.675, top-5 0.875, and the logits."""
-    crop, preprocessing = crop_of(paper.config), preprocessing_of(paper.config)
+    preprocessing = paper.task.preprocessing
     optimised = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}  # unlike other tests
     logits_of = jax.jit(
         lambda variables, x: paper.model.apply(variables, preprocessing.evaluate(x)), compiler_options=optimised
     )
     paths = sorted(PHOTOGRAPHS.glob("*.JPEG"))
-    images = np.stack([crop.for_evaluation(path.read_bytes(), 3) for path in paths])
+    images = np.stack([paper.read_image(path) for path in paths])
     logits = np.concatenate([logits_of(paper.variables, part) for part in np.split(images, 10)])
     labels = np.array([paper.class_names.index(path.name[:9]) for path in paths])
     order = np.argsort(-logits, axis=1)
@@ -131,7 +133,7 @@ def small():
         "squeezenet_v1_1", num_classes=3, base_filters=8, filter_increment=8, stem_filters=8, use_batch_norm=True
     )
     variables = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))
-    return Run(model, variables, config, 7, ("ant", "bee", "cow"), (32, 32, 3))
+    return Network(model, variables, config, 7, ("ant", "bee", "cow"), (32, 32, 3))
 
 
 def test_our_own_file_gives_the_network_back(small, tmp_path):
@@ -158,16 +160,14 @@ def test_our_own_file_shows_every_change(small, tmp_path):
 def test_what_does_not_fit_is_listed(small, tmp_path):
     variables = {**small.variables, "params": {**small.variables["params"]}}
     variables["params"]["conv11"] = variables["params"].pop("conv10")
-    pretrained.save(
-        Run(small.model, variables, small.config, 0, small.class_names, small.image_shape), tmp_path / "x.safetensors"
-    )
+    pretrained.save(dataclasses.replace(small, variables=variables), tmp_path / "x.safetensors")
     with pytest.raises(WeightError) as error:
         load(tmp_path / "x.safetensors")
     assert "  - params/conv10/kernel (1, 1, 32, 3)" in str(error.value)
     assert "  + params/conv11/kernel (1, 1, 32, 3)" in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("absent.net", "is no file"), ("weights.bin", "ends in .bin; expected")])
+@pytest.mark.parametrize(("name", "message"), [("absent.net", "is not a file"), ("weights.bin", "ends in .bin")])
 def test_files_that_are_no_weights_are_named(tmp_path, name, message):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(WeightError, match=message):
@@ -188,7 +188,7 @@ def test_predict_names_what_it_cannot_read(small, tmp_path):
         Image.fromarray(np.full((40, 50, 3), 80 * i, np.uint8)).save(images / f"{i}.png")
     (images / "broken.png").write_bytes(b"no image")
     done = predict("--weights", weights, "--format=json", "--cam", tmp_path / "maps", "--batch_size=2", images)
-    assert done.returncode == 1 and f"{images}/broken.png is left out" in done.stderr
+    assert done.returncode == 1 and f"skipped: {images}/broken.png cannot be read" in done.stderr
     answers = json.loads(done.stdout)
     assert [answer["file"] for answer in answers] == [str(images / f"{i}.png") for i in range(3)]
     for answer in answers:
@@ -198,7 +198,7 @@ def test_predict_names_what_it_cannot_read(small, tmp_path):
     done = predict("--weights", weights, "--format=csv", images / "[01].png")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + 2 * 3
     done = predict("--weights", weights, tmp_path / "nothing*.png")
-    assert done.returncode == 1 and "no file, no folder with images and no pattern" in done.stderr
+    assert done.returncode == 1 and "is not a file, a folder with images or a pattern" in done.stderr
 
 
 @needs_net
@@ -259,6 +259,6 @@ def test_another_number_of_classes_asks_for_a_new_head(data_dir, tmp_path):
         if name not in ("name", "dtype", "num_classes"):
             options |= {f"model.{name}": None}
     config.update_from_flattened_dict({**options, "model.name": "squeezenet_v1_0"})
-    with pytest.raises(ConfigError, match=r"- params/conv10/kernel \(1, 1, 512, 10\)(.|\n)*init_new_head=True makes"):
+    with pytest.raises(ConfigError, match=r"- params/conv10/kernel \(1, 1, 512, 10\)(.|\n)*init_new_head=True to"):
         trainer.train_and_evaluate(config, tmp_path / "w")
     assert not list((tmp_path / "w").glob("checkpoints/*"))

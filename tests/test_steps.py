@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from PIL import Image
 
-from squeeze_jax import metrics, models
-from squeeze_jax.data.augment import (
+from squeeze_jax import models
+from squeeze_jax.data.augmentation import (
     Preprocessing,
     mirror_images,
     mixup,
@@ -19,11 +18,23 @@ from squeeze_jax.data.augment import (
     random_quarter_turns,
     random_rotation,
 )
-from squeeze_jax.state import all_finite, create_state
-from squeeze_jax.steps import make_eval_step, make_train_step
+from squeeze_jax.errors import ConfigError, TrainingError
+from squeeze_jax.tasks import Classification
+from squeeze_jax.training.health import Health
+from squeeze_jax.training.recorder import window_means
+from squeeze_jax.training.state import create_state
+from squeeze_jax.training.steps import make_train_step
 
 SIZE, SHAPE, CLASSES = 8, (20, 20, 1), 10
 PLAIN = Preprocessing(mean=(127.0,), std=(64.0,))
+
+
+SUMS = {name: jax.ShapeDtypeStruct((), jnp.int32) for name in ("examples", "top1", "top5")}
+SUMS["loss"] = jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def classifier(preprocessing=PLAIN, **options):
+    return Classification(tuple("abcdefghij"), preprocessing, **options)
 
 
 def small_model(**overrides):
@@ -37,10 +48,10 @@ def batch(size=SIZE, seed=0):
     return {"image": jnp.array(images), "label": jnp.array(rng.integers(0, CLASSES, size), jnp.int32)}
 
 
-def after_steps(model, steps=1, use_ema=False, preprocessing=PLAIN, optimizer=None, **options):
-    optimizer = optimizer or optax.sgd(0.1)
-    state = jax.jit(lambda: create_state(model, optimizer, SHAPE, 0, use_ema=use_ema))()
-    step = jax.jit(make_train_step(model, optimizer, preprocessing.train, **options))
+def after_steps(model, steps=1, task=None, **options):
+    optimizer = optax.sgd(0.1)
+    state = jax.jit(lambda: create_state(model, optimizer, SHAPE, SUMS, 0, use_ema=False))()
+    step = jax.jit(make_train_step(model, task or classifier(), optimizer, **options))
     for i in range(steps):
         state = step(state, batch(seed=i), 0)
     return state
@@ -54,16 +65,16 @@ def assert_close(tree, other, tolerance):
 def test_micro_batches_change_nothing_without_batch_norm():
     model = small_model(dropout_rate=0.5)
     augmented = Preprocessing(mean=(127.0,), std=(64.0,), flip=("width",), pad_and_crop=2)
-    whole = after_steps(model, preprocessing=augmented)
-    parts = after_steps(model, preprocessing=augmented, micro_batches=2)
+    whole = after_steps(model, task=classifier(augmented))
+    parts = after_steps(model, task=classifier(augmented), micro_batches=2)
     assert_close(whole.params, parts.params, 1e-6)
-    assert int(parts.window["examples"]) == SIZE
-    assert float(parts.window["loss"]) == pytest.approx(float(whole.window["loss"]), rel=1e-5)
+    assert int(parts.window["sums"]["examples"]) == SIZE
+    assert float(parts.window["sums"]["loss"]) == pytest.approx(float(whole.window["sums"]["loss"]), rel=1e-5)
 
 
 def test_the_step_is_gradient_descent_on_the_smoothed_and_weighted_loss():
     model, weights = small_model(), tuple(np.linspace(0.5, 2, CLASSES))
-    state = jax.jit(lambda: create_state(model, optax.sgd(0.1), SHAPE, 0, use_ema=False))()
+    state = jax.jit(lambda: create_state(model, optax.sgd(0.1), SHAPE, SUMS, 0, use_ema=False))()
     data = batch()
 
     def loss(params):
@@ -73,15 +84,15 @@ def test_the_step_is_gradient_descent_on_the_smoothed_and_weighted_loss():
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
-    new = after_steps(model, label_smoothing=0.1, class_weights=weights)
+    new = after_steps(model, task=classifier(label_smoothing=0.1, class_weights=weights))
     assert_close(new.params, expected, 1e-6)
-    assert float(new.window["loss"]) / SIZE == pytest.approx(float(value), rel=1e-5)
+    assert float(new.window["sums"]["loss"]) / SIZE == pytest.approx(float(value), rel=1e-5)
 
 
 def test_averaged_weights_warm_up_and_evaluate():
     model, optimizer = small_model(use_batch_norm=True), optax.sgd(0.1)
-    state = jax.jit(lambda: create_state(model, optimizer, SHAPE, 0, use_ema=True))()
-    step = jax.jit(make_train_step(model, optimizer, PLAIN.train, ema_decay=0.3))
+    state = jax.jit(lambda: create_state(model, optimizer, SHAPE, SUMS, 0, use_ema=True))()
+    step = jax.jit(make_train_step(model, classifier(), optimizer, ema_decay=0.3))
     average = state.ema
     for i, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 0.3]):  # the warm-up, (1 + step) / (10 + step), then the decay
         state = step(state, batch(seed=i), 0)
@@ -94,8 +105,8 @@ def test_averaged_weights_warm_up_and_evaluate():
 
 def test_a_window_sums_since_it_was_emptied():
     state = after_steps(small_model(), steps=3)
-    assert int(state.window["steps"]) == 3 and int(state.window["examples"]) == 3 * SIZE
-    values = metrics.window_means(jax.device_get(state.window), CLASSES)
+    assert int(state.window["steps"]) == 3 and int(state.window["sums"]["examples"]) == 3 * SIZE
+    values = window_means(jax.device_get(state.window), classifier())
     assert set(values) == {"loss", "top1", "top5", "gradient_norm", "parameter_norm", "update_norm"}
     assert values["update_norm"] == pytest.approx(0.1 * values["gradient_norm"], rel=1e-4)
 
@@ -133,7 +144,7 @@ def test_mirror_images_are_all_that_the_axes_allow():
     itself, mirrored = mirror_images(volume, ("width",))
     np.testing.assert_array_equal(itself, volume)
     np.testing.assert_array_equal(mirrored, volume[:, :, :, ::-1])
-    with pytest.raises(ValueError, match="config.evaluation.mirror names depth; images of 2 spatial axes have height"):
+    with pytest.raises(ValueError, match="config.task.mirror names depth; images of 2 spatial axes have height"):
         mirror_images(volume[0], ("depth",))
 
 
@@ -172,7 +183,7 @@ def test_intensity_is_random_in_training_and_the_middle_in_evaluation():
     preprocessing = Preprocessing(std=(1.0,), intensity=(0.5, 1.0))
     images = jnp.full((256, 4, 4, 1), 100, jnp.uint8)
     assert float(preprocessing.evaluate(images)[0, 0, 0, 0]) == 75.0
-    drawn = np.asarray(preprocessing.train(images, KEYS))
+    drawn = np.asarray(preprocessing.augment(images, KEYS))
     assert (drawn == drawn[:, :1, :1]).all()
     assert 50 <= drawn.min() < 52 and 98 < drawn.max() <= 100
 
@@ -191,9 +202,9 @@ def test_mixup_mixes_neighbours_and_their_targets_alike():
 
 
 def test_mixup_trains():
-    plain, mixed = after_steps(small_model()), after_steps(small_model(), mixup_alpha=1.0)
-    assert np.isfinite(float(mixed.window["loss"]))
-    assert float(mixed.window["loss"]) != float(plain.window["loss"])
+    plain, mixed = after_steps(small_model()), after_steps(small_model(), task=classifier(mixup=1.0))
+    assert np.isfinite(float(mixed.window["sums"]["loss"]))
+    assert float(mixed.window["sums"]["loss"]) != float(plain.window["sums"]["loss"])
 
 
 @pytest.mark.parametrize(
@@ -206,8 +217,8 @@ def test_mixup_trains():
     ],
 )
 def test_augmentation_that_does_not_fit_is_named(preprocessing, shape, message):
-    with pytest.raises(ValueError, match=message):
-        preprocessing.train(jnp.zeros((2, *shape)), KEYS[:2])
+    with pytest.raises(ConfigError, match=message):
+        preprocessing.augment(jnp.zeros((2, *shape)), KEYS[:2])
 
 
 def test_resizing_is_bilinear_and_the_identity_at_the_same_size():
@@ -218,95 +229,21 @@ def test_resizing_is_bilinear_and_the_identity_at_the_same_size():
     np.testing.assert_array_equal(Preprocessing(image_size=(8, 8)).resize(small), small)
 
 
-class Constant(nn.Module):
-    """Always answers the same class."""
-
-    answer: int
-
-    @nn.compact
-    def __call__(self, images):
-        return jnp.tile(jax.nn.one_hot(self.answer, CLASSES) * 3.0, (images.shape[0], 1))
-
-
-def test_a_constant_answer_gets_the_hand_computed_accuracy():
-    labels = jnp.array([2, 2, 5, 1, 2, 9, 2, 2], jnp.int32)
-    mask = jnp.array([True] * 6 + [False] * 2)
-    step = make_eval_step(Constant(2), lambda images: images.astype(jnp.float32), confusion=True)
-    evaluated = jax.jit(step)({}, {"image": batch()["image"], "label": labels, "mask": mask})
-    totals, scores = metrics.add_up([evaluated, evaluated])
-    assert scores == {}
-    assert totals["examples"] == 12 and totals["top1"] == 6 and totals["examples"].dtype == np.int64
-    # Behind class 2 the lowest classes win the tie for the five best: 0, 1, 3, 4.
-    assert totals["top5"] == 8
-    right, wrong = np.log(np.exp(3) + 9) - 3, np.log(np.exp(3) + 9)
-    assert totals["loss"] == pytest.approx(2 * (3 * right + 3 * wrong), rel=1e-6)
-    assert totals["confusion"].sum() == 12 and totals["confusion"][2, 2] == 6 and totals["confusion"][9, 2] == 2
-    rows = metrics.per_class(totals["confusion"], tuple("abcdefghij"))
-    assert rows[2]["accuracy"] == 1.0 and rows[2]["precision"] == 0.5 and np.isnan(rows[0]["accuracy"])
-
-
-def test_equal_logits_are_no_hit_for_everyone():
-    class Flat(nn.Module):
-        @nn.compact
-        def __call__(self, images):
-            return jnp.zeros((images.shape[0], CLASSES))
-
-    data = {"image": batch(CLASSES)["image"], "label": jnp.arange(CLASSES), "mask": jnp.ones(CLASSES, bool)}
-    sums, _ = make_eval_step(Flat(), lambda images: images)({}, data)
-    assert int(sums["top1"]) == 1 and int(sums["top5"]) == 5
-
-
-def test_evaluation_takes_the_mean_of_the_logits_over_mirror_images():
-    class LeftColumn(nn.Module):
-        @nn.compact
-        def __call__(self, images):
-            return images[:, 0, 0, :]
-
-    images = jnp.array([[[[1.0, 0.0], [0.0, 5.0]]]])  # one row, two columns, two channels: the classes
-    data = {"image": images, "label": jnp.array([0]), "mask": jnp.array([True])}
-    plain, _ = make_eval_step(LeftColumn(), lambda images: images)({}, data)
-    mirrored, _ = make_eval_step(LeftColumn(), lambda images: images, mirror=("width",))({}, data)
-    assert int(plain["top1"]) == 1 and int(mirrored["top1"]) == 0
-    assert float(mirrored["loss"]) == pytest.approx(np.log(np.exp(0.5) + np.exp(2.5)) - 0.5)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_a_step_keeps_every_shape_and_dtype(dtype):
     """Otherwise the second step compiles again, and a checkpoint does not fit its template."""
     with jax.enable_x64(dtype == "float64"):
         model, optimizer = small_model(use_batch_norm=True, dtype=dtype), optax.sgd(0.1, momentum=0.9)
-        state = jax.eval_shape(lambda: create_state(model, optimizer, SHAPE, 0, use_ema=True))
-        step = make_train_step(model, optimizer, PLAIN.train, ema_decay=0.9)
+        sums = {**SUMS, "loss": jax.ShapeDtypeStruct((), jnp.float64 if dtype == "float64" else jnp.float32)}
+        state = jax.eval_shape(lambda: create_state(model, optimizer, SHAPE, sums, 0, use_ema=True))
+        task = classifier(Preprocessing(dtype="float64" if dtype == "float64" else "float32"))
+        step = make_train_step(model, task, optimizer, ema_decay=0.9)
         assert jax.eval_shape(step, state, batch(), 0) == state
 
 
 def test_a_state_that_is_not_finite_is_seen():
-    state = after_steps(small_model(), steps=0)
-    assert all_finite(state)
+    state, health = after_steps(small_model(), steps=0), Health(0, None)
+    health.check_finite(state, 2, 0.1)
     bad = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params))
-    assert not all_finite(bad)
-
-
-def test_scores_leave_the_padding_out():
-    labels, mask = jnp.array([0, 1, 1, 0, 1], jnp.int32), jnp.array([True, True, True, True, False])
-    logits = jnp.array([[0.0, 1.0], [0.0, 2.0], [0.0, 0.5], [0.0, -1.0], [9.0, 0.0]])
-
-    class Fixed(nn.Module):
-        @nn.compact
-        def __call__(self, images):
-            return logits
-
-    step = make_eval_step(Fixed(), lambda images: images, scores=True)
-    sums, scores = metrics.add_up([step({}, {"image": labels, "label": labels, "mask": mask})])
-    assert sums["examples"] == 4 and scores["label"].tolist() == [0, 1, 1, 0]
-    values = metrics.score_metrics(scores)
-    # Of the four pairs of a positive and a negative, one is in the wrong order: 0.5 below 1.0.
-    assert values == {"auc": 0.75, "sensitivity": 1.0, "specificity": 0.5}
-
-
-def test_auc_of_several_classes_is_the_mean_of_one_against_the_rest():
-    label = np.array([0, 0, 1, 1, 2, 2])
-    perfect = np.eye(3)[label]
-    assert metrics.auc(perfect, label) == 1.0
-    assert metrics.auc(np.ones((6, 3)) / 3, label) == 0.5
-    assert np.isnan(metrics.auc(perfect[:4], label[:4]))
+    with pytest.raises(TrainingError, match="not finite between steps 3 and 3"):
+        health.check_finite(bad, 3, 0.1)

@@ -14,10 +14,10 @@ from conftest import ROOT, TINY, Child
 from experiments import report, sweep
 from experiments.trials import Sweep, SweepError, Trial, check, check_runs, claim, status
 from squeeze_jax import models
-from squeeze_jax.summary import summarize
-from squeeze_jax.workdir import Lock
+from squeeze_jax.models.summary import summarize
+from squeeze_jax.workdir.folder import Lock
 
-STUDIES = ("squeeze_ratio", "share_3x3", "bypass", "nodule_vs_fire", "dead_start")
+STUDIES = ("squeeze_ratio", "fraction_3x3", "bypass", "nodule_vs_fire", "dead_start")
 
 # A sweep of twelve trials that take a moment and leave what a finished run leaves. Every start is a line in `starts`.
 FAKE = """
@@ -101,7 +101,7 @@ def test_sigterm_stops_a_sweep_and_its_trials(fake, tmp_path):
     assert child.wait_until(lambda: len(starts(tmp_path)) >= 2)
     child.process.send_signal(signal.SIGTERM)
     assert child.wait() == 1
-    assert "stopping; the same command goes on" in child.text() and "Not in the table" in child.text()
+    assert "stopping; the same command resumes" in child.text() and "Not in the table" in child.text()
     assert not list((tmp_path / "w").glob("*/failure.json")) and len(starts(tmp_path)) < 12
 
 
@@ -115,7 +115,7 @@ def test_a_trial_that_fails_is_in_the_report_and_the_others_finish(fake, tmp_pat
 
 
 def test_a_trial_killed_from_outside_is_a_failure_with_its_signal():
-    assert sweep._reason(-signal.SIGKILL, "") == "killed by SIGKILL; was the memory full?"
+    assert sweep._reason(-signal.SIGKILL, "") == "killed by SIGKILL; did it run out of memory?"
     assert sweep._reason(1, "Traceback\nXlaRuntimeError: RESOURCE_EXHAUSTED: x\n  note") == (
         "XlaRuntimeError: RESOURCE_EXHAUSTED: x"
     )
@@ -155,7 +155,7 @@ def test_the_listed_commands_run_and_a_run_that_diverges_saves_nothing(data_dir,
         ("--config.train.duration=0 steps", "less than one step"),
         ("--config.train.duration=2 steps", "schedule.warmup is"),
         ("--config.model.squeeze_ratio=0.5,0.5", "two trials have this name"),
-        ("--config.seed=1", "seeds are given by --seeds=1"),
+        ("--config.seed=1", "use --seeds=1"),
         ("--config.optimizer.momentum=0.5", "varies optimizer.momentum itself"),
         ("--workdirs=x", "unknown argument"),
     ],
@@ -215,7 +215,7 @@ def test_every_study_has_trials_that_differ(name):
         assert all(len(column) == len(setting.points) for column in setting.published.values())
 
 
-@pytest.mark.parametrize("name", ["squeeze_ratio", "share_3x3"])
+@pytest.mark.parametrize("name", ["squeeze_ratio", "fraction_3x3"])
 def test_the_points_have_the_parameters_of_the_paper(name):
     setting = study(name)["imagenet"]
     for point, published in zip(setting.points, setting.published["paper: parameters"], strict=True):
@@ -251,7 +251,7 @@ def test_runs_are_compared(reference, tmp_path):
     assert "| optimizer.learning_rate | 0.05 | 0.5 |" in text and "model.stem" not in text
     assert "| state | finished | not finished |" in text and "| test top1 | 0." in text
     assert (tmp_path / "a.png").stat().st_size > 1000
-    assert "ConfigError" in Child([*command[:3], str(tmp_path)], tmp_path / "wrong.log").fail()
+    assert "InputError" in Child([*command[:3], str(tmp_path)], tmp_path / "wrong.log").fail()
 
 
 def test_a_difference_has_a_p_value_where_the_seeds_differ():

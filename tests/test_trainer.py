@@ -17,12 +17,11 @@ import pytest
 from conftest import ROOT, Child, configure, main_command
 from PIL import Image
 
-from squeeze_jax import evaluation, load, trainer
-from squeeze_jax.checkpoints import Checkpoints
-from squeeze_jax.config import ConfigError
-from squeeze_jax.data.sources import DataError
-from squeeze_jax.workdir import WorkdirError
-from squeeze_jax.writers import MetricsWriter, read_metrics
+from squeeze_jax import load, network
+from squeeze_jax.errors import ConfigError, DataError, WorkdirError
+from squeeze_jax.training import trainer
+from squeeze_jax.workdir.checkpoints import Checkpoints
+from squeeze_jax.workdir.records import MetricsWriter, read_metrics
 
 KILLS = int(os.environ.get("SQUEEZE_JAX_KILLS", "2"))  # more of them is a soak
 
@@ -122,7 +121,7 @@ def test_a_suspended_run_goes_on_and_sigterm_inside_a_logging_window_saves(refer
     assert child.wait_until(lambda: last_step(workdir) > suspended)
     child.process.send_signal(signal.SIGTERM)
     text = child.succeed()
-    assert "saving a checkpoint" in text and "the same command goes on" in text
+    assert "saving a checkpoint" in text and "the same command resumes" in text
     stopped = max(Checkpoints(workdir, read_only=True).steps())
     assert suspended < stopped < 40
     start(workdir).succeed()
@@ -151,7 +150,7 @@ def test_a_second_run_in_the_workdir_is_refused_and_a_second_signal_ends_at_once
     child.process.send_signal(signal.SIGSTOP)  # so that both signals arrive before the run can act on the first
     child.process.send_signal(signal.SIGINT)
     child.process.send_signal(signal.SIGCONT)
-    child.wait_until(lambda: "a second signal ends at once" in child.text())
+    child.wait_until(lambda: "a second signal stops immediately" in child.text())
     child.process.send_signal(signal.SIGINT)
     assert child.wait(30) in (-signal.SIGINT, 0)  # 0 where the save was faster than the second signal
 
@@ -253,7 +252,10 @@ def test_damage_in_the_newest_checkpoint_is_reported_and_the_run_ends_the_same(r
     path.write_bytes(content)
     subprocess.run(["rm", "-r", str(before / "info")], check=True)
     text = start(workdir).succeed()
-    assert "checkpoint 30 is damaged and is not used" in text and "checkpoint 20 is damaged and is not used" in text
+    assert (
+        "checkpoint 30 is damaged and will not be used" in text
+        and "checkpoint 20 is damaged and will not be used" in text
+    )
     assert "resumed at step 10" in text
     assert ending(workdir) == ending(reference)
 
@@ -272,7 +274,7 @@ runpy.run_module("squeeze_jax.main", run_name="__main__")
     shell = f"{shlex.join([sys.executable, '-c', script])} 2>&1 | cat; exit ${{PIPESTATUS[0]}}"
     text = Child(["bash", "-c", shell], tmp_path / "full.log").fail()
     assert "CheckpointError: the checkpoint of step 40 could not be written" in text
-    assert "If the disk is full, make room" in text and "intact (steps: 10, 20, 30)" in text
+    assert "If the disk is full, free some space" in text and "intact (steps: 10, 20, 30)" in text
     assert load(workdir, "latest").step == 30
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
@@ -304,16 +306,16 @@ def test_nan_in_the_data_names_the_example(start, tmp_path):
     folder = tmp_path / "broken" / "1.0.0"
     options = {"dataset__name": folder, "dataset__validation_split": "", "dataset__test_split": ""}
     text = start(tmp_path / "w", **options).fail()
-    assert "DataError: example " in text and "holds NaN or infinite pixels; repair or remove it" in text
+    assert "DataError: example " in text and "contains NaN or infinite pixels; repair or remove it" in text
 
 
 def test_a_workdir_that_cannot_be_used_is_named(start, tmp_path, data_dir):
     (tmp_path / "file").touch()
     config = configure(data_dir)
     for folder, message in (
-        (tmp_path / "file", "is, or lies below, a file; name a folder with --workdir"),
-        (tmp_path / "file" / "w", "is, or lies below, a file"),
-        ("/proc/squeeze_jax", "cannot be written"),
+        (tmp_path / "file", "is a file or inside a file; expected a folder, use another --workdir"),
+        (tmp_path / "file" / "w", "is a file or inside a file"),
+        ("/proc/squeeze_jax", "is not writable"),
     ):
         with pytest.raises(WorkdirError, match=message):
             trainer.train_and_evaluate(config, folder)
@@ -340,7 +342,7 @@ def test_a_dead_run_is_warned_of_and_nothing_is_compiled_twice(data_dir, tmp_pat
     unequal = {"dataset.validation_split": "", "dataset.held_out": 97, "run.evaluate_every": "10 steps"}
     result = trainer.train_and_evaluate(configure(data_dir, **dead, **unequal), tmp_path / "w")
     assert result.finished and result.step == 20
-    assert "the loss has stayed at ln(10) = 2.303 for 3 log lines" in capfd.readouterr().err
+    assert "the loss has stayed at chance level (2.303) for 3 log lines" in capfd.readouterr().err
     splits, counts = zip(*records, strict=True)
     assert splits == ("train", "train", "validation", "train", "train", "validation", "test")
     assert len(set(counts[2:])) == 1 and counts[0] > 0
@@ -358,13 +360,13 @@ def test_early_stopping_auc_and_balanced_classes(data_dir, tmp_path):
         "optimizer.learning_rate": 0.0,
         "schedule.warmup": "0 steps",
         "train.patience": "10 steps",
-        "train.class_weights": "balanced",
+        "task.class_weights": "balanced",
         "train.ema_decay": 0.0,
         "model.use_batch_norm": False,
-        "evaluation.auc": True,
+        "task.auc": True,
         "evaluation.best_metric": "auc",
         "run.evaluate_every": "5 steps",
-        "augment.mixup": 0.2,
+        "task.mixup": 0.2,
         "dataset.validation_split": "",
         "dataset.held_out": 97,
     }
@@ -407,7 +409,7 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
         "train.batch_size": 10,
         "train.duration": "30 steps",
         "model.dropout_rate": 0.0,
-        "evaluation.auc": True,
+        "task.auc": True,
     }
     with pytest.raises(DataError, match=f"{broken} cannot be read"):
         trainer.train_and_evaluate(configure(data_dir, **options), tmp_path / "stops")
@@ -417,18 +419,18 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
     assert read_metrics(tmp_path / "skips")[-3]["speed"]["unreadable_examples"] == 1
     assert set(result.metrics["test"]) == {"loss", "top1", "auc", "sensitivity", "specificity"}
 
-    mirrored = configure(data_dir, **options, **{"evaluation.mirror": ("width",)})
-    values = evaluation.evaluate(tmp_path / "skips", config=mirrored)
+    mirrored = configure(data_dir, **options, **{"task.mirror": ("width",)})
+    values = network.evaluate(tmp_path / "skips", config=mirrored).values
     assert set(values) == set(result.metrics["test"]) and values["loss"] != result.metrics["test"]["loss"]
     folders = [folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()]
-    assert folders == [f"test_step_{result.best_step}_mirrored"]
+    assert folders == [f"test_step_{result.best_step}_mirror-width"]
     mirrored.seed += 1
     with pytest.raises(ConfigError, match=r"seed: 0 in the workdir, 1 now(.|\n)*config.run.\* and config.evaluation"):
-        evaluation.evaluate(tmp_path / "skips", config=mirrored)
+        network.evaluate(tmp_path / "skips", config=mirrored)
 
 
 def test_the_look_at_the_data_is_a_command(tmp_path, data_dir):
-    command = [sys.executable, "-m", "squeeze_jax.data.show", "--config", str(ROOT / "configs" / "digits.py")]
+    command = [sys.executable, "-m", "squeeze_jax.show_data", "--config", str(ROOT / "configs" / "digits.py")]
     command += ["--output", str(tmp_path / "report"), "--seconds=0.2", f"--config.run.data_dir={data_dir}"]
     text = Child(command, tmp_path / "show.log").succeed()
     assert "mean [77.9], standard deviation [95.9]" in text

@@ -1,4 +1,4 @@
-"""Random images without a file behind them, to measure a training step or a network alone."""
+"""Random images that are not stored in files, to measure a training step or a network alone."""
 
 import re
 from collections.abc import Sequence
@@ -6,15 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from squeeze_jax.errors import DataError
+
 SIZES = {"train": 51_200, "validation": 1_000, "test": 1_000}
 _NAME = re.compile(r"fake/(\d+(?:x\d+)+)/(\d+)")
 
 
 class Fake:
-    """`fake/224x224x3/1000`: images of that shape in that many classes; the same ones every time.
+    """A dataset such as `fake/224x224x3/1000`: images of that shape, in 1000 classes, the same every time.
+
+    Args:
+      name: "fake/", the shape of the images, "/" and the number of classes.
 
     Raises:
-      ValueError: the name is not of that form.
+      DataError: the name is not of that form.
     """
 
     version = "1.0.0"
@@ -22,17 +27,20 @@ class Fake:
     def __init__(self, name: str):
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"{name!r} is no fake dataset; expected a shape and a number of classes: fake/32x32x3/10")
+            raise DataError(
+                f"{name!r} is not a fake dataset; expected a shape and a number of classes, such as fake/32x32x3/10"
+            )
         self.image_shape = tuple(map(int, match[1].split("x")))
         self.class_names = tuple(map(str, range(int(match[2]))))
         self.split_sizes = SIZES
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
+        """Returns the examples of a split: dicts of "image" (uint8) and "label"."""
         return _Noise(SIZES[split], self.image_shape, len(self.class_names))
 
 
 class _Noise(Sequence):
-    """Pixels are windows of one random block, so that making an image costs no more than copying it."""
+    """Each image is a window of one random block, so that creating an image costs no more than copying it."""
 
     STRIDE = 61
 
@@ -49,7 +57,7 @@ class _Noise(Sequence):
     def __getitem__(self, index: int) -> dict[str, Any]:
         start = index * self.STRIDE
         image = self._block[start : start + np.prod(self._shape)].reshape(self._shape)
-        return {"image": image, "label": self.label(index)}
+        return {"image": image, **self.targets(index)}
 
-    def label(self, index: int) -> int:
-        return index % self._num_classes
+    def targets(self, index: int) -> dict[str, Any]:
+        return {"label": index % self._num_classes}

@@ -1,4 +1,4 @@
-"""Order, sharding over hosts, and batching. Which example stands where is a pure function of (seed, step)."""
+"""Shuffling, sharding over hosts, and batching. The examples of a batch are a pure function of (seed, step)."""
 
 import functools
 import os
@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from squeeze_jax.data.sources import Split
+from squeeze_jax.data.splits import UNREADABLE, VALID, Split
 
 Batch = dict[str, Any]
 
@@ -30,25 +30,28 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Endless shuffled batches, from step `first_step` on; each epoch holds every example exactly once.
+    """Returns an endless iterator of shuffled batches; each epoch contains every example exactly once.
 
-    Examples are shuffled, repeated and numbered first; then each host takes its contiguous positions of every global
-    batch. A random crop is keyed by (seed, step, position). So nothing depends on the number of hosts, threads or
-    workers, and a resumed run goes on with the next example.
+    The examples are first shuffled, repeated and batched; each host then takes a contiguous slice of every global
+    batch. A random crop is keyed by (seed, step, position in the global batch). So nothing depends on the number of
+    hosts, threads or workers, and a resumed run continues with the next example.
 
     Args:
       split: the examples.
-      batch_size: of the global batch; a multiple of `process_count`.
-      seed: of the order and of random crops.
+      batch_size: the size of the global batch; a multiple of `process_count`.
+      seed: the seed of the order and of random crops.
       first_step: the step of the first batch.
-      num_threads: that read, decode and assemble batches, in this process or in each worker.
-      num_workers: processes that do so instead of this one; 0 for none.
-      process_index: of this host.
-      process_count: hosts.
+      num_threads: threads that read, decode and assemble batches, in this process or in each worker.
+      num_workers: worker processes that do so instead of this process; 0 for none.
+      process_index: the index of this host.
+      process_count: the number of hosts.
 
     Yields:
-      "image" (batch_size / process_count, *image_shape) and "label" int32, this host's part of the batch; also
-      "unreadable" where examples were replaced, see `Split.batch`.
+      This host's part of the batch, batch_size / process_count examples: "image", uint8 or float32
+      (batch, *image_shape), and the targets; also "unreadable" if examples were replaced, see `Split.batch`.
+
+    Raises:
+      ValueError: `batch_size` is not a multiple of `process_count`.
     """
     rows = _host_rows(batch_size, process_index, process_count)
 
@@ -72,28 +75,30 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example once, in its stored order; the last batch is padded, and "mask" is false on the padding.
+    """Returns an iterator over every example once, in stored order; the last batch is padded.
+
+    Arguments and errors are those of `train_batches`.
 
     Yields:
-      "image" and "label" as in training, "mask" bool (batch_size / process_count,); as many batches on every host. An
-      example that was replaced because it could not be read is masked as well.
+      "image" and targets as in training, and "valid", bool (batch_size / process_count,), which is False for padding
+      and for examples that were replaced because they could not be read. Every host gets the same number of batches.
     """
     rows = _host_rows(batch_size, process_index, process_count)
     size = len(split)
 
     def load(start: int) -> Batch:
         indices = np.arange(start, start + batch_size)[rows]
-        mask = indices < size
-        batch = split.batch(np.where(mask, indices, 0))
-        for row, _ in batch.get("unreadable", ()):
-            mask[row] = False
-        return {**batch, "mask": mask}
+        valid = indices < size
+        batch = split.batch(np.where(valid, indices, 0))
+        for row, _ in batch.get(UNREADABLE, ()):
+            valid[row] = False
+        return {**batch, VALID: valid}
 
     return _iterate(grain.MapDataset.range(0, size, batch_size).map(load), num_threads, num_workers)
 
 
 def prefetched_batches(num_threads: int) -> int:
-    """Batches that are made ahead; a thread makes a whole one, so that fewer would leave threads idle."""
+    """Returns the number of batches to prepare ahead. Each thread makes a whole batch, so fewer would idle threads."""
     return max(PREFETCHED_BATCHES, num_threads)
 
 
@@ -101,7 +106,7 @@ def _iterate(batches: grain.MapDataset, num_threads: int, num_workers: int) -> I
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetched_batches(num_threads))
     dataset = batches.to_iter_dataset(options)
     if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads its own flags, which a notebook never parses
+        if not flags.FLAGS.is_parsed():  # Grain reads its own absl flags, which a notebook never parses
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=num_workers)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=functools.partial(_end_with_parent, os.getpid()))
@@ -109,7 +114,7 @@ def _iterate(batches: grain.MapDataset, num_threads: int, num_workers: int) -> I
 
 
 def _end_with_parent(parent: int, worker_index: int, worker_count: int) -> None:
-    """Runs in a worker: a parent that is killed cannot stop its workers, so they look for it."""
+    """Runs in a worker: ends it if its parent is gone, because a killed parent cannot stop its workers."""
     del worker_index, worker_count
 
     def watch() -> None:
@@ -122,6 +127,9 @@ def _end_with_parent(parent: int, worker_index: int, worker_count: int) -> None:
 
 def _host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     if batch_size % process_count:
-        raise ValueError(f"a batch of {batch_size} cannot be divided among {process_count} processes.")
+        raise ValueError(
+            f"a batch of {batch_size} cannot be divided among {process_count} processes; use a multiple of "
+            f"{process_count}."
+        )
     local = batch_size // process_count
     return slice(process_index * local, (process_index + 1) * local)

@@ -1,12 +1,12 @@
-"""Puts a dataset on disk in the form that training reads. The only place that needs TensorFlow.
+"""Prepares a dataset on disk in the format that training reads. Only this module needs TensorFlow.
 
     python -m squeeze_jax.data.prepare cifar10                          # downloads and prepares a TFDS dataset
-    python -m squeeze_jax.data.prepare medmnist/adrenalmnist3d --file adrenalmnist3d.npz   # from a file you have
+    python -m squeeze_jax.data.prepare medmnist/adrenalmnist3d --file adrenalmnist3d.npz   # from a downloaded file
     python -m squeeze_jax.data.prepare imagenet2012 --from ~/tensorflow_datasets/imagenet2012/5.1.0   # from tfrecord
-    python -m squeeze_jax.data.prepare photographs.zip                  # unpacks a zip of split/class/image
+    python -m squeeze_jax.data.prepare photographs.zip                  # unpacks a zip of images in split/class/
 
-A dataset is stored once, as array_record, which gives the training process random access without TensorFlow. What is
-there already stays as it is.
+Datasets are stored as array_record, which gives the training process random access without TensorFlow. A dataset that
+is already prepared is not changed.
 """
 
 import argparse
@@ -21,78 +21,88 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 
+from squeeze_jax import commands
 from squeeze_jax.data.builders import BUILDERS, builder_class
-from squeeze_jax.data.folder import ImageFolder
+from squeeze_jax.data.folders import ImageFolder
 from squeeze_jax.data.sources import default_data_dir
+from squeeze_jax.errors import DataError, SqueezeJaxError
 
 
 def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None = None) -> pathlib.Path:
     """Downloads and prepares a dataset of this project or of TFDS.
 
-    Several processes may prepare at once: the others wait for the first.
+    Several processes may call this at the same time: the others wait for the first.
 
     Args:
-      name: of the dataset.
-      data_dir: where datasets are kept; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      file: the dataset's file, where it was downloaded before; only for builders of this project that have one.
+      name: the name of the dataset.
+      data_dir: the folder for datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      file: the dataset's file, if it is already downloaded; only for builders of this project with a `local_file`.
 
     Returns:
       The dataset's folder.
 
     Raises:
-      ValueError: unknown, or a file that is not the right one.
+      DataError: the name is unknown, or the file is not the right one.
     """
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     folder = default_data_dir(data_dir)
-    with _locked(folder, name):
-        if name.split("/")[0] in BUILDERS:
-            builder = builder_class(name)(data_dir=folder, file_format="array_record")
-        else:
-            builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-        if file is not None:
-            if not hasattr(builder, "local_file"):
-                raise ValueError(f"{name} is not made from one file; leave --file out.")
-            builder.local_file = file
-        builder.download_and_prepare()
+    try:
+        with _locked(folder, name):
+            if name.split("/")[0] in BUILDERS:
+                builder = builder_class(name)(data_dir=folder, file_format="array_record")
+            else:
+                builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+            if file is not None:
+                if not hasattr(builder, "local_file"):
+                    raise DataError(f"{name} is not made from one file; leave --file out.")
+                builder.local_file = file
+            builder.download_and_prepare()
+    except SqueezeJaxError:
+        raise
+    except (ValueError, OSError) as error:  # from TFDS: an unknown name, a failed download, a full disk
+        raise DataError(f"{name} cannot be prepared: {error}") from error
     return pathlib.Path(builder.data_dir)
 
 
 def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
-    """Turns a prepared tfrecord dataset into array_record, record by record: nothing is decoded or shuffled.
+    """Converts a prepared tfrecord dataset to array_record, record by record, without decoding or shuffling.
 
     Args:
-      name: of the dataset, as the new folder is called.
-      source: the folder of the prepared dataset, with its dataset_info.json.
+      name: the name of the dataset.
+      source: the folder of the prepared dataset, which contains dataset_info.json.
       data_dir: as in `prepare`.
 
     Returns:
-      The dataset's folder.
+      The dataset's new folder.
 
     Raises:
-      ValueError: no prepared tfrecord dataset there, another dataset's, or a record count that differs from its own
-        dataset_info.json.
+      DataError: `source` is not a prepared tfrecord dataset, is another dataset, or has a record count that differs
+        from its dataset_info.json.
     """
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 
     if not (source / "dataset_info.json").exists():
-        raise ValueError(f"{source} is no prepared dataset: it has no dataset_info.json. Give the folder of a version.")
+        raise DataError(
+            f"{source} is not a prepared dataset (it has no dataset_info.json); give the folder of a version, such as "
+            f"{name}/1.0.0."
+        )
     builder = tfds.builder_from_directory(source)
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
-        raise ValueError(f"{source} is stored as {builder.info.file_format.value}; expected tfrecord.")
+        raise DataError(f"{source} is stored as {builder.info.file_format.value}; expected tfrecord.")
     if name != "/".join(filter(None, (builder.name, builder.info.config_name))):
-        raise ValueError(f"{source} holds {builder.info.full_name}; expected {name}.")
+        raise DataError(f"{source} is the dataset {builder.info.full_name}; expected {name}.")
     folder = default_data_dir(data_dir)
     target = folder / builder.info.full_name
     with _locked(folder, name):
         if (target / "dataset_info.json").exists():
             if target.resolve() != source.resolve():
                 return target
-            raise ValueError(f"{source} would be written over itself; give another --data_dir.")
+            raise DataError(f"{source} would be overwritten by its own conversion; use another --data_dir.")
         with _complete_or_absent(target) as partial:
             for path in source.iterdir():
                 if path.is_file() and ".tfrecord" not in path.name:
@@ -112,16 +122,25 @@ def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pat
                         count += 1
                     writer.close()
                     if count != expected:
-                        raise ValueError(f"{path} holds {count} records; dataset_info.json says {expected}.")
+                        raise DataError(
+                            f"{path} contains {count} records; expected {expected} according to dataset_info.json."
+                        )
             (partial / "dataset_info.json").write_text(json.dumps(description, indent=2))
     return target
 
 
 def unpack(archive: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
-    """Unpacks a zip of `split/class/image` to a folder of the archive's name.
+    """Unpacks a zip of images in `split/class/` to a folder with the archive's name.
+
+    Args:
+      archive: the zip file.
+      data_dir: as in `prepare`.
+
+    Returns:
+      The dataset's folder.
 
     Raises:
-      ValueError: no zip, or another layout.
+      DataError: the file is not a zip, or has another layout.
     """
     folder = default_data_dir(data_dir)
     target = folder / archive.stem
@@ -132,14 +151,17 @@ def unpack(archive: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
                     with zipfile.ZipFile(archive) as zipped:
                         zipped.extractall(partial)
                 except zipfile.BadZipFile as error:
-                    raise ValueError(f"{archive} is no intact zip: {error}") from error
+                    raise DataError(f"{archive} is not an intact zip: {error}") from error
                 ImageFolder(partial)
     return target
 
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be created ({error.strerror}); use another --data_dir.") from error
     with (folder / f".{name.replace('/', '_').replace(':', '_')}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -147,7 +169,7 @@ def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `target` that becomes it at the end, or vanishes."""
+    """Yields a temporary folder next to `target`, which is renamed to `target` on success and deleted on failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
@@ -159,28 +181,25 @@ def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def main() -> int:
+def main() -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="a dataset of this project or of TFDS, or a zip of split/class/image")
-    parser.add_argument("--data_dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    parser.add_argument("name", help="a dataset of this project or of TFDS, or a zip of images in split/class/")
+    parser.add_argument("--data_dir", help="folder for datasets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--from", dest="source", type=pathlib.Path, metavar="DIR", help="a prepared tfrecord dataset")
-    what.add_argument("--file", type=pathlib.Path, help="the dataset's file, downloaded before")
+    what.add_argument(
+        "--from", dest="source", type=pathlib.Path, metavar="DIR", help="a prepared tfrecord dataset to convert"
+    )
+    what.add_argument("--file", type=pathlib.Path, help="the dataset's file, if it is already downloaded")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        if args.name.endswith(".zip"):
-            folder = unpack(pathlib.Path(args.name), args.data_dir)
-        elif args.source:
-            folder = convert(args.name, args.source.expanduser(), args.data_dir)
-        else:
-            folder = prepare(args.name, args.data_dir, file=args.file)
-    except (ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    print(folder)
-    return 0
+    if args.name.endswith(".zip"):
+        print(unpack(pathlib.Path(args.name), args.data_dir))
+    elif args.source:
+        print(convert(args.name, args.source.expanduser(), args.data_dir))
+    else:
+        print(prepare(args.name, args.data_dir, file=args.file))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -1,29 +1,28 @@
-"""The Fire module of SqueezeNet and the simplified one of SqueezeNodule-Net."""
-
-import functools
+"""The Fire module of SqueezeNet and the simplified Fire module of SqueezeNodule-Net."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from squeeze_jax.errors import ModelError
 from squeeze_jax.models import layers
 
 
 class Fire(nn.Module):
-    """Squeeze by 1x1 convolutions, expand by 1x1 and 3x3 ones (Iandola et al. 2016, section 3.2).
+    """A squeeze layer of 1x1 convolutions and an expand layer of 1x1 and 3x3 ones (Iandola et al. 2016, section 3.2).
 
     Attributes:
-      squeeze: s1x1, filters of the squeeze convolution.
-      expand1x1: e1x1, filters of the 1x1 expand branch.
-      expand3x3: e3x3, filters of the 3x3 expand branch; the output is `[1x1, 3x3]` along the channels, as in Caffe.
-      bypass: "none"; "identity" adds the input to the output; "conv" adds a 1x1 convolution of it, with ReLU (the
-        complex bypass of Figure 2, songhan/SqueezeNet-Generator).
-      use_batch_norm: normalise after every convolution.
-      dtype: of the computation.
+      squeeze: s1x1, the number of squeeze filters.
+      expand1x1: e1x1, the number of 1x1 expand filters.
+      expand3x3: e3x3, the number of 3x3 expand filters; the output channels are `[1x1, 3x3]`, as in Caffe.
+      bypass: "none"; "identity" adds the input to the output; "conv" adds a 1x1 convolution of the input, with ReLU
+        (the complex bypass of Figure 2, songhan/SqueezeNet-Generator).
+      use_batch_norm: whether batch normalisation follows every convolution.
+      dtype: dtype of the computation.
       axis_name: the mapped axis that batch statistics are averaged over (pmap only).
 
     Raises:
-      ValueError: a filter count below 1, or more squeeze filters than expand filters.
+      ModelError: a filter count is below 1, or there are more squeeze filters than expand filters.
     """
 
     squeeze: int
@@ -56,7 +55,7 @@ class Fire(nn.Module):
 class SimplifiedFire(nn.Module):
     """A Fire module without its 1x1 expand branch (SqueezeNodule-Net, Tsivgoulis et al. 2022).
 
-    Attributes are those of `Fire`, less `expand1x1`.
+    The attributes and errors are those of `Fire`, without `expand1x1`.
     """
 
     squeeze: int
@@ -80,35 +79,34 @@ class SimplifiedFire(nn.Module):
 
 
 def check_widths(*, squeeze: int, **expand: int) -> None:
-    """Raises ValueError unless all widths are at least 1 and `squeeze` is at most the sum of the expand widths.
+    """Checks the filter counts of a Fire module. A squeeze ratio of 1.0 is valid: Figure 3a of the paper uses it.
 
-    A squeeze ratio of 1.0 is legal: Figure 3a of the paper uses it.
+    Args:
+      squeeze: the number of squeeze filters.
+      **expand: the number of filters of each expand branch.
+
+    Raises:
+      ModelError: a width is below 1, or `squeeze` is larger than the sum of the expand widths.
     """
     for name, width in {"squeeze": squeeze, **expand}.items():
         if width < 1:
-            raise ValueError(f"a Fire module got {name}={width}; the smallest legal width is 1.")
+            raise ModelError(f"a Fire module got {name}={width}; expected at least 1.")
     if squeeze > sum(expand.values()):
-        raise ValueError(
+        raise ModelError(
             f"a Fire module got squeeze={squeeze}, more than its {sum(expand.values())} expand filters; "
-            f"the squeeze ratio lies between 0 (excluded) and 1."
+            f"expected a squeeze ratio with 0 < ratio <= 1."
         )
 
 
-def _conv_block(fire: Fire | SimplifiedFire, train: bool):
-    return functools.partial(
-        layers.conv_block,
-        train=train,
-        use_batch_norm=fire.use_batch_norm,
-        dtype=fire.dtype,
-        axis_name=fire.axis_name,
-    )
+def _conv_block(fire: Fire | SimplifiedFire, train: bool) -> layers.ConvBlock:
+    return layers.ConvBlock(fire.use_batch_norm, fire.dtype, fire.axis_name, train)
 
 
-def _add_bypass(fire: Fire | SimplifiedFire, block, x: jax.Array, expanded: jax.Array) -> jax.Array:
+def _add_bypass(fire: Fire | SimplifiedFire, block: layers.ConvBlock, x: jax.Array, expanded: jax.Array) -> jax.Array:
     if fire.bypass == "none":
         return expanded
     if fire.bypass == "identity":
         return expanded + x
     if fire.bypass == "conv":
         return expanded + block(x, expanded.shape[-1], 1, name="bypass1x1")
-    raise ValueError(f"a Fire module got bypass={fire.bypass!r}; expected 'none', 'identity' or 'conv'.")
+    raise ModelError(f"a Fire module got bypass={fire.bypass!r}; expected 'none', 'identity' or 'conv'.")

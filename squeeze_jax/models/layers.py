@@ -1,9 +1,10 @@
-"""The layers every network of the family is made of: convolution blocks, pooling, dropout.
+"""The layers of all networks in the family: convolution blocks, pooling, dropout.
 
-All of them take `(batch, *spatial, channels)` with any number of spatial axes, so that one module is the 2-D and the
-3-D network.
+All of them take `(batch, *spatial, channels)` with any number of spatial axes, so the same module serves as a 2-D and
+as a 3-D network.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# Caffe's `xavier` filler scales by the fan-in, U(+-sqrt(3 / fan_in)): JAX calls that lecun_uniform
+# Caffe's `xavier` filler scales by the fan-in, U(+-sqrt(3 / fan_in)), which JAX calls lecun_uniform
 # (BVLC/caffe include/caffe/filler.hpp; forresti/SqueezeNet train_val.prototxt).
 CONV_INIT = nn.initializers.lecun_uniform()
 HEAD_INIT = nn.initializers.normal(0.01)
@@ -27,7 +28,7 @@ POOL_STRIDE = 2
 
 
 def parameter_dtype(dtype: str) -> jnp.dtype:
-    """Parameters stay in float32 while bfloat16 computes; only float64 networks hold more."""
+    """Returns the dtype of the parameters: float64 for float64 networks, else float32 (also for bfloat16)."""
     return jnp.dtype("float64") if dtype == "float64" else jnp.dtype("float32")
 
 
@@ -42,7 +43,18 @@ def conv(
     use_bias: bool = True,
     kernel_init: Callable = CONV_INIT,
 ) -> nn.Conv:
-    """A convolution with this project's initialisers; its rank is the length of `kernel_size`."""
+    """Makes a convolution with this project's initialisers, and faster formulations on CPU.
+
+    Args:
+      features: output channels.
+      kernel_size: one size per spatial axis.
+      name: the name of the module.
+      dtype: dtype of the computation.
+      strides: the stride along every axis.
+      padding: "SAME", "VALID" or the padding of every side.
+      use_bias: whether to add a bias.
+      kernel_init: the initialiser of the kernel.
+    """
     return nn.Conv(
         features,
         tuple(kernel_size),
@@ -57,27 +69,31 @@ def conv(
     )
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+def _by_platform(on_cpu: Callable, elsewhere: Callable, *arguments: jax.Array) -> jax.Array:
+    """Selects one of two formulations of an operation when the program is lowered.
+
+    So a program exported for a GPU on a machine without one contains only the plain operation.
+    """
+    return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=elsewhere)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """`lax.conv_general_dilated`, but for the branch that 1x1 and 3-D kernels take on CPU."""
+    """Computes `lax.conv_general_dilated`; 1x1 and 3-D kernels use another formulation on CPU."""
     size, stride, is_3d = kernel.shape[0], strides[0], x.ndim == 5
     is_cubic = set(kernel.shape[:-2]) == {size} and set(strides) == {stride}
     keeps_size = padding == "SAME" and stride == 1 and size % 2 == 1
-    if _on_cpu() and is_cubic and (keeps_size or padding == "VALID"):
-        if size == 1 or (is_3d and len(x) == 1):  # one volume alone is faster unfolded
-            return _convolve_unfolded(x, kernel, stride, padding)
-        if is_3d:
-            return _convolve_planes(x, kernel, stride, padding)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+    if not (is_cubic and (keeps_size or padding == "VALID") and (size == 1 or is_3d)):
+        return plain(x, kernel)
+    # A batch of one volume is faster unfolded.
+    on_cpu = _convolve_unfolded if size == 1 or len(x) == 1 else _convolve_planes
+    return _by_platform(functools.partial(on_cpu, stride=stride, padding=padding), plain, x, kernel)
 
 
 def _convolve_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
-    """A convolution as one product of two matrices, one of them what every output cell sees.
+    """Computes a convolution as one matrix product of the unfolded input patches and the kernel (im2col).
 
-    XLA's CPU backend takes longer for the convolution itself on large maps and in 3-D (benchmarks/layers.py).
+    On XLA's CPU backend this is faster than the convolution for large maps and in 3-D (benchmarks/layers.py).
     """
     size = kernel.shape[0]
     if padding == "SAME":
@@ -88,9 +104,9 @@ def _convolve_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: st
 
 
 def _convolve_planes(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
-    """A convolution in 3-D as one in 2-D of each plane, its neighbours before and behind it as further channels.
+    """Computes a 3-D convolution as a 2-D convolution of each plane, with the neighbouring planes as extra channels.
 
-    XLA's CPU backend takes more than twice as long for the convolution in 3-D (benchmarks/layers.py).
+    On XLA's CPU backend the 3-D convolution takes more than twice as long (benchmarks/layers.py).
     """
     size = kernel.shape[0]
     if padding == "SAME":
@@ -109,7 +125,7 @@ def _convolve_planes(x: jax.Array, kernel: jax.Array, stride: int, padding: str)
 
 
 def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
-    """For each cell of a window, in the order of memory: what all windows have there."""
+    """Returns, for each cell of a window in row-major order, the values of all windows at that cell."""
     rank = x.ndim - 2
     extents = [(length - size) // stride * stride + 1 for length in x.shape[1:-1]]
     return [
@@ -123,73 +139,89 @@ def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
     ]
 
 
-def conv_block(
-    x: jax.Array,
-    features: int,
-    kernel: int,
-    *,
-    name: str,
-    train: bool,
-    use_batch_norm: bool,
-    dtype: str,
-    axis_name: str | None,
-    strides: int = 1,
-    padding: str | int = "SAME",
-) -> jax.Array:
-    """Convolution, batch normalisation where asked for, ReLU; called inside a compact method.
+@dataclasses.dataclass(frozen=True)
+class ConvBlock:
+    """Makes blocks of convolution, optional batch normalisation, and ReLU; call it inside a compact method.
 
-    The submodules are `name` and `name + "_bn"` of the calling module. With batch norm the convolution has no bias, as
-    the normalisation would remove it.
+    Attributes:
+      use_batch_norm: add batch normalisation after the convolution, which then has no bias, because the normalisation
+        would cancel it.
+      dtype: dtype of the computation.
+      axis_name: the mapped axis that batch statistics are averaged over (pmap only).
+      train: normalise by the statistics of the batch instead of the running ones.
     """
-    rank = x.ndim - 2
-    x = conv(
-        features,
-        (kernel,) * rank,
-        strides=strides,
-        padding=padding,
-        use_bias=not use_batch_norm,
-        dtype=dtype,
-        name=name,
-    )(x)
-    if use_batch_norm:
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=BATCH_NORM_MOMENTUM,
-            dtype=jnp.dtype(dtype),
-            param_dtype=parameter_dtype(dtype),
-            axis_name=axis_name,
-            name=f"{name}_bn",
+
+    use_batch_norm: bool
+    dtype: str
+    axis_name: str | None
+    train: bool
+
+    def __call__(
+        self, x: jax.Array, features: int, kernel: int, *, name: str, strides: int = 1, padding: str | int = "SAME"
+    ) -> jax.Array:
+        """Maps (batch, *spatial, channels) to (batch, *spatial, features).
+
+        The submodules are `name` and `name + "_bn"` of the calling module.
+        """
+        x = conv(
+            features,
+            (kernel,) * (x.ndim - 2),
+            strides=strides,
+            padding=padding,
+            use_bias=not self.use_batch_norm,
+            dtype=self.dtype,
+            name=name,
         )(x)
-    return nn.relu(x)
+        if self.use_batch_norm:
+            x = nn.BatchNorm(
+                use_running_average=not self.train,
+                momentum=BATCH_NORM_MOMENTUM,
+                dtype=jnp.dtype(self.dtype),
+                param_dtype=parameter_dtype(self.dtype),
+                axis_name=self.axis_name,
+                name=f"{name}_bn",
+            )(x)
+        return nn.relu(x)
 
 
 def pooled_size(size: int, pooling: str) -> int:
-    """Length of an axis after a 3/2 max pooling; zero or less where the window does not fit."""
+    """Returns the length of an axis after 3x3 max pooling with stride 2; zero or less if the window does not fit.
+
+    Args:
+      size: the length before pooling.
+      pooling: "ceil" or "floor", see `MaxPool`.
+    """
     span = size - POOL_WINDOW
     return (math.ceil(span / POOL_STRIDE) if pooling == "ceil" else span // POOL_STRIDE) + 1
 
 
 class MaxPool(nn.Module):
-    """Max pooling 3/2. `pooling` is "ceil" (Caffe, torchvision) or "floor" (Keras 'valid')."""
+    """Max pooling with window 3 and stride 2.
+
+    Attributes:
+      pooling: how the output size is rounded: "ceil" (Caffe, torchvision) or "floor" (Keras 'valid').
+    """
 
     pooling: str = "ceil"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if _on_cpu():
-            return _max_pool_on_cpu(x, self.pooling)
-        padding = [
-            (0, max(0, (pooled_size(size, self.pooling) - 1) * POOL_STRIDE + POOL_WINDOW - size))
-            for size in x.shape[1:-1]
-        ]
-        rank = x.ndim - 2
-        return nn.max_pool(x, (POOL_WINDOW,) * rank, (POOL_STRIDE,) * rank, padding)
+        on_cpu, plain = (functools.partial(pool, pooling=self.pooling) for pool in (_max_pool_by_slices, _max_pool))
+        return _by_platform(on_cpu, plain, x)
 
 
-def _max_pool_on_cpu(x: jax.Array, pooling: str) -> jax.Array:
-    """The same as a maximum of slices, with the winner of each window kept for the gradient.
+def _max_pool(x: jax.Array, pooling: str) -> jax.Array:
+    rank = x.ndim - 2
+    padding = [
+        (0, max(0, (pooled_size(size, pooling) - 1) * POOL_STRIDE + POOL_WINDOW - size)) for size in x.shape[1:-1]
+    ]
+    return nn.max_pool(x, (POOL_WINDOW,) * rank, (POOL_STRIDE,) * rank, padding)
 
-    XLA's CPU backend takes several times as long with a window reduction (benchmarks/layers.py).
+
+def _max_pool_by_slices(x: jax.Array, pooling: str) -> jax.Array:
+    """Computes the same as a maximum of slices, and keeps the winner of each window for the gradient.
+
+    On XLA's CPU backend a window reduction takes several times as long (benchmarks/layers.py).
     """
     whole_windows = [
         (0, POOL_STRIDE * (pooled_size(size, pooling) - 1) + POOL_WINDOW - size, 0) for size in x.shape[1:-1]
@@ -203,7 +235,7 @@ def _pool_whole_windows(x: jax.Array) -> jax.Array:
 
 
 def _maximum_and_winner(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maximum of each window, and as uint8 which of its cells that is: the earliest one, as lax has it."""
+    """Returns the maximum of each window, and the index of its cell as uint8; of equal cells the first, as in lax."""
     first, *others = _taps(x, POOL_WINDOW, POOL_STRIDE)
     maximum, winner = first, jnp.zeros(first.shape, jnp.uint8)
     for cell, value in enumerate(others, start=1):
@@ -213,16 +245,16 @@ def _maximum_and_winner(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _pool_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    """Every cell gathers from the windows that it won.
+    """Adds up, for every cell, the gradients of the windows that it won.
 
-    An odd cell of an axis is the middle of one window. An even one is the first of a window and the last of the one
-    before, either of which may lie outside.
+    Along an axis, an odd cell is the middle of one window. An even cell is the first of a window and the last of the
+    previous one, either of which may be outside.
     """
     rank, windows = winner.ndim - 2, winner.shape[1:-1]
     border = [(0, 0), *[(1, 1)] * rank, (0, 0)]
     winner = jnp.pad(winner, border, constant_values=POOL_WINDOW**rank)
     gradient = jnp.pad(gradient, border)
-    gathered: dict[tuple[int, ...], jax.Array] = {}  # by whether a cell is odd, an entry an axis
+    gathered: dict[tuple[int, ...], jax.Array] = {}  # key: whether the cell is odd, one entry per axis
     for cell, offset in enumerate(itertools.product(range(POOL_WINDOW), repeat=rank)):
         starts = [0 if place == POOL_WINDOW - 1 else 1 for place in offset]
         seen = (slice(None), *[slice(i, i + count + 1) for i, count in zip(starts, windows, strict=True)])
@@ -233,7 +265,7 @@ def _pool_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     for is_odd, cells in gathered.items():
         pairs = cells.reshape(len(cells), *(n for count in windows for n in (count + 1, 1)), -1)
         ends = (end for odd in is_odd for end in ((0, 0), (odd, 1 - odd)))
-        parts.append(jnp.pad(pairs, [(0, 0), *ends, (0, 0)]))  # its place in each pair of an even and an odd cell
+        parts.append(jnp.pad(pairs, [(0, 0), *ends, (0, 0)]))  # its position in each (even, odd) pair of cells
     interleaved = functools.reduce(operator.add, parts)
     interleaved = interleaved.reshape(len(winner), *(POOL_STRIDE * (count + 1) for count in windows), -1)
     return (interleaved[(slice(None), *[slice(length - 1) for length in interleaved.shape[1:-1]])],)
@@ -245,8 +277,11 @@ _pool_whole_windows.defvjp(_maximum_and_winner, _pool_backward)
 class Dropout(nn.Module):
     """Dropout whose mask depends on an example's position in the global batch, not on its device.
 
-    That makes one device and many, jit and pmap draw the same masks. The key is the `dropout` stream; `positions`,
-    int (batch,), defaults to 0, 1, 2, ...
+    So the masks are the same for any number of devices, under jit and pmap. The random key is the `dropout` stream;
+    `positions`, int (batch,), defaults to 0, 1, 2, ...
+
+    Attributes:
+      rate: the probability of dropping a value; 0 <= rate < 1.
     """
 
     rate: float
@@ -261,7 +296,7 @@ class Dropout(nn.Module):
 
         def drop(key: jax.Array, example: jax.Array) -> jax.Array:
             *cells, channels = example.shape
-            pairs = jax.random.bits(key, (*cells, -(-channels // 2)), jnp.uint32)  # 16 bits a value: half the work
+            pairs = jax.random.bits(key, (*cells, -(-channels // 2)), jnp.uint32)  # 16 bits per value are half the work
             bits = jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*cells, -1)[..., :channels]
             return jnp.where(bits < jnp.uint16(keep * 2**16), example / keep, 0)
 

@@ -1,13 +1,13 @@
 """SqueezeNet and its design space (Iandola et al. 2016, arXiv 1602.07360)."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from squeeze_jax.errors import ModelError
 from squeeze_jax.models import layers
 from squeeze_jax.models.fire import Fire, check_widths
 
@@ -18,12 +18,12 @@ BYPASSES = ("none", "simple", "complex")
 POOLINGS = ("ceil", "floor")
 DTYPES = ("float32", "bfloat16", "float64")
 AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
-LARGEST_MINIMUM = 8192  # where the search for the smallest legal input gives up
+LARGEST_MINIMUM = 8192  # limit of the search for the smallest valid input
 
 
 @dataclasses.dataclass(frozen=True)
 class FireWidths:
-    """Filters of one Fire module; `expand1x1` is 0 in a simplified one."""
+    """Filter counts of one Fire module; `expand1x1` is 0 in a simplified one."""
 
     squeeze: int
     expand1x1: int
@@ -32,7 +32,7 @@ class FireWidths:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one stage does to the length of a spatial axis; `kernel` is the largest one on its way."""
+    """The effect of one stage on the length of a spatial axis; `kernel` is the largest kernel in the stage."""
 
     name: str
     kernel: int
@@ -40,6 +40,7 @@ class Stage:
     kind: str  # "valid", "same" or a pooling mode
 
     def output_size(self, size: int) -> int:
+        """Returns the length of an axis after this stage; less than 1 if the window does not fit."""
         if self.kind == "same":
             return size
         if self.kind == "valid":
@@ -48,34 +49,41 @@ class Stage:
 
 
 class SqueezeNet(nn.Module):
-    """SqueezeNet with every choice of the paper's section 5 as an attribute; the defaults are version 1.0.
+    """SqueezeNet, with every design choice of the paper's section 5 as an attribute; the defaults are version 1.0.
 
-    Fire module i (from 0) has e = base_filters + filter_increment * (i // increment_every) expand filters, of which
-    round(fraction_3x3 * e) are 3x3, and round(squeeze_ratio * e) squeeze filters.
+    Fire module i (counted from 0) has e = base_filters + filter_increment * (i // increment_every) expand filters, of
+    which round(fraction_3x3 * e) are 3x3, and round(squeeze_ratio * e) squeeze filters.
+
+    Every registered network has the class attributes `head`, the name of its last layer, whose channels are the
+    classes, and `ranks`, the numbers of spatial axes that its input may have.
 
     Attributes:
-      num_classes: channels of conv10.
-      dropout_rate: after fire9.
-      bypass: "none", "simple" (identity around every module whose input and output have the same channels: fire3, 5, 7
-        and 9 in the paper's network) or "complex" (1x1 convolutions around the others as well).
+      num_classes: output channels of conv10; with 0 there is no conv10, and the output is the mean of each channel of
+        the last feature map.
+      dropout_rate: dropout rate after fire9.
+      bypass: "none", "simple" (identity around every module with equal input and output channels: fire3, 5, 7 and 9 in
+        the paper's network) or "complex" (also 1x1 convolutions around the other modules).
       base_filters: base_e of the paper.
-      filter_increment: incr_e.
-      increment_every: freq.
-      squeeze_ratio: SR; one number, or one a module.
-      fraction_3x3: pct_3x3, 0 to 1.
+      filter_increment: incr_e of the paper.
+      increment_every: freq of the paper.
+      squeeze_ratio: SR of the paper; one number, or one per Fire module.
+      fraction_3x3: pct_3x3 of the paper, 0 to 1.
       stem: "7x7/2" (1.0), "3x3/2" (1.1) or "3x3/1" for small images. Strided stems have no padding, as in Caffe.
-      stem_filters: channels of conv1.
-      pool_after: layers (1 is conv1, k is firek) that a 3/2 max pooling follows.
-      pooling: "ceil" (Caffe, torchvision) or "floor".
-      head_padding: the padding 1 of conv10 in Caffe's 1.0, which averages 15 x 15 cells at 227 pixels.
-      head_relu: ReLU after conv10, as released.
-      use_batch_norm: after every convolution but conv10.
-      dtype: of the computation: "float32", "bfloat16" (parameters stay float32) or "float64".
-      axis_name: the mapped axis that batch statistics are averaged over; only under pmap.
+      stem_filters: output channels of conv1.
+      pool_after: the layers (1 is conv1, k is firek) that are followed by 3x3 max pooling with stride 2.
+      pooling: rounding of the pooled size: "ceil" (Caffe, torchvision) or "floor".
+      head_padding: pad conv10 by 1, as Caffe's 1.0 does, so that 15 x 15 cells are averaged at 227 pixels.
+      head_relu: apply ReLU after conv10, as in the released networks.
+      use_batch_norm: apply batch normalisation after every convolution except conv10.
+      dtype: dtype of the computation: "float32", "bfloat16" (parameters stay float32) or "float64".
+      axis_name: the mapped axis that batch statistics are averaged over (pmap only).
 
     Raises:
-      ValueError: an illegal attribute, at construction; an illegal input, at the call.
+      ModelError: an attribute is invalid (at construction), or an input is invalid (at the call).
     """
+
+    head = "conv10"
+    ranks = tuple(AXIS_NAMES)
 
     num_classes: int = 1000
     dropout_rate: float = 0.5
@@ -103,20 +111,20 @@ class SqueezeNet(nn.Module):
             ("dtype", DTYPES),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; expected one of {', '.join(choices)}.")
-        for name in ("num_classes", "stem_filters", "base_filters", "increment_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; the smallest legal value is 1.")
+                raise ModelError(f"{name}={getattr(self, name)!r} is unknown; expected one of {', '.join(choices)}.")
+        for name, smallest in {"num_classes": 0, "stem_filters": 1, "base_filters": 1, "increment_every": 1}.items():
+            if getattr(self, name) < smallest:
+                raise ModelError(f"{name}={getattr(self, name)}; expected at least {smallest}.")
         if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate={self.dropout_rate}; expected 0 <= rate < 1.")
+            raise ModelError(f"dropout_rate={self.dropout_rate}; expected 0 <= rate < 1.")
         last = FIRST_FIRE + NUM_FIRE_MODULES - 1
         if any(layer not in range(1, last + 1) for layer in self.pool_after):
-            raise ValueError(f"pool_after={self.pool_after}; expected layers from 1 (conv1) to {last} (fire{last}).")
+            raise ModelError(f"pool_after={self.pool_after}; expected layers from 1 (conv1) to {last} (fire{last}).")
         for i, widths in enumerate(self.fire_widths()):
             try:
                 check_widths(**{k: v for k, v in dataclasses.asdict(widths).items() if self._has_branch(k)})
-            except ValueError as error:
-                raise ValueError(
+            except ModelError as error:
+                raise ModelError(
                     f"fire{i + FIRST_FIRE} (base_filters={self.base_filters}, squeeze_ratio={self.squeeze_ratio}, "
                     f"fraction_3x3={self.fraction_3x3}): {error}"
                 ) from None
@@ -126,12 +134,16 @@ class SqueezeNet(nn.Module):
         return True
 
     def fire_widths(self) -> list[FireWidths]:
-        """The widths of fire2 to fire9, by the formulas of section 5.1 of the paper."""
+        """Returns the widths of fire2 to fire9, by the formulas in section 5.1 of the paper.
+
+        Raises:
+          ModelError: `squeeze_ratio` is a tuple of the wrong length.
+        """
         ratios = self.squeeze_ratio
         if not isinstance(ratios, tuple):
             ratios = (ratios,) * NUM_FIRE_MODULES
         if len(ratios) != NUM_FIRE_MODULES:
-            raise ValueError(f"squeeze_ratio has {len(ratios)} entries; expected one number or {NUM_FIRE_MODULES}.")
+            raise ModelError(f"squeeze_ratio has {len(ratios)} entries; expected one number or {NUM_FIRE_MODULES}.")
         widths = []
         for i, ratio in enumerate(ratios):
             expand = self.base_filters + self.filter_increment * (i // self.increment_every)
@@ -158,6 +170,11 @@ class SqueezeNet(nn.Module):
             return "identity"
         return "conv" if self.bypass == "complex" else "none"
 
+    @property
+    def head_margin(self) -> int:
+        """Number of cells at each border of the head's feature map that are outside the image."""
+        return int(self.head_padding)
+
     @nn.compact
     def _feature_maps(self, images: jax.Array, train: bool, positions: jax.Array | None) -> dict[str, jax.Array]:
         self._check_images(images)
@@ -169,13 +186,7 @@ class SqueezeNet(nn.Module):
             return x
 
         kernel, stride = STEMS[self.stem]
-        block = functools.partial(
-            layers.conv_block,
-            train=train,
-            use_batch_norm=self.use_batch_norm,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        block = layers.ConvBlock(self.use_batch_norm, self.dtype, self.axis_name, train)
         padding = "VALID" if stride > 1 else "SAME"
         x = images.astype(self.dtype)
         x = maps["conv1"] = block(x, self.stem_filters, kernel, strides=stride, padding=padding, name="conv1")
@@ -184,45 +195,53 @@ class SqueezeNet(nn.Module):
             fire = self._fire(f"fire{layer}", widths, self._fire_bypass(x.shape[-1], widths))
             x = maps[f"fire{layer}"] = fire(x, train=train)
             x = pool_if_asked(x, layer)
-        x = layers.Dropout(self.dropout_rate, name="dropout")(x, train=train, positions=positions)
-        rank = images.ndim - 2
-        maps["conv10"] = layers.conv(
-            self.num_classes,
-            (1,) * rank,
-            padding=1 if self.head_padding else "SAME",
-            kernel_init=layers.HEAD_INIT,
-            dtype=self.dtype,
-            name="conv10",
-        )(x)
+        if self.num_classes:
+            x = layers.Dropout(self.dropout_rate, name="dropout")(x, train=train, positions=positions)
+            maps[self.head] = layers.conv(
+                self.num_classes,
+                (1,) * (images.ndim - 2),
+                padding=1 if self.head_padding else "SAME",
+                kernel_init=layers.HEAD_INIT,
+                dtype=self.dtype,
+                name=self.head,
+            )(x)
         return maps
 
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> jax.Array:
-        """Classifies a batch.
+        """Computes the logits of a batch.
 
         Args:
           images: float (batch, *spatial, channels), normalised, with 2 or 3 spatial axes.
-          train: dropout on (it needs the `dropout` key), batch statistics of this batch.
-          positions: int (batch,), each example's position in the global batch, which keys its dropout; 0, 1, 2, ...
-            where not given.
+          train: apply dropout (needs the `dropout` RNG) and normalise by the statistics of this batch.
+          positions: int (batch,), the position of each example in the global batch, which keys its dropout mask;
+            defaults to 0, 1, 2, ...
 
         Returns:
-          Logits (batch, num_classes), float32 (float64 for a float64 network).
+          Logits (batch, num_classes), float32 (float64 for a float64 network). With `num_classes=0`, the pooled
+          features (batch, channels of the last feature map).
+
+        Raises:
+          ModelError: the shape of `images` is invalid, or does not fit the parameters.
         """
-        x = self._feature_maps(images, train, positions)["conv10"].astype(layers.parameter_dtype(self.dtype))
-        if self.head_relu:
+        *_, x = self._feature_maps(images, train, positions).values()
+        x = x.astype(layers.parameter_dtype(self.dtype))
+        if self.num_classes and self.head_relu:
             x = nn.relu(x)
         return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
 
     def features(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Named feature maps, each (batch, *spatial, channels), in the order of computation and without dropout.
+        """Returns the named feature maps, each (batch, *spatial, channels), in order of computation, without dropout.
 
-        Use `model.apply(variables, images, method="features")`. "fireN" is the value after its bypass sum and before
-        a pooling that follows, "poolN" after it; "conv10" is before its ReLU.
+        Use `model.apply(variables, images, method="features")`. "fireN" includes the bypass sum but not the pooling
+        after it, which is "poolN"; "conv10" is before its ReLU.
+
+        Args:
+          images: as in `__call__`.
         """
         return self._feature_maps(images, False, None)
 
     def stages(self) -> Iterator[Stage]:
-        """The stages that change, or look beyond, one cell of a feature map; in order."""
+        """Yields, in order, the stages with a stride or a kernel larger than 1."""
         kernel, stride = STEMS[self.stem]
         yield Stage("conv1", kernel, stride, "valid" if stride > 1 else "same")
         for layer in range(1, FIRST_FIRE + NUM_FIRE_MODULES):
@@ -232,7 +251,7 @@ class SqueezeNet(nn.Module):
                 yield Stage(f"pool{layer}", layers.POOL_WINDOW, layers.POOL_STRIDE, self.pooling)
 
     def collapses_at(self, size: int) -> str | None:
-        """The first stage that an axis of this length does not survive, or None."""
+        """Returns the name of the first stage whose output would be empty for an axis of this length, or None."""
         for stage in self.stages():
             size = stage.output_size(size)
             if size < 1:
@@ -240,11 +259,11 @@ class SqueezeNet(nn.Module):
         return None
 
     def minimum_input_size(self) -> int:
-        """The smallest legal length of a spatial axis."""
+        """Returns the smallest valid length of a spatial axis, in pixels."""
         return next(size for size in range(1, LARGEST_MINIMUM) if self.collapses_at(size) is None)
 
     def receptive_field(self) -> int:
-        """Pixels along an axis that one cell of conv10 sees."""
+        """Returns the receptive field of one cell of conv10, in pixels along an axis."""
         field, jump = 1, 1
         for stage in self.stages():
             field += (stage.kernel - 1) * jump
@@ -253,15 +272,15 @@ class SqueezeNet(nn.Module):
 
     def _check_images(self, images: jax.Array) -> None:
         rank = images.ndim - 2
-        if rank not in AXIS_NAMES:
-            raise ValueError(
+        if rank not in self.ranks:
+            raise ModelError(
                 f"images have shape {images.shape}; expected (batch, height, width, channels) or "
                 f"(batch, depth, height, width, channels)."
             )
         for axis, (name, size) in enumerate(zip(AXIS_NAMES[rank], images.shape[1:-1], strict=True), start=1):
             stage = self.collapses_at(size)
             if stage is not None:
-                raise ValueError(
+                raise ModelError(
                     f"images have {size} pixels along {name} (axis {axis}), which collapses to nothing at {stage}; "
                     f"the smallest legal value is {self.minimum_input_size()}. Enlarge the images, or use the stem "
                     f"'3x3/1' or fewer entries in pool_after."
@@ -269,12 +288,12 @@ class SqueezeNet(nn.Module):
         if self.has_variable("params", "conv1"):
             kernel = self.get_variable("params", "conv1")["kernel"]
             if kernel.ndim - 2 != rank:
-                raise ValueError(
+                raise ModelError(
                     f"images have {rank} spatial axes (shape {images.shape}), but the parameters are of a "
-                    f"{kernel.ndim - 2}-D network; conv1 holds a kernel of shape {kernel.shape}."
+                    f"{kernel.ndim - 2}-D network; conv1 has a kernel of shape {kernel.shape}."
                 )
             if kernel.shape[-2] != images.shape[-1]:
-                raise ValueError(
-                    f"images have {images.shape[-1]} channels (last axis of {images.shape}), but conv1 was made for "
+                raise ModelError(
+                    f"images have {images.shape[-1]} channels (last axis of {images.shape}), but conv1 expects "
                     f"{kernel.shape[-2]}; channels come last."
                 )

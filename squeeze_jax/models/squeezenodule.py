@@ -2,6 +2,7 @@
 
 from flax import linen as nn
 
+from squeeze_jax.errors import ModelError
 from squeeze_jax.models.fire import SimplifiedFire
 from squeeze_jax.models.squeezenet import FireWidths, SqueezeNet
 
@@ -9,9 +10,12 @@ from squeeze_jax.models.squeezenet import FireWidths, SqueezeNet
 class SqueezeNoduleNet(SqueezeNet):
     """SqueezeNet 1.0 whose Fire modules have no 1x1 expand branch; the defaults are version 1.
 
-    Widths are those of the 3x3 half of SqueezeNet (64 to 256), and the squeeze ratio is relative to them. The article's
-    text was not at hand: the widths follow the public reference implementation (NikolasMarkou/dl_techniques) and are
-    confirmed by the article's parameter ratios to SqueezeNet, -15.8 % and +23 %, at 1 channel and 2 classes.
+    The widths are those of SqueezeNet's 3x3 branches (64 to 256), and the squeeze ratio is relative to them. The full
+    text of the article was not available: the widths follow a public implementation (NikolasMarkou/dl_techniques), and
+    agree with the parameter counts that the article gives relative to SqueezeNet, -15.8 % and +23 %, at 1 channel and
+    2 classes.
+
+    Attributes and errors are those of `SqueezeNet`; `fraction_3x3` must be 1.
     """
 
     base_filters: int = 64
@@ -21,9 +25,9 @@ class SqueezeNoduleNet(SqueezeNet):
 
     def __post_init__(self):
         if self.fraction_3x3 != 1:
-            raise ValueError(
-                f"fraction_3x3={self.fraction_3x3}: SqueezeNodule-Net has 3x3 expand filters only (1.0); "
-                f"use a squeezenet_* model to vary the share."
+            raise ModelError(
+                f"fraction_3x3={self.fraction_3x3}; expected 1.0, because SqueezeNodule-Net has only 3x3 expand "
+                f"filters. Use a squeezenet_* model to vary the fraction."
             )
         super().__post_init__()
 

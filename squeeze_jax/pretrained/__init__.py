@@ -1,13 +1,13 @@
-"""Published weights, one importer a format, and this project's own single file."""
+"""Reads published weights, with one importer per format, and this project's own single-file format."""
 
 import pathlib
 
+from squeeze_jax.errors import WeightError
 from squeeze_jax.pretrained import caffe, deep_compression, onnx_zoo, own_file, torchvision
-from squeeze_jax.pretrained.weights import WeightError
-from squeeze_jax.run import Run
+from squeeze_jax.pretrained.weights import Weights
 
 
-def _read_safetensors(path: pathlib.Path) -> Run:
+def _read_safetensors(path: pathlib.Path) -> Weights:
     return own_file.read(path) if own_file.is_own(path) else torchvision.read(path)
 
 
@@ -20,19 +20,21 @@ READERS = {
 }
 
 
-def read(path: str | pathlib.Path) -> Run:
-    """Opens a weight file, by its suffix: a network with its preprocessing, ready for `predict`.
+def read(path: str | pathlib.Path) -> Weights:
+    """Reads a weight file; the suffix determines the format. `squeeze_jax.load` turns the result into a network.
 
     Args:
-      path: a `.net` file of Deep Compression, a `.caffemodel`, a state dict of torchvision (`.pth`, `.safetensors`), an
-        `.onnx` file, or a `.safetensors` file that `save` wrote.
+      path: a `.net` file of Deep Compression, a `.caffemodel`, a torchvision state dict (`.pth`, `.safetensors`), an
+        `.onnx` file, or a `.safetensors` file written by `save`.
 
     Raises:
-      WeightError: no such file, an unknown suffix, or a file that is damaged or of another network.
+      WeightError: the file does not exist, its suffix is unknown, or it is damaged or of another network.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise WeightError(f"{path} is no file; expected a weight file ({', '.join(READERS)}) or the workdir of a run.")
+        raise WeightError(
+            f"{path} is not a file; expected a weight file ({', '.join(READERS)}) or the workdir of a run."
+        )
     reader = READERS.get(path.suffix)
     if reader is None:
         raise WeightError(f"{path} ends in {path.suffix or 'nothing'}; expected one of {', '.join(READERS)}.")

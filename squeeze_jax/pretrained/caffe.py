@@ -1,8 +1,8 @@
-"""Caffe's `.caffemodel` files of SqueezeNet 1.0 and 1.1, read without Caffe.
+"""Reads Caffe's `.caffemodel` files of SqueezeNet 1.0 and 1.1 without Caffe.
 
-They are protocol buffers (BVLC/caffe, src/caffe/proto/caffe.proto). Of a NetParameter the importer reads the layers, in
-the old form (V1LayerParameter, field 2) or the new (LayerParameter, field 100); of a layer its name and its blobs. Both
-naming schemes are known: forresti/SqueezeNet's `fire2/squeeze1x1` and songhan's `fire2/conv1x1_1`.
+They are protocol buffers (BVLC/caffe, src/caffe/proto/caffe.proto). The importer reads the layers of the NetParameter,
+in the old form (V1LayerParameter, field 2) or the new one (LayerParameter, field 100), and the name and blobs of each
+layer. It supports two naming schemes: forresti/SqueezeNet's `fire2/squeeze1x1` and songhan's `fire2/conv1x1_1`.
 """
 
 import math
@@ -11,39 +11,53 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from squeeze_jax.errors import WeightError
+from squeeze_jax.models import registered
+from squeeze_jax.models.squeezenet import SqueezeNet
 from squeeze_jax.pretrained.weights import (
     Leaves,
-    WeightError,
-    caffe_imagenet_config,
+    Weights,
     imagenet_class_names,
-    make_run,
+    imagenet_config,
+    make_weights,
     model_of_stem,
     read_bytes,
 )
-from squeeze_jax.run import Run
 
-# Field numbers of caffe.proto: of layers in a net, and of name and blobs in a layer of either form.
+# Field numbers of caffe.proto: the layers of a net, and the name and blobs of a layer in either form.
 V1_LAYER, LAYER = 2, 100
 NAME_AND_BLOBS = {V1_LAYER: (4, 6), LAYER: (1, 7)}
 LEGACY_SHAPE, DATA, SHAPE, DOUBLE_DATA = (1, 2, 3, 4), 5, 7, 8
 VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5
 
-NAMES = {"conv1x1_1": "squeeze1x1", "conv1x1_2": "expand1x1", "conv3x3_2": "expand3x3", "conv_final": "conv10"}
+NAMES = {"conv1x1_1": "squeeze1x1", "conv1x1_2": "expand1x1", "conv3x3_2": "expand3x3", "conv_final": SqueezeNet.head}
 
 
-def read(path: pathlib.Path) -> Run:
-    """Opens a `.caffemodel` file.
+def read(path: pathlib.Path) -> Weights:
+    """Reads a `.caffemodel` file.
 
     Raises:
-      WeightError: no such network, or a damaged file.
+      WeightError: the file is damaged, or of another network.
     """
     leaves = decode(path)
-    return make_run(path, caffe_imagenet_config(model_of_stem(path, leaves)), leaves, imagenet_class_names())
+    return make_weights(path, caffe_config(model_of_stem(path, leaves)), leaves, imagenet_class_names())
+
+
+def caffe_config(model_name: str) -> ConfigDict:
+    """Returns the config of the authors' ImageNet weights; their version 1.0 pads conv10, although it is 1x1."""
+    config = imagenet_config(model_name, registered(model_name).input)
+    config.model.head_padding = model_name == "squeezenet_v1_0"
+    return config
 
 
 def decode(path: pathlib.Path) -> Leaves:
-    """The kernels (height, width, in, out) and biases of all layers that have blobs; raises as `read` does."""
+    """Returns the kernels, float32 (height, width, in, out), and biases of all layers with blobs.
+
+    Raises:
+      WeightError: the file is damaged.
+    """
     leaves: Leaves = {}
     try:
         for number, layer in _fields(memoryview(read_bytes(path))):
@@ -61,9 +75,9 @@ def decode(path: pathlib.Path) -> Leaves:
             if len(blobs) == 2:
                 leaves[f"params/{name}/bias"] = blobs[1].ravel()
     except (WeightError, UnicodeDecodeError) as error:
-        raise WeightError(f"{path} is no intact .caffemodel: {error}") from error
+        raise WeightError(f"{path} is not an intact .caffemodel: {error}") from error
     stem = leaves.get("params/conv1/kernel")
-    if stem is not None:  # blue comes first in Caffe
+    if stem is not None:  # Caffe's channel order is BGR
         leaves["params/conv1/kernel"] = stem[:, :, ::-1]
     return leaves
 
@@ -79,7 +93,7 @@ def _layer(message: memoryview, name_field: int, blobs_field: int) -> tuple[str,
 
 
 def _blob(message: memoryview) -> np.ndarray:
-    """The values of a BlobProto in its shape, float32."""
+    """Returns the values of a BlobProto, float32, in its shape."""
     legacy, shape, chunks = dict.fromkeys(LEGACY_SHAPE, 1), None, []
     for number, value in _fields(message):
         if number in legacy:
@@ -95,7 +109,7 @@ def _blob(message: memoryview) -> np.ndarray:
             dtype = np.dtype("<f4" if number == DATA else "<f8")
             data = _bytes(value)
             if len(data) % dtype.itemsize:
-                raise WeightError(f"{len(data)} bytes are no whole number of {dtype.name} values")
+                raise WeightError(f"{len(data)} bytes are not a whole number of {dtype.name} values")
             chunks.append(np.frombuffer(data, dtype).astype(np.float32))
     values = np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
     shape = list(legacy.values()) if shape is None else shape
@@ -105,7 +119,7 @@ def _blob(message: memoryview) -> np.ndarray:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a message: an int, or the bytes of anything with a length or of a fixed width."""
+    """Yields (field number, value) of a message; the value is an int for varints, else bytes."""
     offset = 0
     while offset < len(message):
         key, offset = _varint(message, offset)
@@ -127,7 +141,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(message: memoryview, offset: int) -> tuple[int, int]:
-    """A whole number in 7-bit groups, and the offset behind it."""
+    """Returns an integer stored in 7-bit groups, and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if offset >= len(message):
@@ -137,7 +151,7 @@ def _varint(message: memoryview, offset: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, offset
-    raise WeightError(f"a number without an end at byte {offset}")
+    raise WeightError(f"an unterminated number at byte {offset}")
 
 
 def _varints(message: memoryview) -> list[int]:

@@ -1,8 +1,8 @@
-"""ONNX files of SqueezeNet 1.0 and 1.1, such as the ONNX model zoo's. Needs `pip install squeeze_jax[onnx]`.
+"""Reads ONNX files of SqueezeNet 1.0 and 1.1, such as the ONNX model zoo's. Needs `pip install squeeze_jax[onnx]`.
 
-The weights are found by the graph: convolutions in its order, a Fire module's two expand branches by their kernels. So
-names do not matter. Padding of the head and the pooling's rounding are read from the graph, the preprocessing is the
-one that the zoo's README gives for both versions (RGB, torchvision's mean and standard deviation).
+The weights are identified by the graph, not by name: convolutions by their order, and the two expand branches of a Fire
+module by their kernel sizes. The padding of the head and the rounding of the pooling are read from the graph. The
+preprocessing is the one that the zoo's README gives for both versions (RGB, torchvision's mean and standard deviation).
 """
 
 import pathlib
@@ -10,36 +10,41 @@ from typing import Any
 
 import numpy as np
 
-from squeeze_jax.models.squeezenet import FIRST_FIRE, NUM_FIRE_MODULES
-from squeeze_jax.pretrained.torchvision import imagenet_config
+from squeeze_jax.errors import WeightError
+from squeeze_jax.models.registry import TORCHVISION_IMAGENET
+from squeeze_jax.models.squeezenet import FIRST_FIRE, NUM_FIRE_MODULES, SqueezeNet
 from squeeze_jax.pretrained.weights import (
     Leaves,
-    WeightError,
+    Weights,
     imagenet_class_names,
-    make_run,
+    imagenet_config,
+    make_weights,
     model_of_stem,
     read_bytes,
 )
-from squeeze_jax.run import Run
 
 CONVOLUTIONS = 2 + 3 * NUM_FIRE_MODULES
 
 
-def read(path: pathlib.Path) -> Run:
-    """Opens an `.onnx` file.
+def read(path: pathlib.Path) -> Weights:
+    """Reads an `.onnx` file.
 
     Raises:
-      WeightError: the onnx package is missing, another network, or a damaged file.
+      WeightError: the onnx package is missing, or the file is damaged or of another network.
     """
     leaves, head_padding, pooling = decode(path)
-    config = imagenet_config(model_of_stem(path, leaves))
+    config = imagenet_config(model_of_stem(path, leaves), TORCHVISION_IMAGENET)
     config.model.head_padding = head_padding
     config.model.pooling = pooling
-    return make_run(path, config, leaves, imagenet_class_names())
+    return make_weights(path, config, leaves, imagenet_class_names())
 
 
 def decode(path: pathlib.Path) -> tuple[Leaves, bool, str]:
-    """The kernels and biases, whether conv10 is padded, and "ceil" or "floor" pooling; raises as `read` does."""
+    """Returns the kernels and biases, whether conv10 is padded, and the pooling, "ceil" or "floor".
+
+    Raises:
+      WeightError: see `read`.
+    """
     try:
         import onnx
         from onnx import numpy_helper
@@ -50,15 +55,15 @@ def decode(path: pathlib.Path) -> tuple[Leaves, bool, str]:
         graph = onnx.load_model_from_string(data).graph
         for tensor in graph.initializer:
             if tensor.data_location != onnx.TensorProto.DEFAULT:
-                raise WeightError(f"{tensor.name!r} lies in another file; expected all weights in this one")
+                raise WeightError(f"{tensor.name!r} is stored in another file; expected all weights in this file")
         stored = {tensor.name: np.asarray(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
         convolutions = [node for node in graph.node if node.op_type == "Conv"]
         if len(convolutions) != CONVOLUTIONS:
-            raise WeightError(f"its graph has {len(convolutions)} convolutions; SqueezeNet has {CONVOLUTIONS}")
+            raise WeightError(f"its graph has {len(convolutions)} convolutions; expected {CONVOLUTIONS}")
         leaves: Leaves = {}
         for i, node in enumerate(convolutions):
             if node.input[1] not in stored or stored[node.input[1]].ndim != 4:
-                raise WeightError(f"the convolution {i} has no kernel")
+                raise WeightError(f"convolution {i} has no 4-D kernel")
             kernel = stored[node.input[1]]
             name = _name(i, kernel.shape[-1])
             leaves[f"params/{name}/kernel"] = kernel.astype(np.float32).transpose(2, 3, 1, 0)
@@ -68,15 +73,15 @@ def decode(path: pathlib.Path) -> tuple[Leaves, bool, str]:
         ceil = any(pool.get("ceil_mode") or any(pool.get("pads", ())) for pool in pools)
         return leaves, any(_attributes(convolutions[-1]).get("pads", ())), "ceil" if ceil else "floor"
     except WeightError as error:
-        raise WeightError(f"{path} is no SqueezeNet: {error}.") from error
+        raise WeightError(f"{path} is not a SqueezeNet: {error}.") from error
     except Exception as error:  # protobuf and onnx raise errors of many kinds for damaged files
-        raise WeightError(f"{path} is no intact ONNX file: {type(error).__name__}: {error}") from error
+        raise WeightError(f"{path} is not an intact ONNX file: {type(error).__name__}: {error}") from error
 
 
 def _name(position: int, kernel_size: int) -> str:
-    """Our name of the convolution at this place of the graph."""
+    """Returns this project's name for the convolution at this position in the graph."""
     if position in (0, CONVOLUTIONS - 1):
-        return "conv1" if position == 0 else "conv10"
+        return "conv1" if position == 0 else SqueezeNet.head
     fire, place = divmod(position - 1, 3)
     branch = "squeeze1x1" if place == 0 else f"expand{kernel_size}x{kernel_size}"
     return f"fire{fire + FIRST_FIRE}/{branch}"

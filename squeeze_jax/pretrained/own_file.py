@@ -1,4 +1,4 @@
-"""A trained or imported network in one safetensors file: weights, config, class names, and a checksum of them all."""
+"""A network in one safetensors file: the weights, config and class names, with a checksum over all of them."""
 
 import hashlib
 import json
@@ -10,21 +10,29 @@ import numpy as np
 import safetensors.numpy
 
 from squeeze_jax import config as config_lib
-from squeeze_jax import run
-from squeeze_jax.pretrained.weights import LARGEST_FILE, WeightError, fit, read_bytes
+from squeeze_jax.errors import WeightError
+from squeeze_jax.experiment import make_model, make_task
+from squeeze_jax.pretrained.weights import LARGEST_FILE, Weights, fit, read_bytes
 
 KEY = "squeeze_jax"
-DESCRIPTION = ("config", "class_names", "image_shape", "step")
+# The order matters, because the file is verified by writing it again. Without a "version", the config's version is 1.
+DESCRIPTION = ("config", "class_names", "image_shape", "step", "version")
 
 
-def save(network: run.Run, path: str | pathlib.Path) -> None:
-    """Writes a network, as `load` gives it, to one file; a file that is there is replaced only when all is written."""
+def save(network: Any, path: str | pathlib.Path) -> None:
+    """Writes a network to one file; an existing file is replaced only after everything is written.
+
+    Args:
+      network: a `Network`, as returned by `squeeze_jax.load`.
+      path: the file to write, ending in ".safetensors".
+    """
     path = pathlib.Path(path)
     description = {
         "config": network.config.to_dict(),
         "class_names": network.class_names,
         "image_shape": network.image_shape,
         "step": network.step,
+        "version": config_lib.VERSION,
     }
     leaves = flax.traverse_util.flatten_dict(network.variables, sep="/")
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
@@ -33,38 +41,40 @@ def save(network: run.Run, path: str | pathlib.Path) -> None:
     temporary.replace(path)
 
 
-def read(path: pathlib.Path) -> run.Run:
-    """Opens a file that `save` wrote.
+def read(path: pathlib.Path) -> Weights:
+    """Reads a file written by `save`, and verifies its checksum.
 
     Raises:
-      WeightError: another file, or one in which a single bit has changed.
+      WeightError: the file was not written by `save`, or has changed since, even by a single bit.
     """
     data = read_bytes(path)
     try:
         length = int.from_bytes(data[:8], "little")
         description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
         arrays = safetensors.numpy.load(data)
-        intact = _serialise(arrays, {key: description[key] for key in DESCRIPTION}) == data
+        intact = _serialise(arrays, {key: description[key] for key in DESCRIPTION if key in description}) == data
     except Exception as error:
-        raise WeightError(f"{path} is no file of squeeze_jax, or it is damaged: {error}") from error
+        raise WeightError(f"{path} is not a file written by squeeze_jax, or it is damaged: {error}") from error
     if not intact:
-        raise WeightError(f"{path} has changed since it was written (its checksum differs); make or fetch it again.")
-    config = config_lib.from_values(description["config"], path)
+        raise WeightError(
+            f"{path} has changed since it was written (its checksum differs); create or download it again."
+        )
+    config = config_lib.from_values(description["config"], path, description.get("version", 1))
     class_names, image_shape = tuple(description["class_names"]), tuple(description["image_shape"])
-    model = run.model_of(config, len(class_names))
-    variables = fit(path, model, arrays, run.preprocessing_of(config).input_shape(image_shape))
-    return run.Run(model, variables, config, description["step"], class_names, image_shape)
+    task = make_task(config, class_names)
+    variables = fit(path, make_model(config, task), arrays, task.preprocessing.input_shape(image_shape))
+    return Weights(config, variables, class_names, image_shape, description["step"])
 
 
 def is_own(path: pathlib.Path) -> bool:
-    """Whether `save` may have written this safetensors file."""
+    """Returns whether this safetensors file may have been written by `save`."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return KEY.encode() in file.read(min(length, LARGEST_FILE))
 
 
 def _serialise(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> bytes:
-    """The same bytes for the same contents, so that writing it again shows any change of the file."""
+    """Returns the file's bytes: the same for the same contents, so writing it again reveals any change."""
     digest = hashlib.sha256(json.dumps(description).encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())

@@ -1,8 +1,8 @@
-"""torchvision's state dicts of squeezenet1_0 and squeezenet1_1: `.safetensors`, and `.pth` without running its pickle.
+"""Reads torchvision's state dicts of squeezenet1_0 and squeezenet1_1 (`.safetensors`, `.pth`) without PyTorch.
 
-A `.pth` file is a zip of a pickle, which says how to build the state dict, and of the raw values of each tensor. A
-pickle is a program. This one is only followed as far as a state dict needs: an opcode or a name that a state dict does
-not use is an error, and the names that it uses stand for plain records of this module.
+A `.pth` file is a zip of a pickle, which describes how to build the state dict, and of the raw values of each tensor. A
+pickle is a program, so this module interprets only what a state dict needs: an opcode or global that a state dict does
+not use is an error, and the globals that it does use are mapped to plain records of this module.
 """
 
 import collections
@@ -16,21 +16,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
-from ml_collections import ConfigDict
 
-from squeeze_jax.config import base_config
+from squeeze_jax.errors import WeightError
+from squeeze_jax.models.registry import TORCHVISION_IMAGENET
+from squeeze_jax.models.squeezenet import SqueezeNet
 from squeeze_jax.pretrained.weights import (
     LARGEST_FILE,
     MODEL_OF_STEM,
     Leaves,
-    WeightError,
+    Weights,
     imagenet_class_names,
-    make_run,
+    imagenet_config,
+    make_weights,
     read_bytes,
 )
-from squeeze_jax.run import Run
 
-# Which of torchvision's `features` are Fire modules (pytorch/vision, torchvision/models/squeezenet.py).
+# The indices of Fire modules in torchvision's `features` (pytorch/vision, torchvision/models/squeezenet.py).
 FIRE_MODULES = {"squeezenet_v1_0": (3, 4, 5, 7, 8, 9, 10, 12), "squeezenet_v1_1": (3, 4, 6, 7, 9, 10, 11, 12)}
 STEM = "features.0.weight"
 
@@ -42,34 +43,32 @@ _OPCODES = (
 OPCODES = frozenset(_OPCODES.split())
 
 
-def read(path: pathlib.Path) -> Run:
-    """Opens a state dict, by its suffix.
+def read(path: pathlib.Path) -> Weights:
+    """Reads a state dict; the suffix determines the format.
 
     Raises:
-      WeightError: another network, a damaged file, or a pickle that asks for more than a state dict needs.
+      WeightError: the file is damaged or of another network, or its pickle uses more than a state dict needs.
     """
     state = from_safetensors(path) if path.suffix == ".safetensors" else from_pth(path)
     if STEM not in state or state[STEM].ndim != 4 or state[STEM].shape[-1] not in MODEL_OF_STEM:
-        raise WeightError(f"{path} is no state dict of squeezenet1_0 or squeezenet1_1: it has no fitting {STEM!r}.")
+        raise WeightError(f"{path} is not a state dict of squeezenet1_0 or squeezenet1_1: it has no matching {STEM!r}.")
     name = MODEL_OF_STEM[state[STEM].shape[-1]]
-    return make_run(path, imagenet_config(name), to_leaves(state, name), imagenet_class_names())
-
-
-def imagenet_config(model_name: str) -> ConfigDict:
-    """The network and the preprocessing of torchvision's ImageNet weights."""
-    config = base_config()
-    config.model.name = model_name
-    config.dataset.name = "imagenet2012"
-    config.dataset.channels = 3
-    config.dataset.mean = (123.675, 116.28, 103.53)
-    config.dataset.std = (58.395, 57.12, 57.375)
-    config.crop.size = 224
-    return config
+    return make_weights(
+        path, imagenet_config(name, TORCHVISION_IMAGENET), to_leaves(state, name), imagenet_class_names()
+    )
 
 
 def to_leaves(state: dict[str, np.ndarray], model_name: str) -> Leaves:
-    """Tensors by our names and in our layout; a name that is not known stays, to be listed as left over."""
-    layers = {"features.0": "conv1", "classifier.1": "conv10"}
+    """Converts tensors to this project's names and layout; unknown names are kept, to be reported later.
+
+    Args:
+      state: name -> tensor; kernels are (out, in, height, width).
+      model_name: "squeezenet_v1_0" or "squeezenet_v1_1".
+
+    Returns:
+      float32 arrays; kernels are (height, width, in, out).
+    """
+    layers = {"features.0": "conv1", "classifier.1": SqueezeNet.head}
     for fire, place in enumerate(FIRE_MODULES[model_name], start=2):
         for branch in ("squeeze", "expand1x1", "expand3x3"):
             layers[f"features.{place}.{branch}"] = f"fire{fire}/{'squeeze1x1' if branch == 'squeeze' else branch}"
@@ -83,37 +82,46 @@ def to_leaves(state: dict[str, np.ndarray], model_name: str) -> Leaves:
 
 
 def from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a safetensors file.
+
+    Raises:
+      WeightError: the file is damaged.
+    """
     try:
         return safetensors.numpy.load(read_bytes(path))
     except WeightError:
         raise
     except Exception as error:  # the library raises errors of many kinds
-        raise WeightError(f"{path} is no intact safetensors file: {error}") from error
+        raise WeightError(f"{path} is not an intact safetensors file: {error}") from error
 
 
 def from_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that torch.save wrote (PyTorch 1.6 or later)."""
+    """Returns the tensors of a state dict that was written by torch.save (PyTorch 1.6 or later).
+
+    Raises:
+      WeightError: the file is damaged, not a state dict, or uses more than a state dict needs.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
             members = {}
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > LARGEST_FILE:
-                    raise WeightError(f"{info.filename} is compressed or too large; torch.save stores it plainly")
+                    raise WeightError(f"{info.filename} is compressed or too large; torch.save does not compress")
                 members[info.filename.partition("/")[2]] = info
             if "data.pkl" not in members:
-                raise WeightError("it holds no data.pkl; save the state dict again with PyTorch 1.6 or later")
+                raise WeightError("it contains no data.pkl; save the state dict again with PyTorch 1.6 or later")
             state = _unpickle(archive.read(members["data.pkl"]))
             if not isinstance(state, dict):
-                raise WeightError("it holds no state dict")
+                raise WeightError("it does not contain a state dict")
             return {
                 str(name): tensor.values(archive.read(members[f"data/{tensor.storage.key}"]))
                 for name, tensor in state.items()
                 if isinstance(tensor, _Tensor)
             }
     except WeightError as error:
-        raise WeightError(f"{path} is no state dict that can be read: {error}") from error
+        raise WeightError(f"{path} is not a readable state dict: {error}") from error
     except Exception as error:  # zipfile and pickle raise errors of many kinds for damaged files
-        raise WeightError(f"{path} is no intact .pth file: {type(error).__name__}: {error}") from error
+        raise WeightError(f"{path} is not an intact .pth file: {type(error).__name__}: {error}") from error
 
 
 class _Storage(NamedTuple):
@@ -131,7 +139,7 @@ class _Tensor(NamedTuple):
         dtype = np.dtype(self.storage.dtype)
         contiguous = tuple(math.prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
         if not all(isinstance(n, int) and n >= 0 for n in (self.offset, *self.shape)) or len(self.shape) > 4:
-            raise WeightError(f"a tensor has the shape {self.shape} and the offset {self.offset}")
+            raise WeightError(f"a tensor has an invalid shape {self.shape} or offset {self.offset}")
         if tuple(self.strides) != contiguous:
             raise WeightError(f"a tensor of shape {self.shape} has the strides {self.strides}; expected {contiguous}")
         last = (self.offset + math.prod(self.shape)) * dtype.itemsize
@@ -160,7 +168,7 @@ ALLOWED = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module} {name}" not in ALLOWED:
-            raise WeightError(f"its pickle asks for {module}.{name}, which no state dict needs; nothing was run")
+            raise WeightError(f"its pickle uses {module}.{name}, which no state dict needs; nothing was executed")
         return ALLOWED[f"{module} {name}"]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -170,10 +178,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(data: bytes) -> Any:
-    """Follows a pickle whose every opcode a state dict needs, and that remembers no more than it holds."""
+    """Unpickles data after checking that it uses only opcodes of a state dict and no oversized memo index."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in OPCODES:
-            raise WeightError(f"its pickle uses {opcode.name}, which no state dict needs; nothing was run")
+            raise WeightError(f"its pickle uses {opcode.name}, which no state dict needs; nothing was executed")
         if opcode.name == "LONG_BINPUT" and argument > len(data):
-            raise WeightError(f"its pickle remembers {argument} things in {len(data)} bytes")
+            raise WeightError(f"its pickle has the memo index {argument} in only {len(data)} bytes")
     return _Unpickler(io.BytesIO(data)).load()

@@ -1,75 +1,102 @@
-"""What all importers share: fitting named arrays to a network, and ImageNet's preprocessing as Caffe had it."""
+"""Code shared by all importers: matching named arrays to a network, and the config of published ImageNet weights."""
+
+import dataclasses
+import pathlib
+from typing import Any
 
 import flax.traverse_util
 import jax
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
-from squeeze_jax import run
-from squeeze_jax.config import base_config
-from squeeze_jax.leaves import differences
+from squeeze_jax.config import base_config, use_images
+from squeeze_jax.errors import WeightError
+from squeeze_jax.experiment import make_crop, make_model, make_task
+from squeeze_jax.models.registry import ImageInput
+from squeeze_jax.models.variables import differences
 
 Leaves = dict[str, np.ndarray]  # "params/fire2/squeeze1x1/kernel" -> array
 
 MODEL_OF_STEM = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}  # by the size of conv1's kernel
-LARGEST_FILE = 64 * 2**20  # bytes; ten times the largest network of the family
+LARGEST_FILE = 64 * 2**20  # bytes; about ten times the largest network of the family
 
 
-class WeightError(ValueError):
-    """A weight file that cannot be used; the message names it and what was expected."""
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The contents of a weight file; `network.load` turns them into a network.
+
+    Attributes:
+      config: the config of the network and its preprocessing.
+      variables: "params" and, with batch norm, "batch_stats".
+      class_names: the class names, in the order of the logits.
+      image_shape: (*spatial, channels) of the images before they are resized on the device.
+      step: the step of the training run; 0 if unknown.
+    """
+
+    config: ConfigDict
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    step: int = 0
 
 
-def caffe_imagenet_config(model_name: str) -> ConfigDict:
-    """The network and the preprocessing of the authors' ImageNet weights.
+def imagenet_config(model_name: str, images: ImageInput) -> ConfigDict:
+    """Returns the config of published ImageNet weights: the network and its preprocessing.
 
-    Images are warped to 256 x 256, the central 227 x 227 are cut out, and the mean colour is subtracted
-    (forresti/SqueezeNet, train_val.prototxt). Caffe's networks take blue first; importers reverse the input channels of
-    conv1, so that these take RGB as every network here does.
+    Caffe's networks take BGR images; the importers reverse the input channels of conv1, so that the networks take RGB
+    like all networks here.
+
+    Args:
+      model_name: the name of a registered network.
+      images: the input images of the weights.
     """
     config = base_config()
     config.model.name = model_name
-    config.model.head_padding = model_name.startswith("squeezenet_v1_0")
     config.dataset.name = "imagenet2012"
-    config.dataset.channels = 3
-    config.dataset.mean = (123.0, 117.0, 104.0)
-    config.dataset.std = (1.0,)
-    config.crop.size = 227
-    config.crop.resize = 256
-    config.crop.keep_aspect = False
+    use_images(config, images)
     return config
 
 
 def model_of_stem(path: object, leaves: Leaves) -> str:
-    """Version 1.0 or 1.1, by the kernel of conv1; raises WeightError where there is none that fits."""
+    """Returns the name of SqueezeNet 1.0 or 1.1, according to the kernel size of conv1.
+
+    Raises:
+      WeightError: there is no conv1, or its kernel has another size.
+    """
     stem = leaves.get("params/conv1/kernel")
     if stem is None or stem.shape[0] not in MODEL_OF_STEM:
-        found = "nothing" if stem is None else f"a kernel of shape {stem.shape}"
-        raise WeightError(
-            f"{path} is neither SqueezeNet 1.0 nor 1.1: conv1 holds {found}; layers: {sorted(leaves)[:8]}"
-        )
+        found = "no kernel" if stem is None else f"a kernel of shape {stem.shape}"
+        raise WeightError(f"{path} is neither SqueezeNet 1.0 nor 1.1: conv1 has {found}; layers: {sorted(leaves)[:8]}")
     return MODEL_OF_STEM[stem.shape[0]]
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """WordNet ids of the 1000 classes in the order of the logits, such as n01440764."""
+    """Returns the WordNet ids of the 1000 classes, such as n01440764, in the order of the logits."""
     import tensorflow_datasets as tfds
 
     return tuple(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
 
 
-def make_run(path: object, config: ConfigDict, leaves: Leaves, class_names: tuple[str, ...], step: int = 0) -> run.Run:
-    """A network with these weights.
+def make_weights(path: object, config: ConfigDict, leaves: Leaves, class_names: tuple[str, ...]) -> Weights:
+    """Matches arrays to the network of a config, with RGB or grey images of `config.crop.size`.
+
+    Args:
+      path: the file, for messages.
+      config: the config of the network, see `imagenet_config`.
+      leaves: the arrays.
+      class_names: the class names, in the order of the logits.
 
     Raises:
-      WeightError: leaves that are missing, left over, of another shape or not finite; one line each.
+      WeightError: arrays are missing, unexpected, of another shape (one line per array) or not finite.
     """
-    model = run.model_of(config, len(class_names))
-    image_shape = (config.crop.size, config.crop.size, config.dataset.channels)
-    return run.Run(model, fit(path, model, leaves, image_shape), config, step, class_names, image_shape)
+    model = make_model(config, make_task(config, class_names))
+    image_shape = (*make_crop(config).size, config.dataset.channels)
+    return Weights(config, fit(path, model, leaves, image_shape), class_names, image_shape)
 
 
-def fit(path: object, model, leaves: Leaves, input_shape: tuple[int, ...]) -> dict:
-    """The leaves as the variables of a network; raises as `make_run` does."""
+def fit(path: object, model: nn.Module, leaves: Leaves, input_shape: tuple[int, ...]) -> dict:
+    """Returns the arrays as the variables of a network, after checking them; errors are those of `make_weights`."""
     dummy = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
     wanted = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), dummy), sep="/")
     expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
@@ -79,13 +106,17 @@ def fit(path: object, model, leaves: Leaves, input_shape: tuple[int, ...]) -> di
         raise WeightError(f"{path} does not fit the network (- expected, + found):\n{lines}")
     for name, leaf in leaves.items():
         if not np.isfinite(leaf).all():
-            raise WeightError(f"{path} holds values in {name} that are not finite numbers.")
+            raise WeightError(f"{path} contains values in {name} that are not finite; download or create it again.")
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def read_bytes(path) -> bytes:
-    """The whole file, unless it is larger than any network here."""
+def read_bytes(path: pathlib.Path) -> bytes:
+    """Returns the contents of a file.
+
+    Raises:
+      WeightError: the file is larger than any network of the family.
+    """
     size = path.stat().st_size
     if size > LARGEST_FILE:
-        raise WeightError(f"{path} has {size} bytes; no network of this family needs more than {LARGEST_FILE}.")
+        raise WeightError(f"{path} has {size} bytes; expected at most {LARGEST_FILE} for a network of this family.")
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""The TFDS builders of this project; each prepares itself on first use."""
+"""The TFDS builders of this project; their datasets are prepared on first use."""
 
 import functools
 import importlib
@@ -10,10 +10,13 @@ BUILDERS = {
 
 
 def builder_class(name: str):
-    """What makes the builder called "digits" or, with a TFDS config, "medmnist/adrenalmnist3d".
+    """Returns a callable that creates a builder.
+
+    Args:
+      name: the name of a builder such as "digits", or of a builder and its TFDS config, "medmnist/adrenalmnist3d".
 
     Raises:
-      KeyError: it is no builder of this project.
+      KeyError: it is not a builder of this project.
     """
     builder, _, config = name.partition("/")
     module, attribute = BUILDERS[builder]

@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits as a TFDS dataset: real images, no download.
 
 1,797 grey images of 8 x 8 pixels: the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin
-and Kaynak 1998), by 13 writers. They carry no writer, so a random split mixes writers between the splits, and
+and Kaynak 1998), by 13 writers. The data do not identify the writer, so every split contains all writers, and
 accuracies are higher than on unseen writers.
 """
 
@@ -12,11 +12,14 @@ import tensorflow_datasets as tfds
 
 SPLIT_SIZES = {"train": 1197, "validation": 300, "test": 300}
 SPLIT_SEED = 0
-LARGEST_VALUE = 16  # of a pixel in scikit-learn's copy
+LARGEST_VALUE = 16  # largest pixel value in scikit-learn's copy
 
 
 def load_splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 (n, 8, 8, 1) in 0..255 and labels int64 (n,) of each split, stratified by class, always the same."""
+    """Returns images, uint8 (n, 8, 8, 1) in 0..255, and labels, int64 (n,), of each split.
+
+    The splits are stratified by class and always the same.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -36,7 +39,7 @@ def load_splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Handwritten digits, 8 x 8, ten classes."""
+    """Handwritten digits, 8 x 8 pixels, ten classes."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "1,197 / 300 / 300 images, stratified."}

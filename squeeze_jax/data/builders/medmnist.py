@@ -1,8 +1,8 @@
-"""MedMNIST v2 as TFDS datasets: every 2-D and 3-D set at every published size.
+"""MedMNIST v2 as TFDS datasets: every 2-D and 3-D dataset at every published size.
 
-`medmnist/pneumoniamnist` is the set at 28 pixels, `medmnist/pneumoniamnist_64` the one at 64. Files, MD5s, split sizes
-and class names are those of MedMNIST/MedMNIST, medmnist/info.py, version 3.0.2 (Yang et al. 2023, doi
-10.1038/s41597-022-01721-8). Images keep their grey values 0..255; volumes are (depth, height, width, 1).
+`medmnist/pneumoniamnist` is the dataset at 28 pixels, `medmnist/pneumoniamnist_64` at 64 pixels. Files, MD5s, split
+sizes and class names are those of MedMNIST/MedMNIST, medmnist/info.py, version 3.0.2 (Yang et al. 2023, doi
+10.1038/s41597-022-01721-8). Pixels keep their values in 0..255; volumes are (depth, height, width, 1).
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from squeeze_jax.errors import DataError
 
 ADDRESS = "https://zenodo.org/records/10519652/files/{name}.npz?download=1"
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
@@ -36,12 +38,12 @@ ORGANS = (
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One MedMNIST set.
+    """One MedMNIST dataset.
 
     Attributes:
-      class_names: in the order of the labels.
-      num_examples: of train, validation and test.
-      md5: of the file of each size, smallest first.
+      class_names: the class names, in the order of the labels.
+      num_examples: the number of training, validation and test examples.
+      md5: the MD5 of the file of each size, smallest size first.
       channels: 1 or 3.
       spatial_axes: 2 or 3.
     """
@@ -54,6 +56,7 @@ class Entry:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """The published sizes in pixels, smallest first."""
         return (SIZES_2D if self.spatial_axes == 2 else SIZES_3D)[: len(self.md5)]
 
 
@@ -143,7 +146,7 @@ ENTRIES = {
             "d6a3c71de1b945ea11211b03746c1fe1",
         ),
     ),
-    # An earlier release that is still passed around: 826 training images fewer. It has no official address.
+    # An earlier release that is still in circulation, with 826 fewer training images. It has no official download.
     "pneumoniamnist_early": Entry(("normal", "pneumonia"), (3882, 524, 624), ("f5b994ec7c2fe8bc81ae15cbab7c3df8",)),
     "retinamnist": Entry(
         ("0", "1", "2", "3", "4"),
@@ -288,17 +291,19 @@ ENTRIES = {
 
 @dataclasses.dataclass(kw_only=True)
 class MedMNISTConfig(tfds.core.BuilderConfig):
-    """One set at one size, in pixels."""
+    """One dataset (`entry_name`) at one size in pixels."""
 
     entry_name: str = ""
     size: int = 28
 
     @property
     def entry(self) -> Entry:
+        """The dataset."""
         return ENTRIES[self.entry_name]
 
     @property
     def md5(self) -> str:
+        """The MD5 of the file at this size."""
         return self.entry.md5[self.entry.sizes.index(self.size)]
 
 
@@ -311,7 +316,7 @@ def _configs() -> list[MedMNISTConfig]:
 
 
 class MedMNIST(tfds.core.GeneratorBasedBuilder):
-    """MedMNIST v2. Set `local_file` to an .npz that was downloaded before; its MD5 is verified all the same."""
+    """MedMNIST v2. Set `local_file` to use an already downloaded .npz file; its MD5 is verified too."""
 
     name = "medmnist"
     VERSION = tfds.core.Version("3.0.2")
@@ -345,13 +350,15 @@ class MedMNIST(tfds.core.GeneratorBasedBuilder):
         path = self.local_file
         if path is None:
             if config.entry_name == "pneumoniamnist_early":
-                raise ValueError(f"{config.name} has no official address; give its file: --file {config.name}.npz")
+                raise DataError(f"{config.name} has no official download; give its file: --file {config.name}.npz")
             path = pathlib.Path(dl_manager.download(ADDRESS.format(name=config.name)))
         check_md5(path, config.md5)
         with np.load(path) as arrays:
             sizes = tuple(len(arrays[f"{stored}_labels"]) for stored in SPLITS.values())
         if sizes != config.entry.num_examples:
-            raise ValueError(f"{path} holds {sizes} examples; expected {config.entry.num_examples}.")
+            raise DataError(
+                f"{path} contains {sizes} examples (train, validation, test); expected {config.entry.num_examples}."
+            )
         return {split: self._generate_examples(path, stored) for split, stored in SPLITS.items()}
 
     def _generate_examples(self, path: pathlib.Path, stored: str):
@@ -365,7 +372,7 @@ class MedMNIST(tfds.core.GeneratorBasedBuilder):
 
 
 def check_md5(path: pathlib.Path, expected: str) -> None:
-    """Raises ValueError unless the file has this MD5."""
+    """Raises DataError unless the file has the expected MD5 (hexadecimal)."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != expected:
@@ -375,6 +382,6 @@ def check_md5(path: pathlib.Path, expected: str) -> None:
             for size, md5 in zip(entry.sizes, entry.md5, strict=True)
         }
         is_another = f" It is {known[found]}." if found in known else ""
-        raise ValueError(
-            f"{path} has the MD5 {found}; expected {expected}.{is_another} Download it again, or give the right file."
+        raise DataError(
+            f"{path} has the MD5 {found}; expected {expected}.{is_another} Download it again, or use the right file."
         )

@@ -1,0 +1,167 @@
+"""Behaviour shared by all commands: user errors are printed as one line, and routine library messages are hidden."""
+
+import ast
+import contextlib
+import itertools
+import logging
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import absl.logging
+import ml_collections
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from squeeze_jax.errors import ConfigError, InputError, SqueezeJaxError
+
+# Files that parse flags. An exception raised in any other file is not a flag error.
+FLAG_READERS = (os.path.dirname(absl.__file__) + os.sep, os.path.dirname(ml_collections.__file__) + os.sep, "<frozen ")
+IN_CONFIG_FILE = "Error whilst parsing config file"  # of ml_collections
+OURS = os.path.dirname(__file__) + os.sep
+UNAVAILABLE = "Configuration is not available because of an earlier failure to load: "
+NOT_LOADED = re.compile(r"^Failed loading config file \S+ Attempted \[[^]]*\]: \S+ \[Errno \d+\] ")
+ALL_FIELDS = re.compile(r"\s*Other fields present: .*?(?=Did you mean|$)", re.DOTALL)
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit status.
+
+    A `SqueezeJaxError` is printed as one line on stderr, with exit status 1. If the reader of the output closes the
+    pipe, as `| head` does, the command ends silently with status 1. Any other exception is a bug and keeps its
+    traceback.
+
+    Args:
+      main: the command; returns its exit status, or None for success.
+    """
+    quiet()
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+        return status
+    except SqueezeJaxError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # leaves nothing to flush at exit
+        return 1
+
+
+def run_with_flags(main: Callable[[], int | None]) -> None:
+    """Parses the absl flags (including `--config`), runs a command like `run`, and exits with its status.
+
+    Args:
+      main: the command; returns its exit status, or None for success.
+    """
+
+    app.run(lambda _: run(main), flags_parser=_read_flags)
+
+
+def quiet() -> None:
+    """Hides routine library messages, such as JAX's about a missing TPU and Orbax's about its start-up."""
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+
+
+def _flag_error(error: Exception) -> Exception:
+    """Returns what an exception raised while parsing flags is about: a user's error, or the bug itself.
+
+    The parsers of absl and ml_collections wrap what they catch, so the first exception of the chain is looked at. One
+    that the parsers raised themselves is about a flag, or about the line of a config file that sets a misspelt key. One
+    that a config file raised is a bug.
+    """
+    chain = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(earlier)
+    for link in reversed(chain):
+        if isinstance(link, SqueezeJaxError):
+            return link
+    first = chain[-1]
+    if isinstance(first, SyntaxError):
+        return ConfigError(f"{first.filename}, line {first.lineno}: {first.msg}")
+    frames = [f for f in traceback.extract_tb(first.__traceback__) if not f.filename.startswith(OURS)]
+    if not frames[-1].filename.startswith(FLAG_READERS):
+        return first
+    # absl's message names the flag; that of a failed `get_config` holds a traceback.
+    message = str(first if IN_CONFIG_FILE in str(error) else error).removeprefix(UNAVAILABLE)
+    while message[:1] in ("'", '"') and message[:1] == message[-1:]:  # KeyError quotes its message
+        message = ast.literal_eval(message)
+    message = " ".join(ALL_FIELDS.sub(" ", message).split())
+    message = NOT_LOADED.sub("the config file cannot be loaded: ", message)
+    if message.startswith("'"):
+        message = f"unknown key {message}"
+    if "get_config() takes" in message:
+        message += "; that is what follows the colon after the config file"
+    lines = [f for link in chain for f in traceback.extract_tb(link.__traceback__) if f.name == "get_config"]
+    if lines:
+        message = f"{lines[-1].filename}, line {lines[-1].lineno}: {message}"
+    return ConfigError(message)
+
+
+def make_importable(argv: Sequence[str]) -> None:
+    """Makes the modules next to the config file's package importable, whatever the current folder is.
+
+    Args:
+      argv: the command's arguments, with `--config=FILE` or `--config FILE`.
+    """
+    for flag, following in itertools.zip_longest(argv, argv[1:]):
+        name, _, value = flag.partition("=")
+        if name in ("--config", "-config"):
+            folder = pathlib.Path((value or following or "").partition(":")[0]).absolute().parent
+            while (folder / "__init__.py").exists():
+                folder = folder.parent
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))
+
+
+def read_config(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict:
+    """Returns the config given by `--config` and its overrides.
+
+    Args:
+      values: flag values with the flag "config" defined.
+      argv: the arguments, starting with the program name.
+
+    Raises:
+      ConfigError: a flag, key or value is invalid.
+    """
+    with _flag_errors(argv):
+        values(argv)
+        values.config["seed"]  # raises if the file could not be loaded
+        return values.config
+
+
+@contextlib.contextmanager
+def _flag_errors(argv: Sequence[str]) -> Iterator[None]:
+    """Converts exceptions about invalid flags to ConfigError."""
+    make_importable(argv)
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError, SyntaxError) as error:
+        meant = _flag_error(error)
+        raise meant.with_traceback(meant.__traceback__) from None
+
+
+def _read_flags(argv: Sequence[str]) -> list[str]:
+    rest: list[str] = []
+
+    def read() -> None:
+        with _flag_errors(argv):
+            rest.extend(flags.FLAGS(["--helpshort" if word == "-h" else word for word in argv]))
+            if len(rest) > 1:
+                raise InputError(f"unknown arguments: {' '.join(rest[1:])}; arguments begin with --.")
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+                import jax  # not at the top: it takes longer than some commands
+
+                config = flags.FLAGS.config
+                config["seed"]  # raises if the file could not be loaded
+                jax.config.update("jax_enable_x64", config.model.dtype == "float64")
+
+    status = run(read)
+    if status:
+        sys.exit(status)
+    return rest

@@ -1,0 +1,171 @@
+"""Decoding on the host: encoded bytes to uint8 images, and photographs of any size to crops of one size.
+
+Images for evaluation are decoded with Pillow, because published accuracies were measured with its pixels. Random crops
+for training use a faster path: libjpeg-turbo's fast settings (simplejpeg) and OpenCV's bilinear resize.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+cv2.setNumThreads(1)  # images are already decoded in parallel
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, "Going deeper with convolutions")
+CROP_TRIALS = 10
+GREY_MODES = ("L", "LA", "1")
+
+
+def open_image(stored: bytes, channels: int) -> Image.Image:
+    """Opens an encoded image without decoding it, and checks that `to_array` can convert it.
+
+    Args:
+      stored: the encoded bytes.
+      channels: 1 or 3, the channels that the image will be converted to.
+
+    Raises:
+      ValueError: the image is in colour but `channels` is 1, or it has more than 8 bits per channel.
+      OSError: the bytes are not an image.
+    """
+    image = Image.open(io.BytesIO(stored))
+    if image.mode in ("F", "I") or ";16" in image.mode:
+        raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); convert it to 8 bits first.")
+    if channels == 1 and image.mode not in GREY_MODES:
+        raise ValueError(f"it is in colour (mode {image.mode}); expected a grey image. Set config.dataset.channels=3.")
+    return image
+
+
+def to_array(image: Image.Image, channels: int) -> np.ndarray:
+    """Decodes to uint8 (height, width, channels); with 3 channels, grey, palette and CMYK images become RGB."""
+    array = np.asarray(_convert(image, channels))
+    return array[..., None] if channels == 1 else array
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """Converts to the mode with this number of channels, which Pillow can interpolate."""
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def decode(stored: bytes, channels: int) -> np.ndarray:
+    """Decodes the whole image to uint8 (height, width, channels); errors are those of `open_image`."""
+    return to_array(open_image(stored, channels), channels)
+
+
+class Box(NamedTuple):
+    """The part of a stored image that a crop shows, in pixels of the stored image.
+
+    Targets with positions, such as bounding boxes and segmentation maps, must be cropped alike.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Crops photographs of any size to one size, as ImageNet networks are trained and tested.
+
+    Attributes:
+      size: height and width of the crop in pixels.
+      train: "random_resized" (a random part of the image, with an aspect ratio of 3/4 to 4/3, as in torchvision) or
+        "random" (a random crop of that size from the resized image, as in Caffe).
+      resize: the size that an image is resized to before the central crop of evaluation, and before "random".
+        One number, or (height, width).
+      keep_aspect: if True, a `resize` of one number is the shorter side; else both sides, as in Caffe's ImageNet LMDBs.
+      smallest_area: the smallest fraction of the image area covered by a random resized crop.
+    """
+
+    size: tuple[int, int]
+    train: str
+    resize: int | tuple[int, int]
+    keep_aspect: bool
+    smallest_area: float
+
+    def for_training(self, stored: bytes, channels: int, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
+        """Returns a random crop, uint8 (height, width, channels), and the part of the stored image that it shows.
+
+        Args:
+          stored: the encoded bytes.
+          channels: 1 or 3.
+          rng: the random generator of this crop.
+
+        Raises:
+          ValueError, OSError: see `open_image`.
+        """
+        image = open_image(stored, channels)
+        if self.train == "random":
+            return self._cut(image, channels, lambda margin: int(rng.integers(margin + 1)))
+        full_width, full_height = image.size
+        box = left, top, width, height = self.random_box(full_width, full_height, rng)
+        # A JPEG decodes faster at 1/2, 1/4 or 1/8 of its size, which is enough if the crop is still larger than the
+        # output. The remaining reduction is less than 2, so bilinear interpolation skips no pixel.
+        out_height, out_width = self.size
+        smallest = math.ceil(full_width * out_width / width), math.ceil(full_height * out_height / height)
+        pixels = _decode_at_least(image, stored, channels, smallest)
+        across, down = pixels.shape[1] / full_width, pixels.shape[0] / full_height
+        rows = slice(round(top * down), max(round((top + height) * down), round(top * down) + 1))
+        columns = slice(round(left * across), max(round((left + width) * across), round(left * across) + 1))
+        cut = cv2.resize(pixels[rows, columns], (out_width, out_height), interpolation=cv2.INTER_LINEAR)
+        return cut[..., None] if channels == 1 else cut, box
+
+    def for_evaluation(self, stored: bytes, channels: int) -> tuple[np.ndarray, Box]:
+        """Returns the central crop of the resized image, like `for_training`."""
+        return self._cut(open_image(stored, channels), channels, lambda margin: round(margin / 2))
+
+    def _cut(self, image: Image.Image, channels: int, offset: Callable[[int], int]) -> tuple[np.ndarray, Box]:
+        width, height = self.resized(*image.size)
+        across, down = image.width / width, image.height / height
+        out_height, out_width = self.size
+        image = _convert(image, channels).resize((width, height), Image.Resampling.BILINEAR)
+        left, top = offset(width - out_width), offset(height - out_height)
+        cut = to_array(image.crop((left, top, left + out_width, top + out_height)), channels)
+        return cut, Box(left * across, top * down, out_width * across, out_height * down)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Returns width and height after resizing, before the crop."""
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        if not self.keep_aspect:
+            return self.resize, self.resize
+        short = min(width, height)
+        return int(self.resize * width / short), int(self.resize * height / short)
+
+    def random_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """Draws a random part of an image, in whole pixels, by the algorithm of torchvision's RandomResizedCrop."""
+        area = width * height
+        for _ in range(CROP_TRIALS):
+            target = area * rng.uniform(self.smallest_area, 1)
+            ratio = math.exp(rng.uniform(*map(math.log, ASPECT_RATIOS)))
+            w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return Box(int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h)
+        # No trial fitted: use the largest central part with a valid aspect ratio.
+        low, high = ASPECT_RATIOS
+        w, h = min(width, round(height * high)), min(height, round(width / low))
+        return Box((width - w) // 2, (height - h) // 2, w, h)
+
+
+def _decode_at_least(image: Image.Image, stored: bytes, channels: int, smallest: tuple[int, int]) -> np.ndarray:
+    """Decodes the whole image, possibly at a reduced size, but not below this (width, height)."""
+    if image.format == "JPEG" and image.mode in ("L", "RGB"):
+        try:
+            return simplejpeg.decode_jpeg(
+                stored,
+                "GRAY" if channels == 1 else "RGB",
+                fastupsample=True,
+                min_width=smallest[0],
+                min_height=smallest[1],
+                min_factor=2,
+            )
+        except ValueError:
+            pass  # simplejpeg is strict; Pillow tolerates harmless errors and reports the others
+    return to_array(image, channels)

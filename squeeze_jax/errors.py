@@ -1,0 +1,37 @@
+"""The errors of this project. Commands print them as a single line; any other exception keeps its traceback."""
+
+
+class SqueezeJaxError(Exception):
+    """An error that the user can fix; the message says what is wrong, what was expected and how to fix it."""
+
+
+class ConfigError(SqueezeJaxError, ValueError):
+    """An invalid config."""
+
+
+class ModelError(SqueezeJaxError, ValueError):
+    """An invalid attribute of a network, or an input that it does not accept."""
+
+
+class DataError(SqueezeJaxError, ValueError):
+    """An unusable dataset or example."""
+
+
+class WeightError(SqueezeJaxError, ValueError):
+    """An unusable weight file."""
+
+
+class InputError(SqueezeJaxError, ValueError):
+    """An invalid argument of a command, or an image that a trained network does not accept."""
+
+
+class WorkdirError(SqueezeJaxError, RuntimeError):
+    """A folder that cannot be used as a workdir."""
+
+
+class CheckpointError(SqueezeJaxError, RuntimeError):
+    """A checkpoint that cannot be written, found or read."""
+
+
+class TrainingError(SqueezeJaxError, RuntimeError):
+    """A run that cannot continue."""

@@ -1,0 +1,245 @@
+"""Builds everything that a run needs from a config: dataset, task, model, schedule and optimizer."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from squeeze_jax import models, tasks
+from squeeze_jax.config import SPLITS, duration_in_steps, validate
+from squeeze_jax.data.augmentation import Preprocessing
+from squeeze_jax.data.decoding import Crop
+from squeeze_jax.data.sources import Dataset, open_dataset
+from squeeze_jax.data.splits import Split, hold_out
+from squeeze_jax.errors import ConfigError
+from squeeze_jax.tasks import Task
+from squeeze_jax.training.optimizers import make_optimizer, make_schedule
+from squeeze_jax.training.state import TrainState, create_state
+from squeeze_jax.training.steps import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The durations of a config in steps; `epoch` need not be an integer."""
+
+    epoch: float
+    total: int
+    warmup: int
+    patience: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, num_examples: int) -> "Plan":
+        """Returns the plan of a config for a training split with `num_examples` examples.
+
+        Raises:
+          ConfigError: a duration is invalid, or `config.train.duration` is less than one step.
+        """
+
+        def steps(duration: str) -> int:
+            return duration_in_steps(duration, config.train.batch_size, num_examples)
+
+        total = steps(config.train.duration)
+        if total < 1:
+            raise ConfigError(f"config.train.duration={config.train.duration!r} is less than one step.")
+        return cls(
+            epoch=num_examples / config.train.batch_size,
+            total=total,
+            warmup=steps(config.schedule.warmup),
+            patience=steps(config.train.patience),
+            log_every=max(1, steps(config.run.log_every)),
+            evaluate_every=max(1, steps(config.run.evaluate_every)),
+            checkpoint_every=max(1, steps(config.run.checkpoint_every)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that is built from a config.
+
+    Attributes:
+      config: the validated config.
+      dataset: the dataset that the splits belong to.
+      splits: "train" and, if the config names them, "validation" and "test".
+      task: what is learned; it contains the preprocessing.
+      model: the network.
+      input_shape: (*spatial, channels) of the network's input.
+      plan: the durations in steps.
+      schedule: the learning rate at each step.
+      optimizer: the optimizer, which uses `schedule`.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    splits: dict[str, Split]
+    task: Task
+    model: nn.Module
+    input_shape: tuple[int, ...]
+    plan: Plan
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+
+    def initial_state(self, seed: jax.Array | int) -> TrainState:
+        """Returns a state with random weights; a pure function of the seed (int or int array of shape ()) for jit."""
+        use_ema = self.config.train.ema_decay > 0
+        return create_state(self.model, self.optimizer, self.input_shape, self.sums, seed, use_ema=use_ema)
+
+    def train_step(self, axis_name: str | None = None):
+        """Makes the training step, see `make_train_step`."""
+        return make_train_step(
+            self.model,
+            self.task,
+            self.optimizer,
+            micro_batches=self.config.train.micro_batches,
+            ema_decay=self.config.train.ema_decay,
+            axis_name=axis_name,
+        )
+
+    @functools.cached_property
+    def sums(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the task's sums in training.
+
+        Tracing them is the first time that the task sees a batch and the network an image, so it raises what is wrong
+        with either.
+
+        Raises:
+          ConfigError, ModelError: augmentation does not suit the images or the batch size, or the images are too small.
+        """
+        size = self.config.train.batch_size
+        example = self.splits["train"].batch([0])
+
+        def sums(values: Any) -> Any:
+            keys = jax.random.split(jax.random.key(0), size)
+            batch = self.task.augment(values, keys)
+            images = self.task.preprocessing.normalise(batch["image"])
+            return self.task.sums(self.model.init_with_output(keys[0], images)[0], batch)
+
+        arrays = {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
+        return jax.eval_shape(sums, {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()})
+
+
+def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
+    """Builds everything that a run of this config needs, without computing anything yet.
+
+    Args:
+      config: the config of the experiment.
+      dataset: the config's dataset, if it is already open.
+
+    Raises:
+      ConfigError, ModelError, DataError: the message names the key or the dataset, what was expected and the fix.
+    """
+    validate(config)
+    dataset = dataset or open_config_dataset(config)
+    splits = {name: split for name in SPLITS if (split := find_split(dataset, config, name)) is not None}
+    if "train" not in splits:
+        raise ConfigError("config.dataset.train_split is empty.")
+    task = make_task(config, dataset.class_names, splits["train"])
+    check_best_metric(config, task)
+    plan = Plan.of(config, len(splits["train"]))
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        splits=splits,
+        task=task,
+        model=make_model(config, task),
+        input_shape=task.preprocessing.input_shape(dataset.image_shape),
+        plan=plan,
+        schedule=schedule,
+        optimizer=make_optimizer(config.optimizer, schedule),
+    )
+
+
+def make_preprocessing(config: ConfigDict) -> Preprocessing:
+    """Returns the preprocessing of a config, which runs on the device."""
+    return Preprocessing(
+        image_size=tuple(config.dataset.image_size),
+        mean=tuple(config.dataset.mean),
+        std=tuple(config.dataset.std),
+        flip=tuple(config.augment.flip),
+        quarter_turns=config.augment.quarter_turns,
+        rotate=config.augment.rotate,
+        pad_and_crop=config.augment.pad_and_crop,
+        cutout=config.augment.cutout,
+        intensity=tuple(config.augment.intensity),
+        dtype="float64" if config.model.dtype == "float64" else "float32",
+    )
+
+
+def make_crop(config: ConfigDict) -> Crop | None:
+    """Returns the crop of a config, which runs on the host; None if the images are not cropped."""
+    crop = config.crop
+    if not crop.size:
+        return None
+    size = crop.size if isinstance(crop.size, tuple) else (crop.size, crop.size)
+    return Crop(size, crop.train, crop.resize, crop.keep_aspect, crop.smallest_area)
+
+
+def make_task(config: ConfigDict, class_names: tuple[str, ...], train_split: Split | None = None) -> Task:
+    """Returns the task of a config; without a training split it is for evaluation and prediction only."""
+    return tasks.named(config.task.name).create(config.task, class_names, make_preprocessing(config), train_split)
+
+
+def make_model(config: ConfigDict, task: Task) -> nn.Module:
+    """Returns the network of a config; None in `config.model` means the named network's own value.
+
+    Raises:
+      ConfigError: the number of classes differs from the task's number of outputs.
+      ModelError: the name is unknown or a value is invalid.
+    """
+    if config.model.num_classes not in (None, task.num_outputs):
+        raise ConfigError(
+            f"config.model.num_classes={config.model.num_classes}, but the dataset requires {task.num_outputs}; "
+            f"leave the key out."
+        )
+    overrides = {key: value for key, value in config.model.items() if key != "name" and value is not None}
+    return models.create(config.model.name, **{**overrides, "num_classes": task.num_outputs})
+
+
+def open_config_dataset(config: ConfigDict) -> Dataset:
+    """Opens the dataset of a config.
+
+    Raises:
+      DataError: see `open_dataset`.
+    """
+    return open_dataset(
+        config.dataset.name,
+        config.run.data_dir,
+        channels=config.dataset.channels,
+        crop=make_crop(config),
+        skip_unreadable=config.dataset.skip_unreadable,
+    )
+
+
+def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
+    """Returns the split that the config uses as "train", "validation" or "test"; None if it has no such split.
+
+    Raises:
+      ConfigError: `name` is not one of these.
+      DataError: the dataset has no such split, or it is empty.
+    """
+    if name not in SPLITS:
+        raise ConfigError(f"no split is called {name!r}; expected one of {', '.join(SPLITS)}.")
+    if config.dataset.held_out and name != "test":
+        train, held_out = hold_out(dataset.split(config.dataset.train_split), config.dataset.held_out)
+        return train if name == "train" else held_out
+    stored = config.dataset[f"{name}_split"]
+    return dataset.split(stored) if stored else None
+
+
+def check_best_metric(config: ConfigDict, task: Task) -> None:
+    """Raises ConfigError unless the task has the metric that selects the best checkpoint."""
+    metric, known = config.evaluation.best_metric, task.higher_is_better
+    if metric not in known:
+        switch = f" This metric needs config.task.{metric}=True." if metric in task.OPTIONS else ""
+        raise ConfigError(
+            f"config.evaluation.best_metric={metric!r} is not a metric of this task; expected one of "
+            f"{', '.join(known)}.{switch}"
+        )

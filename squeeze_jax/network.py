@@ -1,0 +1,274 @@
+"""Trained networks: `load` opens one from a workdir or a weight file, to predict, evaluate and inspect features."""
+
+import collections
+import dataclasses
+import functools
+import logging
+import pathlib
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from squeeze_jax import config as config_lib
+from squeeze_jax import pretrained, tables
+from squeeze_jax.config import SPLITS, check_same_experiment, validate
+from squeeze_jax.data import decoding
+from squeeze_jax.data.sources import Dataset
+from squeeze_jax.data.splits import Split
+from squeeze_jax.errors import ConfigError, InputError
+from squeeze_jax.experiment import find_split, make_crop, make_model, make_task, open_config_dataset
+from squeeze_jax.runtime.devices import DeviceMesh, compile_often, is_main_process
+from squeeze_jax.tasks import Task
+from squeeze_jax.training.evaluation import Evaluation, Evaluator
+from squeeze_jax.workdir import folder as folder_lib
+from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network, as `load` returns it.
+
+    Attributes:
+      model: the Linen module.
+      variables: "params" and, with batch norm, "batch_stats"; the averaged ones if the run averages weights.
+      config: the config of the run.
+      step: the step of the checkpoint.
+      class_names: the class names, in the order of the outputs.
+      image_shape: (*spatial, channels) of the images that `predict` takes.
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    config: ConfigDict
+    step: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The task that the network was trained for."""
+        return make_task(self.config, self.class_names)
+
+    def read_image(self, path: str | pathlib.Path) -> np.ndarray:
+        """Reads an image file as for evaluation: resized and cropped, uint8 of shape `image_shape`.
+
+        Raises:
+          InputError: the file cannot be read, or the image does not have the shape that the network needs.
+        """
+        crop, channels = make_crop(self.config), self.image_shape[-1]
+        try:
+            stored = pathlib.Path(path).read_bytes()
+            if crop is None:
+                image = decoding.decode(stored, channels)
+            else:
+                image, _ = crop.for_evaluation(stored, channels)
+        except (OSError, ValueError) as error:  # of Pillow
+            raise InputError(f"{path} cannot be read: {error}") from error
+        if image.shape != self.image_shape:
+            raise InputError(f"{path} has shape {image.shape}; the network expects {self.image_shape}.")
+        return image
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Applies the network to raw images.
+
+        Args:
+          images: (batch, *spatial, channels), uint8 or float in 0..255, not normalised.
+
+        Returns:
+          The predictions of the task; for a classifier, probabilities, float32 (batch, num_classes).
+
+        Raises:
+          InputError: the shape is wrong, or some values are not finite or not in 0..255.
+        """
+        return jax.device_get(self._predict(self.variables, self._checked(images)))
+
+    def features(self, images: Any) -> dict[str, np.ndarray]:
+        """Returns the named feature maps of raw images, each (batch, *spatial, channels), in order of computation.
+
+        Arguments and errors are those of `predict`.
+        """
+        return dict(jax.device_get(self._features(self.variables, self._checked(images))))
+
+    def explain(self, path: str | pathlib.Path, image: np.ndarray, predicted: np.ndarray) -> None:
+        """Draws an explanation of a prediction as a PNG; for a classifier, the class activation map.
+
+        Args:
+          path: the file to write.
+          image: one raw image, (*spatial, channels).
+          predicted: the prediction for this image, one row of the output of `predict`.
+        """
+        head = self.features(image[None])[self.model.head][0]
+        inside = tuple(slice(self.model.head_margin, size - self.model.head_margin) for size in head.shape[:-1])
+        self.task.explain(pathlib.Path(path), image, predicted, head[inside])
+
+    def evaluate(self, split: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Evaluation:
+        """Evaluates the network on a split, without writing anything.
+
+        Args:
+          split: "train", "validation" or "test".
+          dataset: a dataset to use instead of the run's, with splits of these names; preprocessed like the run's. Its
+            class names must be among the network's.
+          config: the network's own config by default; may differ from it in the sections `run`, `evaluation` and
+            `task` only.
+
+        Returns:
+          The metrics, and the task's records of each example; `task.confusion(evaluation.records)` is the confusion
+          matrix of a classifier.
+
+        Raises:
+          ConfigError, DataError: there is no such split, the config is of another experiment, or a class is unknown.
+        """
+        config = self.config if config is None else config
+        validate(config)
+        check_same_experiment(self.config, config, "the network", free=("run", "evaluation", "task"))
+        examples = self.split(split, dataset, config)
+        num_devices = min(config.run.num_devices, jax.device_count()) if config.run.num_devices else None
+        mesh = DeviceMesh.create(config.run.backend, num_devices)
+        task = make_task(config, self.class_names)
+        evaluator = Evaluator(self.model, task, config, mesh, largest=len(examples))
+        return evaluator.measure(examples, mesh.replicate(self.variables))
+
+    def split(self, name: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Split:
+        """Returns the split that `evaluate` measures; arguments and errors are the same."""
+        config = self.config if config is None else config
+        if dataset is not None:
+            config = config.copy_and_resolve_references()
+            config.dataset.name = dataset
+            config.dataset.held_out = 0
+            for split in SPLITS:
+                config.dataset[f"{split}_split"] = split
+        opened = open_config_dataset(config)
+        examples = find_split(opened, config, name)
+        if examples is None:
+            raise ConfigError(f"config.dataset.{name}_split is empty: this experiment has no {name} split.")
+        return self._with_our_labels(examples, opened)
+
+    def _with_our_labels(self, split: Split, dataset: Dataset) -> Split:
+        """Maps the dataset's class indices to the network's, by class name."""
+        if dataset.class_names == self.class_names:
+            return split
+        unknown = sorted(set(dataset.class_names) - set(self.class_names))
+        if unknown:
+            raise ConfigError(
+                f"{dataset.name} has classes that the network does not have: {', '.join(unknown[:5])}; the network has "
+                f"{', '.join(self.class_names[:5])}, ..."
+            )
+        return split.relabelled([self.class_names.index(name) for name in dataset.class_names], len(self.class_names))
+
+    def _checked(self, images: Any) -> np.ndarray:
+        images = np.asarray(images)
+        if not images.size and images.ndim == 1:  # no images at all
+            images = images.reshape(0, *self.image_shape).astype(np.uint8)
+        if images.shape[1:] != self.image_shape:
+            raise InputError(f"images have shape {images.shape}; expected (batch, {str(self.image_shape)[1:-1]}).")
+        if images.dtype != np.uint8:
+            if not np.issubdtype(images.dtype, np.number) or not np.isfinite(images).all():
+                raise InputError("images contain values that are not finite; expected uint8, or float in 0..255.")
+            if images.size and (images.min() < 0 or images.max() > 255):
+                raise InputError(
+                    f"images have values in {images.min():g}..{images.max():g}; expected 0..255, not normalised: the "
+                    f"network normalises them."
+                )
+            if images.size and 0 < images.max() <= 1:
+                warnings.warn("no pixel is above 1; the network expects pixels in 0..255.", stacklevel=3)
+        return images
+
+    @functools.cached_property
+    def _predict(self):
+        def predict(variables: Any, images: jax.Array) -> Any:
+            return self.task.predict(self.model.apply(variables, self.task.preprocessing.evaluate(images)))
+
+        return compile_often(predict)
+
+    @functools.cached_property
+    def _features(self):
+        def features(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+            inputs = self.task.preprocessing.evaluate(images)
+            maps = self.model.apply(variables, inputs, method="features")
+            return collections.OrderedDict(maps)  # JAX sorts the keys of a plain dict
+
+        return compile_often(features)
+
+
+def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
+    """Loads a network from the workdir of a run or from a weight file, on any machine and without writing anything.
+
+    Args:
+      source: the workdir of a run of `python -m squeeze_jax.main`, or a file supported by
+        `squeeze_jax.pretrained.read`.
+      checkpoint: for a workdir: "best" (on the validation split; the latest if there was none), "latest" or a step.
+
+    Raises:
+      ConfigError: the folder has no config.
+      CheckpointError: there is no such checkpoint, or none is intact.
+      WeightError: the weight file cannot be used.
+    """
+    source = pathlib.Path(source)
+    if not source.is_dir():
+        weights = pretrained.read(source)
+        config, class_names, image_shape = weights.config, weights.class_names, weights.image_shape
+        variables, step = weights.variables, weights.step
+    else:
+        config, resolved = config_lib.read(source)
+        class_names, image_shape = tuple(resolved["class_names"]), tuple(resolved["image_shape"])
+        checkpoints = Checkpoints(source, read_only=True)
+        try:
+            step, leaves = checkpoints.read(checkpoint)
+        finally:
+            checkpoints.close()
+        variables = eval_variables(leaves)
+    model = make_model(config, make_task(config, class_names))
+    return Network(model, variables, config, step, class_names, image_shape)
+
+
+def evaluate(
+    source: str | pathlib.Path,
+    *,
+    split: str = "test",
+    checkpoint: str | int = "best",
+    config: ConfigDict | None = None,
+    dataset: str | None = None,
+    output: str | pathlib.Path | None = None,
+) -> Evaluation:
+    """Evaluates a network and writes tables to `OUTPUT/evaluation/<split>_step_<step>/`.
+
+    The files are metrics.csv and the task's report; for a classifier per_class.csv, confusion.csv and confusion.png. If
+    `config.task` differs from the network's own, the changed options are appended to the folder name.
+    Nothing else in OUTPUT changes.
+
+    Args:
+      source: a workdir or a weight file.
+      split, dataset, config: see `Network.evaluate`.
+      checkpoint: for a workdir: "best", "latest" or a step.
+      output: the folder to write to; the workdir by default.
+
+    Raises:
+      WorkdirError: the output folder is not writable. Other errors are those of `load` and `Network.evaluate`.
+    """
+    network = load(source, checkpoint)
+    config = network.config if config is None else config
+    check_same_experiment(network.config, config, source, free=("run", "evaluation", "task"))
+    evaluation = network.evaluate(split, dataset, config)
+    text = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.values.items())
+    examples = int(evaluation.sums["examples"])
+    name = dataset or config.dataset.name
+    logger.info("%s of %s, step %d: %d examples, %s", split, name, network.step, examples, text)
+    if is_main_process():
+        changed = [
+            "-".join([key, *map(str, value if isinstance(value, tuple) else (value,))])
+            for key, value in config.task.items()
+            if value != network.config.task[key]
+        ]
+        subfolder = "_".join([split, "step", str(network.step), *changed])
+        folder = folder_lib.create(pathlib.Path(output or source) / "evaluation" / subfolder)
+        row = {"split": split, "step": network.step, "examples": examples, **evaluation.values}
+        tables.write_csv(folder / "metrics.csv", [row])
+        make_task(config, network.class_names).report(folder, evaluation.sums, evaluation.records)
+        logger.info("the tables are in %s", folder)
+    return evaluation

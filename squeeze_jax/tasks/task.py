@@ -1,0 +1,127 @@
+"""The task protocol: everything that differs between classification and other things a network may learn.
+
+The trainer, the training step, the state, the evaluation, the records, the report of a sweep and `predict` use only
+this protocol, not a specific task. A task is a frozen dataclass of pure functions; `config.task.name` selects it.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+
+from squeeze_jax.data.augmentation import Preprocessing
+from squeeze_jax.data.splits import Split
+
+Batch = dict[str, Any]  # arrays (batch, ...): "image" and targets, in evaluation also "valid"
+Sums = dict[str, Any]  # arrays that are sums over examples; "examples" is their number
+Records = dict[str, Any]  # values per example that cannot be summed, arrays (batch, ...)
+Values = dict[str, float]
+
+
+class Task(Protocol):
+    """What a network learns, and how this is measured.
+
+    Attributes:
+      OPTIONS: the keys of `config.task` and their defaults.
+      preprocessing: the preprocessing of the images.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Any]]
+    preprocessing: Preprocessing
+
+    @property
+    def num_outputs(self) -> int:
+        """Output channels of the network's head."""
+
+    @property
+    def higher_is_better(self) -> Mapping[str, bool]:
+        """The metrics that can select the best checkpoint, and whether a higher value is better."""
+
+    @property
+    def chance_loss(self) -> float | None:
+        """The loss of a network that has learned nothing; the log warns if a run stays there. None if unknown."""
+
+    @classmethod
+    def create(
+        cls,
+        options: Mapping[str, Any],
+        class_names: tuple[str, ...],
+        preprocessing: Preprocessing,
+        train_split: Split | None = None,
+    ) -> "Task":
+        """Creates the task of a config.
+
+        Args:
+          options: `config.task`.
+          class_names: the class names of the dataset.
+          preprocessing: the preprocessing of the images.
+          train_split: the training split; None for evaluation and prediction only.
+
+        Raises:
+          ConfigError: an option is invalid.
+        """
+
+    def augment(self, batch: Batch, keys: jax.Array) -> Batch:
+        """Augments a training batch on the device; pixels stay in 0..255.
+
+        Args:
+          batch: "image" and targets.
+          keys: one random key per example.
+        """
+
+    def forward(self, apply: Callable[[jax.Array], Any], batch: Batch) -> Any:
+        """Returns the network's outputs for a raw batch in evaluation.
+
+        Args:
+          apply: maps the network's input to its outputs.
+          images: raw images (batch, *spatial, channels), in 0..255.
+        """
+
+    def loss(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Returns the loss of each example, float (batch,).
+
+        Args:
+          outputs: of the network.
+          batch: in training what `augment` returned, without "image"; in evaluation the raw batch.
+        """
+
+    def sums(self, outputs: Any, batch: Batch) -> Sums:
+        """Returns sums over the examples; if the batch has "valid", only over those where it is True."""
+
+    def records(self, outputs: Any, batch: Batch) -> Records:
+        """Returns the values that evaluation keeps for each example; {} for none."""
+
+    def values(self, sums: Sums, records: Records) -> Values:
+        """Computes the metrics on the host; "loss" is one of them.
+
+        Args:
+          sums: the sums over all examples; in evaluation int64 and float64.
+          records: the records of all examples; {} in training.
+        """
+
+    def predict(self, outputs: Any) -> Any:
+        """Returns the predictions for the user, (batch, ...)."""
+
+    def describe(self, predicted: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+        """Returns the prediction for one example as named lists of rows."""
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        """Returns a row of `describe` as one line of text."""
+
+    def report(self, folder: pathlib.Path, sums: Sums, records: Records) -> None:
+        """Writes the tables and pictures of an evaluation."""
+
+    def draw(self, path: pathlib.Path, batch: Batch) -> None:
+        """Draws the examples of a batch, with pixels in 0..255, as a PNG."""
+
+    def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
+        """Draws an explanation of the prediction for one image as a PNG.
+
+        Args:
+          path: the file to write.
+          image: the raw image, (*spatial, channels).
+          predicted: the prediction for it, one row of the output of `predict`.
+          head: the feature map of the network's head, (*spatial, channels).
+        """

@@ -1,0 +1,102 @@
+"""Exact evaluation of a split: every example counts once, for any split size, batch size and device count."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from squeeze_jax.data import pipeline
+from squeeze_jax.data.splits import UNREADABLE, VALID, Split
+from squeeze_jax.runtime.devices import DeviceMesh
+from squeeze_jax.tasks import Task
+from squeeze_jax.tasks.task import Records, Sums, Values
+from squeeze_jax.training.steps import make_eval_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result of evaluating a split.
+
+    Attributes:
+      values: the task's metrics.
+      sums: the task's sums over all examples, int64 and float64.
+      records: the task's records of each example, in the order of the split.
+    """
+
+    values: Values
+    sums: Sums
+    records: Records
+
+
+class Evaluator:
+    """Evaluates splits with one compiled step.
+
+    Args:
+      model: the network.
+      task: its task.
+      config: the config of the run.
+      mesh: the devices.
+      largest: the number of examples in the largest split to be measured, which limits the batch size; None if unknown.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, config: ConfigDict, mesh: DeviceMesh, *, largest: int | None = None
+    ):
+        self._task = task
+        self._eval_step = mesh.compile_eval_step(make_eval_step(model, task, axis_name=mesh.axis_name))
+        self._mesh = mesh
+        # Padding is left out, so any batch size is exact; it is rounded up to a multiple of the device count. All
+        # splits use the same batch size, so the step is compiled only once.
+        num_devices = mesh.num_devices
+        self._batch_size = -(-min(config.evaluation.batch_size, largest or math.inf) // num_devices) * num_devices
+        self._num_threads = config.run.num_threads
+        self._num_workers = config.run.num_workers
+
+    def measure(self, split: Split, variables: Any) -> Evaluation:
+        """Evaluates a split.
+
+        Args:
+          split: the examples. Those that cannot be read are logged and skipped if the split allows it.
+          variables: the replicated variables of the model.
+        """
+        batches = pipeline.eval_batches(
+            split,
+            batch_size=self._batch_size,
+            num_threads=self._num_threads,
+            num_workers=self._num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        unreadable = set()
+
+        def evaluated() -> Iterator[tuple[Sums, Records]]:
+            for batch in batches:
+                unreadable.update(name for _, name in batch.pop(UNREADABLE, ()))
+                yield self._eval_step(variables, self._mesh.shard(batch))
+
+        sums, records = add_up(evaluated())
+        for name in sorted(unreadable):
+            logger.warning("skipped: %s cannot be read", name)
+        return Evaluation(self._task.values(sums, records), sums, records)
+
+
+def add_up(batches: Iterable[tuple[Sums, Records]]) -> tuple[Sums, Records]:
+    """Adds up the sums of evaluation steps in int64 and float64, and joins their records without the padding."""
+    totals: dict[str, np.ndarray] = {}
+    parts: dict[str, list[np.ndarray]] = {}
+    for sums, records in batches:
+        for name, value in sums.items():
+            value = np.asarray(value)
+            wide = value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64)
+            totals[name] = totals[name] + wide if name in totals else wide
+        for name in records.keys() - {VALID}:
+            parts.setdefault(name, []).append(np.asarray(records[name])[np.asarray(records[VALID])])
+    return totals, {name: np.concatenate(values) for name, values in parts.items()}

@@ -1,0 +1,180 @@
+"""The visible output of a run: log lines, metrics, the progress bar. Only the main process writes files."""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from squeeze_jax.experiment import Experiment
+from squeeze_jax.models.summary import Summary
+from squeeze_jax.runtime.devices import DeviceMesh, is_main_process
+from squeeze_jax.tasks.task import Values
+from squeeze_jax.training.stopwatch import clock
+from squeeze_jax.workdir import records
+from squeeze_jax.workdir.console import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Records the measurements of a run.
+
+    Args:
+      experiment: the experiment.
+      folder: the workdir.
+      first_step: the step that the run starts from.
+      console: the console of the progress bar; None for no progress bar.
+    """
+
+    def __init__(self, experiment: Experiment, folder: pathlib.Path, first_step: int, console: Console | None):
+        self._experiment = experiment
+        self._folder = folder
+        self._first_step = first_step
+        self._writer = records.MetricsWriter(folder, first_step) if is_main_process() else None
+        self._bar = ProgressBar(console, first_step, experiment.plan.total) if console else None
+        self._unreadable: set[str] = set()
+        self.last_values: dict[str, Values] = {}
+
+    def __enter__(self) -> "Recorder":
+        if self._bar:
+            self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._writer and error[0]:
+            self._writer.close()
+        if self._bar:
+            self._bar.__exit__(*error)
+
+    def announce(self, mesh: DeviceMesh, summary: Summary) -> None:
+        """Logs what is about to run."""
+        experiment, plan, config = self._experiment, self._experiment.plan, self._experiment.config
+        dataset, splits = experiment.dataset, experiment.splits
+        device = mesh.mesh.devices.flat[0]
+        logger.info("workdir %s", self._folder)
+        logger.info(
+            "%d %s device(s) (%s), %d process(es), %s",
+            mesh.num_devices,
+            device.platform,
+            device.device_kind,
+            jax.process_count(),
+            mesh.backend,
+        )
+        logger.info(
+            "dataset %s %s: images %s, %d training examples%s",
+            dataset.name,
+            dataset.version,
+            "x".join(map(str, dataset.image_shape)),
+            len(splits["train"]),
+            "" if "validation" in splits else ", no validation split",
+        )
+        logger.info("model %s at %s: %s", config.model.name, "x".join(map(str, summary.input_shape)), summary.totals())
+        logger.info(
+            "%d steps of %d examples (%s); log every %d, evaluate every %d, checkpoint every %d steps",
+            plan.total,
+            config.train.batch_size,
+            config.train.duration,
+            plan.log_every,
+            plan.evaluate_every,
+            plan.checkpoint_every,
+        )
+        if self._first_step:
+            logger.info("resumed at step %d", self._first_step)
+
+    def first_batch(self, batch: dict[str, Any]) -> None:
+        """Draws first_batch.png, the first augmented batch of a new run, with pixels in 0..255."""
+        if self._writer and self._first_step == 0:
+            self._experiment.task.draw(self._folder / "first_batch.png", batch)
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self._bar:
+            self._bar.update(step)
+
+    def count_unreadable(self, rows: list[tuple[int, str]]) -> None:
+        """Logs each example that was replaced because it could not be used, once.
+
+        Args:
+          rows: (row, name) of the unusable examples of a batch.
+        """
+        for name in {name for _, name in rows} - self._unreadable:
+            self._unreadable.add(name)
+            logger.warning("unreadable, replaced by the next example (%d so far): %s", len(self._unreadable), name)
+
+    def training(self, step: int, values: Values, seconds: float, seconds_per_step: float | None) -> None:
+        """Records the training metrics since the last log line, and the speed.
+
+        Args:
+          step: the current step.
+          values: the metrics.
+          seconds: the time since the run (re)started.
+          seconds_per_step: the time per step since the last log line; None if no step was timed.
+        """
+        speed = {"seconds": seconds}
+        if self._unreadable:
+            speed["unreadable_examples"] = len(self._unreadable)
+        suffix = ""
+        if seconds_per_step is not None:
+            speed["images_per_second"] = self._experiment.config.train.batch_size / seconds_per_step
+            left = (self._experiment.plan.total - step) * seconds_per_step
+            suffix = f", {speed['images_per_second']:.0f} images/s, ETA {clock(left)}"
+        self.write(step, "train", values, speed, suffix)
+
+    def write(self, step: int, split: str, values: Values, speed: Values | None = None, suffix: str = "") -> None:
+        """Records one measurement.
+
+        Args:
+          step: the step of the weights.
+          split: "train", "validation" or "test".
+          values: the metrics.
+          speed: timings, which differ between runs and are recorded separately.
+          suffix: text for the end of the log line.
+        """
+        self.last_values[split] = values
+        if not self._writer:
+            return
+        self._writer.write(step, split, values, speed)
+        hidden = ("learning_rate", "_norm")  # in metrics.jsonl and TensorBoard
+        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(hidden))
+        plan = self._experiment.plan
+        epoch = step / plan.epoch
+        logger.info("step %d/%d, epoch %.2f, %s: %s%s", step, plan.total, epoch, split, text, suffix)
+        if self._bar and split == "train":
+            self._bar.update(step, f"epoch {epoch:.2f}, {text}{suffix}")
+
+    def close(self, step: int, finished: bool, best: dict[str, Any], summary: Summary) -> None:
+        """Draws the curves, logs the outcome and, if the run is finished, writes result.json.
+
+        Args:
+          step: the last step.
+          finished: whether the run is complete.
+          best: "best_step" and "best_value" on the validation split.
+          summary: the size of the network.
+        """
+        if not self._writer:
+            return
+        self._writer.close()
+        metric = self._experiment.config.evaluation.best_metric
+        records.draw_curves(self._folder, list(dict.fromkeys(("loss", metric, "learning_rate"))))
+        if finished:
+            size = {"parameters": summary.parameters, "macs": summary.macs}
+            records.write_result(self._folder, best["best_step"], size)
+        if best["best_step"] is not None:
+            logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
+        if finished:
+            logger.info(
+                "finished; result.json, metrics.jsonl, curves.png, checkpoints and TensorBoard events are in %s",
+                self._folder,
+            )
+        else:
+            plan = self._experiment.plan
+            logger.info("stopped at step %d of %d; the same command resumes the run", step, plan.total)
+
+
+def window_means(window: dict[str, Any], task: Any) -> Values:
+    """Returns the metrics of a logging window of training, and the means of the norms over its steps."""
+    norms = {name: float(value) / int(window["steps"]) for name, value in window["norms"].items()}
+    return task.values({name: np.asarray(value) for name, value in window["sums"].items()}, {}) | norms

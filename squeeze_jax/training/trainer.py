@@ -1,0 +1,251 @@
+"""Trains an experiment, from the start or from its last checkpoint, and evaluates it."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from squeeze_jax import config as config_lib
+from squeeze_jax.data import pipeline
+from squeeze_jax.data.splits import UNREADABLE
+from squeeze_jax.errors import ConfigError
+from squeeze_jax.experiment import Experiment, build
+from squeeze_jax.models.summary import summarize
+from squeeze_jax.runtime.devices import DeviceMesh, any_process, compile_once, is_main_process, wait_for_all
+from squeeze_jax.runtime.signals import StopRequest
+from squeeze_jax.tasks.task import Batch, Values
+from squeeze_jax.training.evaluation import Evaluator
+from squeeze_jax.training.fine_tuning import start_from
+from squeeze_jax.training.health import Health
+from squeeze_jax.training.profiler import Profiler
+from squeeze_jax.training.recorder import Recorder, window_means
+from squeeze_jax.training.state import empty_window
+from squeeze_jax.training.stopwatch import Stopwatch
+from squeeze_jax.workdir import console as console_lib
+from squeeze_jax.workdir import folder as folder_lib
+from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
+
+logger = logging.getLogger(__name__)
+
+FIRST_BATCH = 32  # number of examples that are drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The result of `train_and_evaluate`.
+
+    Attributes:
+      step: the last step.
+      finished: whether the run is complete; if not, the same call resumes it.
+      best_step: the step of the best checkpoint on the validation split; None without a validation split.
+      metrics: the last metrics of each split.
+    """
+
+    step: int
+    finished: bool
+    best_step: int | None
+    metrics: dict[str, Values]
+
+
+def train_and_evaluate(
+    config: ConfigDict, folder: str | pathlib.Path, overrides: Mapping[str, Any] | None = None
+) -> Result:
+    """Trains an experiment in a workdir, and evaluates the best checkpoint on the test split.
+
+    If the workdir contains a stopped run, it is resumed; the final result is bitwise the same as without the stop.
+
+    Args:
+      config: the config of the experiment, with overrides applied.
+      folder: the workdir.
+      overrides: the values that were overridden on the command line; for the log only.
+
+    Raises:
+      ConfigError, ModelError, DataError, WorkdirError, CheckpointError, TrainingError: the message says what is wrong
+        and how to fix it.
+    """
+    _check_float64(config)
+    experiment = build(config)  # fails before the folder is changed
+    mesh = DeviceMesh.create(config.run.backend, config.run.num_devices)
+    mesh.check_batch_size("train.batch_size", config.train.batch_size, config.train.micro_batches)
+    folder = folder_lib.create(folder)
+    if not is_main_process():
+        return _train(experiment, mesh, folder, None)
+    with folder_lib.Lock(folder), console_lib.logging_to(folder) as console:
+        for key, value in (overrides or {}).items():
+            logger.info("changed on the command line: config.%s=%r", key, value)
+        return _train(experiment, mesh, folder, console)
+
+
+def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, console: Console | None) -> Result:
+    config = experiment.config
+    task, plan, splits = experiment.task, experiment.plan, experiment.splits
+    schedule = jax.jit(experiment.schedule)
+    seed = mesh.replicate(np.int32(config.seed))
+    traced = compile_once(experiment.initial_state, out_shardings=mesh.replicated).trace(seed)
+
+    # The initial state, or the state of the last checkpoint.
+    checkpoints = Checkpoints(folder, keep=config.run.keep_checkpoints)
+    _settle_config(experiment, folder, has_checkpoint=bool(checkpoints.steps()))
+    summary = summarize(experiment.model, experiment.input_shape)
+    restored = checkpoints.restore_latest(traced.out_info)
+    if restored is None:
+        state, best = traced.lower().compile()(seed), {"best_step": None, "best_value": None}
+        if config.init_from:
+            state, network = start_from(state, experiment.model, config.init_from, new_head=config.init_new_head)
+            state = mesh.replicate(state)
+            _warn_of_other_pixels(config, network.config)
+    else:
+        state, best = mesh.replicate(restored[0]), restored[1]
+    step = first_step = int(state.step)
+    new_window = jax.device_get(empty_window(experiment.sums))
+
+    train_step = mesh.compile_train_step(experiment.train_step(mesh.axis_name))
+    measured = [len(split) for name, split in splits.items() if name != "train"]
+    evaluator = Evaluator(experiment.model, task, config, mesh, largest=max(measured, default=1))
+    last_step = min(plan.total, config.run.stop_after_steps or plan.total)
+
+    recorder = Recorder(experiment, folder, first_step, console)
+    recorder.announce(mesh, summary)
+    stopwatch = Stopwatch(first_step)
+    health = Health(first_step, task.chance_loss)
+    profiler = Profiler(config.run.profile_steps if is_main_process() else (), folder / "profile")
+
+    def learning_rate(step: int) -> float:
+        """Returns the learning rate of the update that led to this step."""
+        return float(schedule(step - 1))
+
+    def out_of_patience(step: int) -> bool:
+        """Returns whether the best value on the validation split is too long ago.
+
+        It can only become true at an evaluation, which also saves a checkpoint, so a resumed run decides the same.
+        """
+        if not plan.patience or best["best_step"] is None or step % plan.evaluate_every:
+            return False
+        return step - best["best_step"] >= plan.patience
+
+    # The training loop.
+    batches = mesh.prefetch(
+        pipeline.train_batches(
+            splits["train"],
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            first_step=first_step,
+            num_threads=config.run.num_threads,
+            num_workers=config.run.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    )
+    with StopRequest() as stop, recorder, profiler:
+        while step < last_step and not out_of_patience(step):
+            profiler.before(step)
+            batch, batch_on_devices = next(batches)
+            recorder.count_unreadable(batch.pop(UNREADABLE, ()))
+            state = train_step(state, batch_on_devices, seed)
+            step += 1
+            if step == first_step + 1:
+                jax.block_until_ready(state)
+                logger.info("first step after %.1f s, including compilation", stopwatch.seconds)
+                if step == 1 and is_main_process():
+                    recorder.first_batch(_augmented(experiment, batch))
+                stopwatch.restart(step)
+            recorder.advance(step)
+
+            logs, evaluates = step % plan.log_every == 0, step % plan.evaluate_every == 0
+            if logs or step == plan.total:
+                window = jax.device_get(state.window)
+                health.check_finite(window, step, learning_rate(step))
+                values = window_means(window, task) | {"learning_rate": learning_rate(step)}
+                recorder.training(step, values, stopwatch.seconds, stopwatch.seconds_per_step(step))
+                health.warn_if_stuck(values["loss"])
+                state = state.replace(window=mesh.replicate(new_window))
+                stopwatch.restart(step)
+            if (evaluates or step == plan.total) and "validation" in splits:
+                with stopwatch.paused(state):
+                    values = evaluator.measure(splits["validation"], state.eval_variables()).values
+                recorder.write(step, "validation", values)
+                best = _better(experiment, best, step, values)
+            # Several processes can only agree to stop where all of them wait for the same step.
+            stopping = stop.requested if jax.process_count() == 1 else logs and any_process(stop.requested)
+            if evaluates or step % plan.checkpoint_every == 0 or step == last_step or stopping:
+                with stopwatch.paused(state):
+                    health.check_finite(state, step, learning_rate(step))
+                    checkpoints.save(step, state, best)
+            if stopping:
+                break
+
+    # The test split is evaluated once, at the end, with the weights that were best on the validation split.
+    finished = step == plan.total or out_of_patience(step)
+    if finished and "test" in splits:
+        chosen, leaves = checkpoints.read("best")
+        values = evaluator.measure(splits["test"], mesh.replicate(eval_variables(leaves))).values
+        recorder.write(chosen, "test", values)
+    checkpoints.close()
+    recorder.close(step, finished, best, summary)
+    wait_for_all("end of the run")
+    return Result(step, finished, best["best_step"], recorder.last_values)
+
+
+def _check_float64(config: ConfigDict) -> None:
+    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError(
+            "config.model.dtype='float64' needs jax.config.update('jax_enable_x64', True) before JAX is first used; "
+            "`python -m squeeze_jax.main` does this automatically."
+        )
+
+
+def _warn_of_other_pixels(config: ConfigDict, theirs: ConfigDict) -> None:
+    """Logs a warning if the weights of config.init_from were trained with another normalisation."""
+    for key in ("dataset.mean", "dataset.std"):
+        ours, wanted = config_lib.lookup(config, key), config_lib.lookup(theirs, key)
+        if tuple(ours) != tuple(wanted):
+            logger.warning("config.%s=%s, but the weights of config.init_from were trained with %s", key, ours, wanted)
+
+
+def _settle_config(experiment: Experiment, folder: pathlib.Path, *, has_checkpoint: bool) -> None:
+    """Checks that a resumed run has the same config and dataset version, then writes config.json and versions.json."""
+    dataset = experiment.dataset
+    if has_checkpoint:
+        stored, resolved = config_lib.read(folder)
+        config_lib.check_same_experiment(stored, experiment.config, folder)
+        if resolved["dataset_version"] != dataset.version:
+            raise ConfigError(
+                f"{folder} was trained on {dataset.name} {resolved['dataset_version']}, but version {dataset.version} "
+                f"is installed; install the old version, or use another --workdir."
+            )
+    if is_main_process():
+        resolved = {
+            "class_names": dataset.class_names,
+            "num_classes": dataset.num_classes,
+            "image_shape": dataset.image_shape,
+            "dataset_version": dataset.version,
+        }
+        config_lib.save(folder, experiment.config, resolved)
+        folder_lib.write_versions(folder)
+    wait_for_all("config written")
+
+
+def _augmented(experiment: Experiment, batch: Batch) -> Batch:
+    """Returns the first examples of a batch, augmented as in training, with pixels in 0..255."""
+
+    def augment(batch: Batch, seed: int) -> Batch:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(len(batch["image"])))
+        return experiment.task.augment(batch, keys)
+
+    count = min(FIRST_BATCH, len(batch["image"])) // 2 * 2  # even, because mixup pairs examples
+    shown = {name: values[:count] for name, values in batch.items()}
+    return jax.device_get(compile_once(augment)(shown, experiment.config.seed))
+
+
+def _better(experiment: Experiment, best: dict[str, Any], step: int, values: Values) -> dict[str, Any]:
+    metric = experiment.config.evaluation.best_metric
+    sign = 1 if experiment.task.higher_is_better[metric] else -1
+    if best["best_value"] is None or sign * values[metric] > sign * best["best_value"]:
+        return {"best_step": step, "best_value": values[metric]}
+    return best
