@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, Child, main_command
+from conftest import ROOT, TINY, Child, main_command, make_once
 from PIL import Image
 
 from squeeze_jax import load, tasks
@@ -25,9 +25,9 @@ def command(data_dir, workdir, *arguments):
 
 @pytest.fixture(scope="module")
 def trained(shared, data_dir):
-    workdir = shared / "brightness"
-    Child(command(data_dir, workdir), f"{workdir}.log").succeed()
-    return workdir
+    return make_once(
+        shared, "brightness", lambda workdir: Child(command(data_dir, workdir), f"{workdir}.log").succeed()
+    )
 
 
 def ending(workdir):
