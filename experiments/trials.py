@@ -18,7 +18,6 @@ from squeeze_jax import config as config_lib
 from squeeze_jax.data.sources import Dataset
 from squeeze_jax.errors import SqueezeJaxError
 from squeeze_jax.experiment import build, open_config_dataset
-from squeeze_jax.models.summary import summarize
 from squeeze_jax.workdir.folder import LOCK_FILE
 from squeeze_jax.workdir.records import RESULT_FILE
 
@@ -116,7 +115,7 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
         experiment = build(config, datasets[of_dataset])
         of_network = f"{experiment.model} {experiment.input_shape}"
         if of_network not in traced:
-            summarize(experiment.model, experiment.input_shape)
+            _ = experiment.summary  # raises if the images are too small
             traced.add(of_network)
 
     check_runs(trials, workdir, check_one)

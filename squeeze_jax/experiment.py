@@ -17,6 +17,7 @@ from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
 from squeeze_jax.data.splits import Split, hold_out
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
 from squeeze_jax.training.state import TrainState, create_state
@@ -103,26 +104,33 @@ class Experiment:
         )
 
     @functools.cached_property
+    def summary(self) -> Summary:
+        """The layers of the network and their totals.
+
+        Raises:
+          ModelError: the network cannot take the images.
+        """
+        return summarize(self.model, self.input_shape)
+
+    @functools.cached_property
     def sums(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the task's sums in training.
 
-        Tracing them is the first time that the task sees a batch and the network an image, so it raises what is wrong
-        with either.
-
         Raises:
-          ConfigError, ModelError: augmentation does not suit the images or the batch size, or the images are too small.
+          ConfigError: augmentation does not suit the images or the batch size.
+          ModelError: the network cannot take the images.
         """
         size = self.config.train.batch_size
         example = self.splits["train"].batch([0])
-
-        def sums(values: Any) -> Any:
-            keys = jax.random.split(jax.random.key(0), size)
-            batch = self.task.augment(values, keys)
-            images = self.task.preprocessing.normalise(batch["image"])
-            return self.task.sums(self.model.init_with_output(keys[0], images)[0], batch)
-
         arrays = {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
-        return jax.eval_shape(sums, {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in arrays.items()})
+
+        def many(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
+
+        def sums(outputs: Any, batch: Any) -> Any:
+            return self.task.sums(outputs, self.task.augment(batch, jax.random.split(jax.random.key(0), size)))
+
+        return jax.eval_shape(sums, *jax.tree.map(many, (self.summary.outputs, arrays)))
 
 
 def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:

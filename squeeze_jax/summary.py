@@ -5,14 +5,13 @@ from ml_collections import config_flags
 
 from squeeze_jax import commands
 from squeeze_jax.experiment import build
-from squeeze_jax.models.summary import summarize
 
 
 def main() -> None:
     """Runs the command."""
     experiment = build(flags.FLAGS.config)
     print(experiment.config.model.name)
-    print(summarize(experiment.model, experiment.input_shape).table())
+    print(experiment.summary.table())
 
 
 if __name__ == "__main__":

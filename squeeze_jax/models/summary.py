@@ -7,6 +7,7 @@ image.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,15 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The layers of a network and their totals, for one image of shape `input_shape`."""
+    """The layers of a network and their totals, for one image of shape `input_shape`.
+
+    `outputs` is the shape and dtype of what the network returns, (1, ...).
+    """
 
     input_shape: tuple[int, ...]
     layers: tuple[Layer, ...]
     receptive_field: int
+    outputs: Any
 
     @property
     def parameters(self) -> int:
@@ -117,9 +122,10 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> Summary:
         return output
 
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+        images = jnp.zeros((1, *input_shape))
+        outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     counted = sum(layer.parameters for layer in layers)
     total = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     if total > counted:
         layers.append(Layer("(other modules)", (), total - counted, macs=0, activations=0))
-    return Summary(tuple(input_shape), tuple(layers), model.receptive_field())
+    return Summary(tuple(input_shape), tuple(layers), model.receptive_field(), outputs)

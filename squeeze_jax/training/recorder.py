@@ -9,7 +9,6 @@ import numpy as np
 from rich.console import Console
 
 from squeeze_jax.experiment import Experiment
-from squeeze_jax.models.summary import Summary
 from squeeze_jax.runtime.devices import DeviceMesh, is_main_process
 from squeeze_jax.tasks.task import Values
 from squeeze_jax.training.stopwatch import clock
@@ -49,10 +48,10 @@ class Recorder:
         if self._bar:
             self._bar.__exit__(*error)
 
-    def announce(self, mesh: DeviceMesh, summary: Summary) -> None:
+    def announce(self, mesh: DeviceMesh) -> None:
         """Logs what is about to run."""
         experiment, plan, config = self._experiment, self._experiment.plan, self._experiment.config
-        dataset, splits = experiment.dataset, experiment.splits
+        dataset, splits, summary = experiment.dataset, experiment.splits, experiment.summary
         device = mesh.mesh.devices.flat[0]
         logger.info("workdir %s", self._folder)
         logger.info(
@@ -145,14 +144,13 @@ class Recorder:
         if self._bar and split == "train":
             self._bar.update(step, f"epoch {epoch:.2f}, {text}{suffix}")
 
-    def close(self, step: int, finished: bool, best: dict[str, Any], summary: Summary) -> None:
+    def close(self, step: int, finished: bool, best: dict[str, Any]) -> None:
         """Draws the curves, logs the outcome and, if the run is finished, writes result.json.
 
         Args:
           step: the last step.
           finished: whether the run is complete.
           best: "best_step" and "best_value" on the validation split.
-          summary: the size of the network.
         """
         if not self._writer:
             return
@@ -160,6 +158,7 @@ class Recorder:
         metric = self._experiment.config.evaluation.best_metric
         records.draw_curves(self._folder, list(dict.fromkeys(("loss", metric, "learning_rate"))))
         if finished:
+            summary = self._experiment.summary
             size = {"parameters": summary.parameters, "macs": summary.macs}
             records.write_result(self._folder, best["best_step"], size)
         if best["best_step"] is not None:

@@ -16,7 +16,6 @@ from squeeze_jax.data import pipeline
 from squeeze_jax.data.splits import UNREADABLE
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.experiment import Experiment, build
-from squeeze_jax.models.summary import summarize
 from squeeze_jax.runtime.devices import DeviceMesh, any_process, compile_once, is_main_process, wait_for_all
 from squeeze_jax.runtime.signals import StopRequest
 from squeeze_jax.tasks.task import Batch, Values
@@ -92,7 +91,6 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
     # The initial state, or the state of the last checkpoint.
     checkpoints = Checkpoints(folder, keep=config.run.keep_checkpoints)
     _settle_config(experiment, folder, has_checkpoint=bool(checkpoints.steps()))
-    summary = summarize(experiment.model, experiment.input_shape)
     restored = checkpoints.restore_latest(traced.out_info)
     if restored is None:
         state, best = traced.lower().compile()(seed), {"best_step": None, "best_value": None}
@@ -111,7 +109,7 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
     last_step = min(plan.total, config.run.stop_after_steps or plan.total)
 
     recorder = Recorder(experiment, folder, first_step, console)
-    recorder.announce(mesh, summary)
+    recorder.announce(mesh)
     stopwatch = Stopwatch(first_step)
     health = Health(first_step, task.chance_loss)
     profiler = Profiler(config.run.profile_steps if is_main_process() else (), folder / "profile")
@@ -187,7 +185,7 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
         values = evaluator.measure(splits["test"], mesh.replicate(eval_variables(leaves))).values
         recorder.write(chosen, "test", values)
     checkpoints.close()
-    recorder.close(step, finished, best, summary)
+    recorder.close(step, finished, best)
     wait_for_all("end of the run")
     return Result(step, finished, best["best_step"], recorder.last_values)
 
