@@ -58,7 +58,10 @@ original, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_arg
 sys.path[:0] = [".", "benchmarks"]
 wrong = []
 for module, *arguments in json.load(sys.stdin):
-    main = importlib.import_module(module).main
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):  # a package, which `python -m` starts by its __main__
+        found = importlib.import_module(f"{module}.__main__")
+    main = found.main
     sys.argv = [module, *arguments]
     errors = io.StringIO()
     try:
@@ -244,7 +247,8 @@ def ask_parsers(checked: list[tuple[str, list[str]]]) -> list[str]:
 
 def test_other_commands_have_the_documented_options():
     benchmarks = tuple(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    checked = commands_of("squeeze_jax.predict", "squeeze_jax.data.prepare", "experiments.compare", *benchmarks)
+    modules = ("squeeze_jax.predict", "squeeze_jax.compression", "squeeze_jax.data.prepare", "experiments.compare")
+    checked = commands_of(*modules, *benchmarks)
     assert len(checked) > 15
     wrong = [("squeeze_jax.predict", ["--cams", "maps", "a.jpg"]), ("networks", ["--case", "training, v9, 224"])]
     complaints = ask_parsers(checked + wrong)

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, configure, load_config
+from conftest import ROOT, SHARED, configure, load_config, mutants
 from PIL import Image
 
 from squeeze_jax import Network, load, models, pretrained
@@ -77,27 +77,6 @@ def test_it_classifies_photographs_as_an_independent_forward_pass_does(paper):
     largest = {path.name[10:-5]: (row.argmax(), row.max()) for path, row in zip(paths, logits, strict=True)}
     assert largest["tench"] == (0, pytest.approx(23.3411, abs=1e-3))
     assert largest["electric_ray"] == (5, pytest.approx(15.8080, abs=1e-3))
-
-
-def mutants(data, count, seed=0):
-    """Truncated, lengthened, with bits flipped, with bytes and words overwritten."""
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        copy = bytearray(data)
-        kind, position = i % 5, int(rng.integers(len(data)))
-        head = int(rng.integers(200)) if i % 2 else position
-        if kind == 0:
-            del copy[position:]
-        elif kind == 1:
-            copy += rng.bytes(int(rng.integers(1, 100)))
-        elif kind == 2:
-            copy[head] ^= 1 << int(rng.integers(8))
-        elif kind == 3:
-            copy[head : head + 4] = rng.bytes(4)
-        else:
-            copy[head : head + 4] = b"\xff\xff\xff\x7f"
-        if bytes(copy) != data:
-            yield bytes(copy)
 
 
 @needs_net

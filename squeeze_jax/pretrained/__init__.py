@@ -3,7 +3,7 @@
 import pathlib
 
 from squeeze_jax.errors import WeightError
-from squeeze_jax.pretrained import caffe, deep_compression, onnx_zoo, own_file, torchvision
+from squeeze_jax.pretrained import caffe, deep_compression, onnx_zoo, own_file, sqz, torchvision
 from squeeze_jax.pretrained.weights import Weights
 
 
@@ -17,6 +17,7 @@ READERS = {
     ".safetensors": _read_safetensors,
     ".pth": torchvision.read,
     ".onnx": onnx_zoo.read,
+    sqz.SUFFIX: sqz.read,
 }
 
 
@@ -25,7 +26,7 @@ def read(path: str | pathlib.Path) -> Weights:
 
     Args:
       path: a `.net` file of Deep Compression, a `.caffemodel`, a torchvision state dict (`.pth`, `.safetensors`), an
-        `.onnx` file, or a `.safetensors` file written by `save`.
+        `.onnx` file, a `.safetensors` file written by `save`, or a compressed `.sqz` file.
 
     Raises:
       WeightError: the file does not exist, its suffix is unknown, or it is damaged or of another network.

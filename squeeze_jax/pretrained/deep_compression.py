@@ -1,90 +1,255 @@
-"""Reads the paper's Deep-Compressed SqueezeNet 1.0: `.net` files of songhan/SqueezeNet-Deep-Compression.
+"""Deep-Compressed SqueezeNet 1.0 (Han et al. 2016, arXiv 1510.00149): `.net` files of two layouts.
 
-The format is little endian. It begins with the number of stored entries of each of the 26 convolutions, uint32. Then
-follow, for each convolution, a codebook of 256 float32, the biases, float32, an 8-bit code per entry, and a 4-bit gap
-per entry, low half first. An entry is gap + 1 places after the previous entry, in (out, in, height, width) order. Code
-0 is the weight 0; it is also used as filler where a gap is longer than 15. There is no checksum.
+The released one (songhan/SqueezeNet-Deep-Compression), little endian: the number of stored entries of each of the 26
+convolutions, uint32; then for each of them a codebook of 256 float32, the biases, float32, a code of 8 bits per entry,
+and a gap of 4 bits per entry, low half first. An entry stands gap + 1 places after the one before it, in (out, in,
+height, width) order; code 0 is the weight 0, and carries the position on where a gap is longer than 15. There is no
+checksum.
+
+The compact one, with which the paper comes to 0.47 MB and which was never released, begins with "net" and the bits of
+a code, 2 to 7, which no number of entries can be. It has as many codebook entries as there are codes, the codes packed
+into so many bits, the high one first, and the gaps Huffman-coded: the length of each gap's code, 4 bits, low half
+first, and the codes. Each of these parts begins with a byte of its own.
 """
 
+import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from squeeze_jax import config as config_lib
 from squeeze_jax import models
+from squeeze_jax.compression import huffman
 from squeeze_jax.errors import WeightError
+from squeeze_jax.experiment import make_model, make_task
 from squeeze_jax.models.squeezenet import FIRST_FIRE, STEMS
 from squeeze_jax.pretrained.caffe import caffe_config
-from squeeze_jax.pretrained.weights import Leaves, Weights, imagenet_class_names, make_weights, read_bytes
+from squeeze_jax.pretrained.weights import (
+    Leaves,
+    Weights,
+    imagenet_class_names,
+    make_weights,
+    read_bytes,
+    write_verified,
+)
 
+SUFFIX = ".net"
 MODEL = "squeezenet_v1_0"
-CODEBOOK = 256
+MAGIC = b"net"
+RELEASED_BITS = 8
+COMPACT_BITS = range(2, RELEASED_BITS)
+GAPS = 16
+# What a network must share with the released one, for the file says nothing of it.
+PREPROCESSING = ("dataset.mean", "dataset.std", "dataset.image_size", "crop.size", "crop.resize", "crop.keep_aspect")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution as a `.net` file has it.
+
+    Attributes:
+      codebook: what the codes stand for, float32 (2 to the power of the bits,); the first one is 0.
+      bias: float32 (out,).
+      codes: uint8 (out, in, height, width), 0 for weights that are not stored.
+    """
+
+    codebook: np.ndarray
+    bias: np.ndarray
+    codes: np.ndarray
 
 
 def read(path: pathlib.Path) -> Weights:
-    """Reads a `.net` file.
+    """Opens a `.net` file.
 
     Raises:
-      WeightError: the length of the file does not match its counts, an entry is outside its layer, or a value is not
-        finite.
+      WeightError: another length than its own counts ask for, or an entry outside its layer.
     """
     return make_weights(path, caffe_config(MODEL), decode(path), imagenet_class_names())
 
 
-def decode(path: pathlib.Path) -> Leaves:
-    """Returns the kernels (height, width, in, out) and biases, float32; errors are those of `read`."""
-    data = read_bytes(path)
-    shapes = _kernel_shapes()
-    header = 4 * len(shapes)
-    if len(data) < header:
+def save(network: Any, path: str | pathlib.Path, bits: int = RELEASED_BITS) -> None:
+    """Writes a network to a `.net` file, reads it back and compares; what is there is replaced only then.
+
+    Args:
+      network: as `squeeze_jax.load` gives it; SqueezeNet 1.0 with the preprocessing and the classes of the released
+        file, whose kernels hold few enough values.
+      path: of the file, ending in ".net".
+      bits: of a code; 8 gives the released layout, 2 to 7 the compact one.
+
+    Raises:
+      WeightError: another network, or a kernel with more than 2 ** bits - 1 values beside 0; it is named.
+    """
+    write_verified(pathlib.Path(path), serialise(network, bits), read, network)
+
+
+def serialise(network: Any, bits: int = RELEASED_BITS) -> bytes:
+    """The file that `save` writes; arguments and errors are the same."""
+    config, class_names = caffe_config(MODEL), imagenet_class_names()
+    is_other = network.class_names != class_names or network.model != make_model(config, make_task(config, class_names))
+    differing = [
+        f"config.{key}"
+        for key in PREPROCESSING
+        if config_lib.lookup(network.config, key) != config_lib.lookup(config, key)
+    ]
+    if is_other or differing:
         raise WeightError(
-            f"{path} has {len(data)} bytes, but the counts of its {len(shapes)} layers alone need {header}. "
-            f"Download it again."
+            f"a {SUFFIX} file holds Caffe's SqueezeNet 1.0 and nothing that would say otherwise; this network differs "
+            f"in {', '.join(differing) or 'its layers or classes'}. Write a .sqz file."
         )
-    counts = np.frombuffer(data, "<u4", len(shapes)).astype(np.int64)
-    for (name, shape), count in zip(shapes.items(), counts, strict=True):
-        if not 0 < count <= np.prod(shape):
-            raise WeightError(f"{path} stores {count} entries of {name}; expected 1 to {np.prod(shape)}.")
-    expected = header + sum(
-        4 * (CODEBOOK + shape[0]) + int(count) + _gap_bytes(int(count))
-        for shape, count in zip(shapes.values(), counts, strict=True)
-    )
-    if len(data) != expected:
-        raise WeightError(f"{path} has {len(data)} bytes; its counts require {expected}. Download it again.")
-    leaves, offset = {}, header
-
-    def take(dtype: str, count: int) -> np.ndarray:
-        nonlocal offset
-        values = np.frombuffer(data, dtype, count, offset)
-        offset += values.nbytes
-        return values
-
-    for (name, shape), count in zip(shapes.items(), counts.tolist(), strict=True):
-        codebook, bias, codes = take("<f4", CODEBOOK), take("<f4", shape[0]), take("u1", count)
-        if not (np.isfinite(codebook).all() and np.isfinite(bias).all()):
-            raise WeightError(f"{path} contains values in {name} that are not finite. Download it again.")
-        packed = take("u1", _gap_bytes(count))
-        gaps = np.stack([packed & 15, packed >> 4], axis=1).ravel()[:count]
-        positions = np.cumsum(gaps.astype(np.int64) + 1) - 1
-        if positions[-1] >= np.prod(shape):
+    layers = {}
+    for name in _kernel_shapes():
+        layer = _below(network.variables["params"], name)
+        kernel = np.asarray(layer["kernel"])
+        kernel = (kernel[:, :, ::-1] if name == "conv1" else kernel).transpose(3, 2, 0, 1)
+        values, places = np.unique(kernel[kernel != 0], return_inverse=True)
+        if len(values) >= 1 << bits:
             raise WeightError(
-                f"{path} has an entry of {name} at position {positions[-1]}, but {name} has only {np.prod(shape)} "
-                f"weights. Download it again."
+                f"{name} has {len(values)} different weights; {bits} bits hold {(1 << bits) - 1} beside 0. Let weights "
+                f"share values first, by `python -m squeeze_jax.compression --bits {bits}`."
             )
-        kernel = np.full(np.prod(shape), codebook[0], np.float32)
-        kernel[positions] = codebook[codes]
-        leaves[f"params/{name}/kernel"] = kernel.reshape(shape).transpose(2, 3, 1, 0)
-        leaves[f"params/{name}/bias"] = bias.astype(np.float32)
-    # Caffe's channel order is BGR.
-    leaves["params/conv1/kernel"] = leaves["params/conv1/kernel"][:, :, ::-1]
+        codebook, codes = np.zeros(1 << bits, np.float32), np.zeros(kernel.shape, np.uint8)
+        codebook[1 : len(values) + 1] = values
+        codes[kernel != 0] = places + 1
+        layers[name] = Layer(codebook, np.asarray(layer["bias"]), codes)
+    return encode(layers)
+
+
+def encode(layers: dict[str, Layer]) -> bytes:
+    """The file of these layers, compact where their codebooks have less than 256 entries."""
+    bits = len(next(iter(layers.values())).codebook).bit_length() - 1
+    is_compact = bits < RELEASED_BITS
+    counts, parts = [], []
+    for layer in layers.values():
+        codes, gaps = _entries(layer.codes.ravel())
+        counts.append(len(codes))
+        parts += [layer.codebook.astype("<f4").tobytes(), layer.bias.astype("<f4").tobytes()]
+        if is_compact:
+            lengths = huffman.code_lengths(np.bincount(gaps, minlength=GAPS))
+            parts += [_pack_bits(codes, bits), _pack_nibbles(lengths), huffman.encode(gaps, lengths)]
+        else:
+            parts += [codes.tobytes(), _pack_nibbles(gaps)]
+    magic = MAGIC + bytes([bits]) if is_compact else b""
+    return b"".join([magic, np.array(counts, "<u4").tobytes(), *parts])
+
+
+def decode(path: pathlib.Path) -> Leaves:
+    """The kernels (height, width, in, out) and biases, float32; raises as `read` does."""
+    leaves = {}
+    for name, layer in parse(path).items():
+        kernel = layer.codebook[layer.codes].transpose(2, 3, 1, 0)
+        # Blue comes first in Caffe.
+        leaves[f"params/{name}/kernel"] = kernel[:, :, ::-1] if name == "conv1" else kernel
+        leaves[f"params/{name}/bias"] = layer.bias
     return leaves
 
 
-def _gap_bytes(count: int) -> int:
-    return (count + 1) // 2
+def parse(path: pathlib.Path) -> dict[str, Layer]:
+    """The layers by their names, as they lie in the file; raises as `read` does."""
+    data = read_bytes(path)
+    is_compact = data[: len(MAGIC)] == MAGIC and len(data) > len(MAGIC)
+    bits = data[len(MAGIC)] if is_compact else RELEASED_BITS
+    if is_compact and bits not in COMPACT_BITS:
+        raise WeightError(f"{path} has codes of {bits} bits; expected 2 to 7. Make or fetch it again.")
+    shapes = _kernel_shapes()
+    start = len(MAGIC) + 1 if is_compact else 0
+    header = start + 4 * len(shapes)
+    if len(data) < header:
+        raise WeightError(f"{path} has {len(data)} bytes; the counts of its {len(shapes)} layers alone need {header}.")
+    counts = np.frombuffer(data, "<u4", len(shapes), start).tolist()
+    for (name, shape), count in zip(shapes.items(), counts, strict=True):
+        if not 0 < count <= np.prod(shape):
+            raise WeightError(f"{path} stores {count} entries of {name}; expected 1 to {np.prod(shape)}.")
+    parts = _Parts(path, data, header)
+    layers = {}
+    for (name, shape), count in zip(shapes.items(), counts, strict=True):
+        codebook, bias = parts.take("<f4", 1 << bits), parts.take("<f4", shape[0])
+        if not (np.isfinite(codebook).all() and np.isfinite(bias).all()):
+            raise WeightError(f"{path} contains values in {name} that are not finite. Download it again.")
+        codes = _unpack_bits(parts.take("u1", -(-count * bits // 8)), bits, count)
+        gaps = parts.huffman(count) if is_compact else _unpack_nibbles(parts.take("u1", (count + 1) // 2), count)
+        positions = np.cumsum(gaps.astype(np.int64) + 1) - 1
+        if positions[-1] >= np.prod(shape):
+            raise WeightError(
+                f"{path} has an entry of {name} at position {positions[-1]}, but {name} has only "
+                f"{np.prod(shape)} weights. Download it again."
+            )
+        flat = np.zeros(np.prod(shape), np.uint8)
+        flat[positions] = codes
+        layers[name] = Layer(codebook.astype(np.float32), bias.astype(np.float32), flat.reshape(shape))
+    parts.end()
+    return layers
+
+
+class _Parts:
+    """Takes the file apart; all counts are checked against what is left of it."""
+
+    def __init__(self, path: pathlib.Path, data: bytes, offset: int):
+        self._path, self._data, self._offset = path, data, offset
+
+    def take(self, dtype: str, count: int) -> np.ndarray:
+        if count * np.dtype(dtype).itemsize > len(self._data) - self._offset:
+            raise WeightError(f"{self._path} has {len(self._data)} bytes; its counts ask for more. Download it again.")
+        values = np.frombuffer(self._data, dtype, count, self._offset)
+        self._offset += values.nbytes
+        return values
+
+    def huffman(self, count: int) -> np.ndarray:
+        lengths = _unpack_nibbles(self.take("u1", GAPS // 2), GAPS).astype(np.int64)
+        try:
+            gaps, length = huffman.decode(self._data[self._offset :], lengths, count)
+        except WeightError as error:
+            raise WeightError(f"{self._path} is damaged: {error}") from error
+        self._offset += length
+        return gaps
+
+    def end(self) -> None:
+        if self._offset != len(self._data):
+            raise WeightError(
+                f"{self._path} has {len(self._data)} bytes; its counts ask for {self._offset}. Download it again."
+            )
+
+
+def _entries(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and gaps, uint8, of the stored entries: the codes that are not 0, and those that carry on a long gap."""
+    positions = np.flatnonzero(flat)
+    if not len(positions):
+        return np.zeros(1, np.uint8), np.zeros(1, np.uint8)  # the layout has no layer without entries
+    carries, gap = np.divmod(np.diff(positions, prepend=-1) - 1, GAPS)
+    last = np.cumsum(carries + 1) - 1
+    codes, gaps = np.zeros(last[-1] + 1, np.uint8), np.full(last[-1] + 1, GAPS - 1, np.uint8)
+    codes[last], gaps[last] = flat[positions], gap
+    return codes, gaps
+
+
+def _pack_nibbles(values: np.ndarray) -> bytes:
+    pairs = np.append(values, np.zeros(len(values) % 2, values.dtype)).astype(np.uint8).reshape(-1, 2)
+    return (pairs[:, 0] | pairs[:, 1] << 4).tobytes()
+
+
+def _unpack_nibbles(packed: np.ndarray, count: int) -> np.ndarray:
+    return np.stack([packed & 15, packed >> 4], axis=1).ravel()[:count]
+
+
+def _pack_bits(values: np.ndarray, bits: int) -> bytes:
+    return np.packbits(values[:, None] >> np.arange(bits - 1, -1, -1, dtype=np.uint8) & 1).tobytes()
+
+
+def _unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    if bits == 8:
+        return packed
+    each = np.unpackbits(packed, count=count * bits).reshape(count, bits)
+    return np.packbits(each, axis=1)[:, 0] >> np.uint8(8 - bits)
+
+
+def _below(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    for part in name.split("/"):
+        tree = tree[part]
+    return tree
 
 
 def _kernel_shapes() -> dict[str, tuple[int, int, int, int]]:
-    """Returns (out, in, height, width) of each convolution, in the order of the network."""
+    """(out, in, height, width) of each convolution, in the order of the network."""
     model = models.create(MODEL)
     size, _ = STEMS[model.stem]
     shapes = {"conv1": (model.stem_filters, 3, size, size)}

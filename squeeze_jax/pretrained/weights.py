@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -97,17 +98,57 @@ def make_weights(path: object, config: ConfigDict, leaves: Leaves, class_names: 
 
 def fit(path: object, model: nn.Module, leaves: Leaves, input_shape: tuple[int, ...]) -> dict:
     """Returns the arrays as the variables of a network, after checking them; errors are those of `make_weights`."""
-    dummy = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
-    wanted = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), dummy), sep="/")
-    expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
-    found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-    if expected != found:
-        lines = differences(expected, found)
-        raise WeightError(f"{path} does not fit the network (- expected, + found):\n{lines}")
+    check_shapes(path, model, {name: tuple(leaf.shape) for name, leaf in leaves.items()}, input_shape)
     for name, leaf in leaves.items():
         if not np.isfinite(leaf).all():
             raise WeightError(f"{path} contains values in {name} that are not finite; download or create it again.")
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def check_shapes(
+    path: object, model: nn.Module, found: dict[str, tuple[int, ...]], input_shape: tuple[int, ...]
+) -> None:
+    """Raises WeightError, with one line per array, unless a network's arrays have these names and shapes."""
+    dummy = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
+    wanted = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), dummy), sep="/")
+    expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    if expected != found:
+        lines = differences(expected, found)
+        raise WeightError(f"{path} does not fit the network (- expected, + found):\n{lines}")
+
+
+def write_verified(path: pathlib.Path, data: bytes, read: Callable[[pathlib.Path], Weights], network: Any) -> None:
+    """Writes a file, reads it back, and only when it holds the network gives it its name.
+
+    Args:
+      path: of the file; its folder must be there.
+      data: the file.
+      read: of such files.
+      network: what it must hold, as `squeeze_jax.load` gives it.
+
+    Raises:
+      WeightError: it cannot be written, or another network came back; what was there before stays.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        found = read(temporary)
+        pairs = [flax.traverse_util.flatten_dict(tree, sep="/") for tree in (network.variables, found.variables)]
+        differing = sorted(
+            name
+            for name in pairs[0].keys() | pairs[1].keys()
+            if not all(name in pair for pair in pairs) or not np.array_equal(pairs[0][name], pairs[1][name])
+        )
+        if differing or found.class_names != network.class_names or found.image_shape != network.image_shape:
+            raise WeightError(
+                f"{path} was not written, for another network was read back from it; these differ: "
+                f"{', '.join(differing[:5]) or 'class names or image shape'}. That is a bug: report it."
+            )
+        temporary.replace(path)
+    except OSError as error:
+        raise WeightError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_bytes(path: pathlib.Path) -> bytes:

@@ -1,0 +1,333 @@
+"""Named arrays to few bytes and back, without loss: what a `.sqz` file holds of a network.
+
+Each array takes one of these forms, the one that needs the fewest bytes:
+
+- "codes": its values are few, so that each one is a code into them. They are a codebook, or the multiples of a step.
+  Zeros are a mask beside the codes where that is smaller, else a code as any other. All codes and masks are one stream
+  of rANS.
+- "int8": whole multiples of a step, of an array too small for a frequency table.
+- "float16", "float32": the values themselves, the first where it holds them exactly.
+
+Descriptions say what is stored, as JSON can. `unpack` checks them and the lengths of all data before it makes an array.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from squeeze_jax.compression import rans
+from squeeze_jax.errors import WeightError
+
+FORMS = ("codes", "int8", "float16", "float32")
+BYTES = np.arange(256, dtype=np.uint8)  # what the symbols of a mask stand for: eight values each
+LARGEST_ARRAYS = 2**23  # values of all of them; three times the largest network of the family
+LARGEST_RANK = 6
+LARGEST_WHOLE = 2**20
+LARGEST_STEP = 2.0**100
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is stored of an array.
+
+    Attributes:
+      name: such as "params/conv1/kernel".
+      shape: of the array.
+      form: one of FORMS.
+      step: the values are whole multiples of it; 0 for a codebook.
+      lowest: the multiple that the first symbol stands for.
+      symbols: in the frequency table of the codes.
+      nonzero: how many values are not zero, where a mask says which; -1 where zero is a symbol.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    form: str
+    step: float = 0.0
+    lowest: int = 0
+    symbols: int = 0
+    nonzero: int = -1
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether a mask says which values are not zero."""
+        return self.nonzero >= 0
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the runs of symbols that codes are: bytes of the mask, if there is one, and the codes."""
+        return [-(-self.size // 8), self.nonzero] if self.has_mask else [self.size]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dict; what is at its default is left out."""
+        default = Description("", (), "")
+        return {key: value for key, value in dataclasses.asdict(self).items() if value != getattr(default, key)}
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Description":
+        """Back from a dict that nobody has checked.
+
+        Raises:
+          WeightError: another key, type or range; the message has the dict.
+        """
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not {"name", "form"} <= values.keys() <= kinds.keys():
+            raise WeightError(f"an array is described by {str(values)[:200]}; expected the keys {', '.join(kinds)}.")
+        found = cls(**{"shape": (), **values})
+        shape = found.shape
+        whole = (found.lowest, found.symbols, found.nonzero, *(shape if isinstance(shape, list | tuple) else [None]))
+        if (
+            not all(isinstance(text, str) for text in (found.name, found.form))
+            or not all(type(number) is int and abs(number) <= LARGEST_ARRAYS for number in whole)
+            or type(found.step) not in (int, float)
+            or not 0 <= found.step < LARGEST_STEP
+        ):
+            raise WeightError(f"an array is described by {str(values)[:200]}, which is not what a file holds.")
+        found = dataclasses.replace(found, shape=tuple(shape), step=float(found.step))
+        legal = (
+            found.form in FORMS
+            and len(found.shape) <= LARGEST_RANK
+            and all(length >= 0 for length in found.shape)
+            and found.size <= LARGEST_ARRAYS
+            and (found.form != "int8" or found.step > 0)
+            and abs(found.lowest) <= LARGEST_WHOLE
+            and (found.form != "codes" or (1 <= found.symbols <= rans.LARGEST_ALPHABET and found.size > 0))
+            and (found.nonzero == -1 or 0 < found.nonzero <= found.size)
+        )
+        if not legal:
+            raise WeightError(f"an array is described by {str(values)[:200]}, which is more than a file holds.")
+        return found
+
+
+def pack(
+    leaves: Mapping[str, np.ndarray], steps: Mapping[str, float], lanes: int
+) -> tuple[list[Description], bytes, bytes]:
+    """Codes arrays.
+
+    Args:
+      leaves: float32, finite, by name.
+      steps: of those arrays that are whole multiples of a float32, exactly.
+      lanes: of the stream of codes, see `rans`.
+
+    Returns:
+      The descriptions, the numbers that they ask for (deflated) and the stream of codes.
+
+    Raises:
+      WeightError: other values, more of them than a file holds, multiples of a step that are too many, or more codes
+        than so few lanes can take.
+    """
+    size = sum(leaf.size for leaf in leaves.values())
+    if size > LARGEST_ARRAYS:
+        raise WeightError(f"the network has {size} values; a file holds {LARGEST_ARRAYS}.")
+    descriptions, plain, codebooks, tables, runs = [], {"float32": [], "float16": [], "int8": []}, [], [], []
+    for name, leaf in leaves.items():
+        if leaf.dtype != np.float32 or not np.isfinite(leaf).all():
+            raise WeightError(f"{name} holds {leaf.dtype} values; expected float32 ones that are finite.")
+        description, data = _describe(name, leaf, steps.get(name))
+        descriptions.append(description)
+        if description.form != "codes":
+            plain[description.form].append(data)
+            continue
+        codebook, *symbols = data
+        codebooks.append(codebook)
+        runs += symbols
+        alphabets = [256, description.symbols] if description.has_mask else [description.symbols]
+        tables += [rans.levels(np.bincount(run, minlength=n)) for run, n in zip(symbols, alphabets, strict=True)]
+    numbers = b"".join(
+        [
+            *map(_differences, codebooks),
+            _planes(np.concatenate([np.zeros(0, "<f4"), *plain["float32"]]).astype("<f4")),
+            _planes(np.concatenate([np.zeros(0, "<f2"), *plain["float16"]]).astype("<f2")),
+            *(values.tobytes() for values in plain["int8"]),
+            *(level.tobytes() for level in tables),
+        ]
+    )
+    codes = rans.encode(runs, [rans.frequencies(level) for level in tables], lanes)
+    return descriptions, zlib.compress(numbers, 9), codes
+
+
+def unpack(descriptions: Sequence[Description], numbers: bytes, codes: bytes, lanes: int) -> dict[str, np.ndarray]:
+    """The arrays of `pack`, float32 by name; its results are the arguments.
+
+    Raises:
+      WeightError: data of other lengths than the descriptions ask for, or that is damaged in another way.
+    """
+    if sum(description.size for description in descriptions) > LARGEST_ARRAYS:
+        raise WeightError(f"the arrays are described as having more than {LARGEST_ARRAYS} values together.")
+    coded = [d for d in descriptions if d.form == "codes"]
+    reader = _Reader(numbers, sum(map(_numbers_of, descriptions)))
+    books = [_multiples(d) if d.step else reader.codebook(d.symbols) for d in coded]
+    flat: dict[str, np.ndarray] = {}
+    for form, dtype in (("float32", "<f4"), ("float16", "<f2"), ("int8", "i1")):
+        stored = [d for d in descriptions if d.form == form]
+        values = reader.planes(dtype, sum(d.size for d in stored)).astype(np.float32)
+        for d in stored:
+            part, values = values[: d.size], values[d.size :]
+            flat[d.name] = part * np.float32(d.step) if d.step else part
+    for name, values in [*flat.items(), *((d.name, book) for d, book in zip(coded, books, strict=True))]:
+        if not np.isfinite(values).all():
+            raise WeightError(f"{name} holds values that are not finite numbers.")
+    meanings = [m for d, book in zip(coded, books, strict=True) for m in ([BYTES, book] if d.has_mask else [book])]
+    tables = [rans.frequencies(reader.take("u1", len(meaning))) for meaning in meanings]
+    runs = rans.decode(codes, [length for d in coded for length in d.lengths], tables, meanings, lanes)
+    runs.reverse()  # each is let go of when it has become an array
+    for d in coded:
+        flat[d.name] = _unmask(d, runs.pop(), runs.pop()) if d.has_mask else runs.pop()
+    return {d.name: _from_order(flat[d.name], d.shape) for d in descriptions}
+
+
+def _describe(name: str, leaf: np.ndarray, step: float | None) -> tuple[Description, Any]:
+    """How an array is stored best, and the data: the codebook (empty for a step) and runs of symbols, or the values."""
+    flat = _in_order(leaf)
+    choices: list[tuple[float, Description, Any]] = []
+    if step is not None:
+        if not 0 < (step := float(np.float32(step))) < LARGEST_STEP:
+            raise WeightError(f"the step of {name} is {step}; expected a positive float32 below {LARGEST_STEP:g}.")
+        whole = np.round(flat.astype(np.float64) / step)
+        lowest, highest = (int(whole.min()), int(whole.max())) if whole.size else (0, 0)
+        is_multiple = (whole.astype(np.float32) * np.float32(step) == flat).all()
+        if not is_multiple or max(abs(lowest), abs(highest)) > LARGEST_WHOLE:
+            raise WeightError(f"{name} does not hold whole multiples of its step, {step}.")
+        symbols, values = (whole - lowest).astype(np.int64), np.arange(lowest, highest + 1)
+        if lowest >= -128 and highest <= 127:
+            choices.append((leaf.size, Description(name, leaf.shape, "int8", step), whole.astype(np.int8)))
+        elif len(values) > rans.LARGEST_ALPHABET:
+            raise WeightError(
+                f"{name} holds {lowest} to {highest} times its step; expected at most {rans.LARGEST_ALPHABET} "
+                f"multiples. Take a larger step."
+            )
+    else:
+        step, lowest = 0.0, 0
+        values, symbols = np.unique(flat, return_inverse=True)
+        with np.errstate(over="ignore"):
+            half = flat.astype(np.float16)
+        if (half.astype(np.float32) == flat).all():
+            choices.append((2 * leaf.size, Description(name, leaf.shape, "float16"), half))
+        else:
+            choices.append((4 * leaf.size, Description(name, leaf.shape, "float32"), flat))
+    if leaf.size and len(values) <= rans.LARGEST_ALPHABET:
+        choices += _as_codes(Description(name, leaf.shape, "codes", step, lowest), flat, symbols, values)
+    _, description, data = min(choices, key=lambda choice: choice[0])
+    return description, data
+
+
+def _as_codes(description: Description, flat: np.ndarray, symbols: np.ndarray, values: np.ndarray) -> list:
+    """With zero as a symbol, and with a mask beside the others where there are both; as `_describe` needs them."""
+    has_book = not description.step
+    counts = np.bincount(symbols, minlength=len(values))
+
+    def choice(bytes_taken: float, book: np.ndarray, *runs: np.ndarray, **changes: int) -> tuple:
+        book = book if has_book else book[:0]
+        changed = dataclasses.replace(description, **changes)
+        return bytes_taken + 4 * len(book), changed, (book, *(run.astype(np.uint16) for run in runs))
+
+    choices = [choice(rans.cost(counts), values, symbols, symbols=len(values))]
+    nonzero = flat != 0
+    if 0 < np.count_nonzero(nonzero) < len(flat):
+        mask = np.packbits(nonzero)
+        others, kept = symbols[nonzero], values
+        if has_book:  # a codebook can do without zero; the multiples of a step only have it less often
+            zero = int(np.flatnonzero(values == 0)[0])
+            others, kept = others - (others > zero), np.delete(values, zero)
+        taken = rans.cost(np.bincount(mask, minlength=256)) + rans.cost(np.bincount(others, minlength=len(kept)))
+        choices.append(choice(taken, kept, mask, others, symbols=len(kept), nonzero=len(others)))
+    return choices
+
+
+def _unmask(description: Description, mask: np.ndarray, values: np.ndarray) -> np.ndarray:
+    bits = np.unpackbits(mask)
+    nonzero = bits[: description.size].view(bool)
+    if np.count_nonzero(bits) != description.nonzero or np.count_nonzero(nonzero) != description.nonzero:
+        raise WeightError(f"the mask of {description.name} has not the {description.nonzero} weights it should have.")
+    flat = np.zeros(description.size, np.float32)
+    flat[nonzero] = values
+    return flat
+
+
+def _multiples(description: Description) -> np.ndarray:
+    """What the symbols of codes with a step stand for."""
+    whole = np.arange(description.lowest, description.lowest + description.symbols)
+    return whole.astype(np.float32) * np.float32(description.step)
+
+
+# A kernel lies (in, out, *spatial) in its file: neighbours there are zero together more often than in its own order.
+
+
+def _in_order(leaf: np.ndarray) -> np.ndarray:
+    return (np.moveaxis(leaf, (-2, -1), (0, 1)) if leaf.ndim > 2 else leaf).ravel()
+
+
+def _from_order(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) <= 2:
+        return flat.reshape(shape)
+    return np.moveaxis(flat.reshape(*shape[-2:], *shape[:-2]), (0, 1), (-2, -1))
+
+
+def _numbers_of(description: Description) -> int:
+    """Bytes of what a description asks for beside the stream of codes."""
+    if description.form != "codes":
+        return description.size * {"float32": 4, "float16": 2, "int8": 1}[description.form]
+    tables = description.symbols + (256 if description.has_mask else 0)
+    return tables + (0 if description.step else 4 * description.symbols)
+
+
+class _Reader:
+    """Takes the numbers apart, in the order in which `pack` puts them together."""
+
+    def __init__(self, deflated: bytes, expected: int):
+        self._data, self._offset = inflate(deflated, expected), 0
+        if len(self._data) != expected:
+            raise WeightError(f"the numbers have {len(self._data)} bytes; the arrays ask for {expected}.")
+
+    def take(self, dtype: str, count: int) -> np.ndarray:
+        values = np.frombuffer(self._data, dtype, count, self._offset)
+        self._offset += values.nbytes
+        return values
+
+    def planes(self, dtype: str, count: int) -> np.ndarray:
+        width = np.dtype(dtype).itemsize
+        return np.ascontiguousarray(self.take("u1", width * count).reshape(width, count).T).view(dtype).reshape(count)
+
+    def codebook(self, count: int) -> np.ndarray:
+        ordered = np.cumsum(self.planes("<u4", count), dtype=np.uint32).view(np.int32)
+        return _ordered(ordered).view(np.float32)
+
+
+def inflate(deflated: bytes, largest: int) -> bytes:
+    """What zlib deflated, never more than `largest` bytes of it.
+
+    Raises:
+      WeightError: it is longer, damaged, or something follows it.
+    """
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(deflated, largest + 1)
+    except zlib.error as error:
+        raise WeightError(f"deflated data is damaged: {error}") from error
+    if len(data) > largest or not stream.eof or stream.unused_data:
+        raise WeightError(f"deflated data does not end after at most {largest} bytes.")
+    return data
+
+
+def _planes(values: np.ndarray) -> bytes:
+    """First the first byte of all values, then the second and so on: only the last ones are alike."""
+    return np.ascontiguousarray(values.view(np.uint8).reshape(len(values), values.itemsize).T).tobytes()
+
+
+def _differences(codebook: np.ndarray) -> bytes:
+    """Of the rising values as whole numbers, which are smaller than the values are."""
+    ordered = _ordered(codebook.astype(np.float32).view(np.int32))
+    return _planes(np.diff(ordered.view(np.uint32), prepend=np.uint32(0)).astype("<u4"))
+
+
+def _ordered(bits: np.ndarray) -> np.ndarray:
+    """Bits of float32 as whole numbers in the same order, and back; int32."""
+    return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)

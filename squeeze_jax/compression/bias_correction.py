@@ -1,0 +1,85 @@
+"""Bias correction (Nagel et al. 2019, arXiv 1906.04721, 4.2): what quantisation adds to a layer's mean is taken off.
+
+Labels are not needed, only some images of the kind that the network will see.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+from flax import linen as nn
+
+from squeeze_jax.network import Network
+from squeeze_jax.runtime.devices import compile_often
+
+BATCH = 32
+
+
+def correct_biases(network: Network, original: Network, images: np.ndarray) -> dict:
+    """Gives each convolution of a quantised network the mean outputs that it has in the original.
+
+    Args:
+      network: the quantised one.
+      original: of the same structure.
+      images: raw ones as `predict` takes them, uint8 (images, *image_shape); some hundreds.
+
+    Returns:
+      The variables of the quantised network, with other biases, or, where batch norm follows a convolution, other means
+      in "batch_stats".
+    """
+    gaps_of = _gaps(network)
+    leaves = flax.traverse_util.flatten_dict(network.variables, sep="/")
+    for first in range(0, len(images), BATCH):
+        part = images[first : first + BATCH]
+        shares = (np.arange(BATCH) < len(part)) / np.float32(len(part))  # the last batch is filled up
+        filled = np.resize(part, (BATCH, *part.shape[1:]))
+        gaps = jax.device_get(gaps_of(network.variables, original.variables, filled, shares))
+        for name, gap in gaps.items():
+            gap = gap * np.float32(len(part) / len(images))
+            bias, mean = f"params/{name}/bias", f"batch_stats/{name}_bn/mean"
+            if bias in leaves:
+                leaves[bias] = leaves[bias] + gap
+            else:
+                leaves[mean] = leaves[mean] - gap
+    return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _gaps(network: Network) -> Callable:
+    """Compiles what is missing in the mean output of each convolution, by its name: float32 (channels,).
+
+    A layer's inputs come from the quantised network whose earlier layers are corrected already, by what is missing on
+    these images. The average over batches differs little from what all images in one batch would give.
+    """
+
+    def gaps(variables: Any, original: Any, images: jax.Array, shares: jax.Array) -> dict[str, jax.Array]:
+        inputs = network.task.preprocessing.evaluate(images)
+        wanted: dict[str, jax.Array] = {}
+        found: dict[str, jax.Array] = {}
+
+        def each_convolution(function: Callable) -> Callable:
+            def intercept(method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+                output = method(*args, **kwargs)
+                is_convolution = isinstance(context.module, nn.Conv) and context.method_name == "__call__"
+                return function("/".join(context.module.path), output) if is_convolution else output
+
+            return intercept
+
+        def mean(output: jax.Array) -> jax.Array:
+            return shares @ output.mean(tuple(range(1, output.ndim - 1)))
+
+        def remember(name: str, output: jax.Array) -> jax.Array:
+            wanted[name] = mean(output)
+            return output
+
+        def correct(name: str, output: jax.Array) -> jax.Array:
+            found[name] = wanted[name] - mean(output)
+            return output + found[name]
+
+        for function, values in ((remember, original), (correct, variables)):
+            with nn.intercept_methods(each_convolution(function)):
+                network.model.apply(values, inputs)
+        return found
+
+    return compile_often(gaps)

@@ -1,0 +1,70 @@
+"""What stands beside the kernels in fewer bits: biases, and the parameters and statistics of batch norm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from squeeze_jax.errors import ConfigError
+
+BIAS_FORMS = ("float32", "float16", "int8")
+NORM_FORMS = ("float32", "float16")
+LARGEST_INT8 = 127
+
+
+def round_biases(variables: Mapping[str, Any], form: str) -> tuple[dict, dict[str, float]]:
+    """Rounds the biases of convolutions.
+
+    Args:
+      variables: of the network.
+      form: "float32" leaves them, "float16", or "int8": multiples of a 127th of the layer's largest one.
+
+    Returns:
+      Variables of the same structure, and for "int8" the step of each array by its name ("params/conv1/bias").
+
+    Raises:
+      ConfigError: an unknown form, or a value that it cannot hold.
+    """
+    leaves = flax.traverse_util.flatten_dict(variables, sep="/")
+    norms = _norm_layers(leaves)
+    biases = [name for name in leaves if name.endswith("/bias") and _layer(name) not in norms]
+    if form != "int8":
+        return flax.traverse_util.unflatten_dict(_to_float(leaves, biases, form, BIAS_FORMS), sep="/"), {}
+    steps = {}
+    for name in biases:
+        bias = np.asarray(leaves[name])
+        step = np.float32(np.abs(bias).max(initial=0) / LARGEST_INT8)
+        if step > 0:  # zeros stay as they are
+            leaves[name] = np.clip(np.round(bias / step), -LARGEST_INT8, LARGEST_INT8).astype(np.float32) * step
+            steps[name] = float(step)
+    return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
+
+
+def round_batch_norm(variables: Mapping[str, Any], form: str) -> dict:
+    """Rounds what batch norm holds, "params" and "batch_stats"; arguments and errors are those of `round_biases`."""
+    leaves = flax.traverse_util.flatten_dict(variables, sep="/")
+    norms = _norm_layers(leaves)
+    names = [name for name in leaves if _layer(name) in norms]
+    return flax.traverse_util.unflatten_dict(_to_float(leaves, names, form, NORM_FORMS), sep="/")
+
+
+def _to_float(leaves: dict[str, Any], names: list[str], form: str, forms: tuple[str, ...]) -> dict[str, Any]:
+    if form not in forms:
+        raise ConfigError(f"the form {form!r} is unknown; expected one of {', '.join(forms)}.")
+    changed = dict(leaves)
+    for name in names:
+        values = np.asarray(leaves[name])
+        if form == "float16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+            raise ConfigError(f"{name} holds values that are too large for float16; leave it in float32.")
+        changed[name] = values.astype(form).astype(np.float32)
+    return changed
+
+
+def _norm_layers(leaves: dict[str, Any]) -> set[str]:
+    return {_layer(name) for name in leaves if name.startswith("batch_stats/")}
+
+
+def _layer(name: str) -> str:
+    """ "fire2/squeeze1x1" of "params/fire2/squeeze1x1/bias"."""
+    return name.partition("/")[2].rpartition("/")[0]
