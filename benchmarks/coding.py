@@ -1,10 +1,10 @@
-"""Bytes and seconds of a network's codes: our coder, on several numbers of lanes, against zlib, bzip2 and xz.
+"""Size and speed of lossless coders on a network: our coder with several numbers of lanes, zlib, bzip2 and xz.
 
     python benchmarks/coding.py --weights compressed_SqueezeNet.net --csv benchmarks/results/coding.csv
 
-All of them code the same without loss: of every kernel that holds at most 256 values its codebook and a code of one
-byte a weight, and the other arrays. "Ours" is what `.sqz` files hold beside the description of the network. In turns,
-medians over the rounds.
+All coders compress the same data: a codebook and one byte per value for each array with more than 256 values of which
+at most 256 are distinct, and all other arrays unchanged. "Ours" is the contents of a `.sqz` file without the
+description of the network. The coders take turns; the results are medians over the rounds.
 """
 
 import bz2
@@ -29,7 +29,7 @@ DEFAULT = OURS.format(256)
 
 
 def plain_bytes(leaves: dict[str, np.ndarray]) -> bytes:
-    """Codes and codebooks, and the arrays that have none, as they are."""
+    """Returns codebooks and codes for arrays with few distinct values, and the plain bytes of the others."""
     parts = []
     for leaf in leaves.values():
         values, codes = np.unique(leaf, return_inverse=True)
@@ -39,7 +39,7 @@ def plain_bytes(leaves: dict[str, np.ndarray]) -> bytes:
 
 
 def coders(leaves: dict[str, np.ndarray]) -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """Of each program: a function that codes, and one that decodes what that gave."""
+    """Returns the functions to encode and to decode, by the name of the program."""
     data = plain_bytes(leaves)
     found: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         OURS.format(lanes): (
@@ -57,13 +57,14 @@ def coders(leaves: dict[str, np.ndarray]) -> dict[str, tuple[Callable[[], Any], 
 
 
 def size(coded: Any) -> int:
-    """Of bytes, or of the parts of ours without the descriptions."""
+    """Returns the size of the coded data in bytes; for our coder, without the descriptions."""
     return len(coded) if isinstance(coded, bytes) else sum(map(len, coded[1:]))
 
 
 def main() -> int:
+    """Runs the benchmark."""
     parser = report.parser(__doc__)
-    parser.add_argument("--weights", type=pathlib.Path, required=True, help="a weight file or a workdir")
+    parser.add_argument("--weights", type=pathlib.Path, required=True, help="weight file or workdir")
     args = parser.parse_args()
     flat = flax.traverse_util.flatten_dict(load(args.weights).variables, sep="/")
     programs = coders({name: np.asarray(leaf) for name, leaf in flat.items()})

@@ -1,4 +1,4 @@
-"""Compressed networks: what files hold, damaged and hostile files, weight sharing, bias correction, the command."""
+"""Tests of compression: file formats, damaged and malicious files, weight sharing, bias correction, the command."""
 
 import dataclasses
 import hashlib
@@ -32,13 +32,13 @@ from squeeze_jax.training.fine_tuning import start_from
 
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
 PHOTOGRAPHS = SHARED / "imagenet_sample"
-MUTATIONS = int(os.environ.get("SQUEEZE_JAX_MUTATIONS", "200"))  # more of them is a soak
-MEBIBYTES = 200  # that reading a damaged file may take
+MUTATIONS = int(os.environ.get("SQUEEZE_JAX_MUTATIONS", "200"))  # more for a soak test
+MEBIBYTES = 200  # the limit for reading a damaged file
 needs_net = pytest.mark.skipif(not NET.exists(), reason=f"{NET} is not there; set SQUEEZE_JAX_SHARED")
 
 
 def network_of(name="squeezenet_v1_1", **options):
-    """A network of images of 32 pixels that was never trained."""
+    """Returns an untrained network for images of 32 x 32 pixels."""
     config = base_config()
     config.model.name = name
     options = {"base_filters": 8, "filter_increment": 8, "stem_filters": 8, **options}
@@ -49,7 +49,7 @@ def network_of(name="squeezenet_v1_1", **options):
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(0)
 
-    def changed(leaf):  # biases, and what batch norm holds, begin as zeros and ones
+    def changed(leaf):  # biases and batch norm are initialised with zeros and ones
         leaf = np.asarray(leaf)
         return leaf if leaf.ndim > 1 else (leaf + rng.uniform(0.01, 0.1, leaf.shape)).astype(np.float32)
 
@@ -87,7 +87,7 @@ def assert_same(ours, theirs):
 
 
 def random_array(rng):
-    """A kernel, a matrix, a vector or a scalar of any density, and its step: a codebook's, a step's or any values."""
+    """Returns an array of random rank, density and kind of values, and its quantisation step (0 without one)."""
     shape = [(), (7,), (0,), (5, 9), (3, 3, 4, 13), (1, 1, 37, 8), (3, 3, 3, 2, 5)][rng.integers(7)]
     kind, density = rng.integers(4), rng.choice([0, 0.02, 0.33, 0.99, 1])
     step = 0.0
@@ -146,9 +146,9 @@ def test_zeros_are_a_mask_or_a_symbol_whichever_is_smaller():
     ("array", "step", "message"),
     [
         (np.float64([1.0]), 0.0, "x holds float64 values"),
-        (np.float32([np.nan]), 0.0, "expected float32 ones that are finite"),
-        (np.float32([0.3]), 0.2, "x does not hold whole multiples of its step"),
-        (np.float32([0, 5000]), 1.0, "x holds 0 to 5000 times its step; expected at most 4096"),
+        (np.float32([np.nan]), 0.0, "expected finite float32 values"),
+        (np.float32([0.3]), 0.2, "x does not hold integer multiples of its step"),
+        (np.float32([0, 5000]), 1.0, "x holds multiples from 0 to 5000 of its step; expected at most 4096"),
         (np.float32([1.0]), 1e-60, "the step of x is 0.0"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(small, plain, tmp_path, monkeypa
     with pytest.raises(WeightError, match="has changed since it was written"):
         sqz.save(small, path)
     monkeypatch.setattr(sqz, "serialise", lambda *_, **__: before)
-    with pytest.raises(WeightError, match="another network was read back"):
+    with pytest.raises(WeightError, match="a different network was read back"):
         sqz.save(plain, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(WeightError, match="cannot be written"):
@@ -214,7 +214,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(small, plain, tmp_path, monkeypa
 
 
 def renewed(body):
-    """A file with this body and its right checksum."""
+    """Returns a file with this body and the correct checksum."""
     return b"sqz\x01" + hashlib.sha256(body).digest()[:16] + body
 
 
@@ -232,7 +232,7 @@ WRONG = (-1, 0, 1, 2, 255, 2**16, 2**31, 2**63, 10**40, 1e300, float("nan"), "x"
 
 
 def hostile(data, count, seed=0):
-    """Files whose checksum is right: with a number or word of the description changed, or with damage behind it."""
+    """Yields files with a correct checksum and a changed value in the description, or damage anywhere."""
     rng = np.random.default_rng(seed)
     description, rest = parts_of(data)
     for i, damaged in enumerate(mutants(data[20:], count, seed)):
@@ -255,7 +255,7 @@ def hostile(data, count, seed=0):
         yield with_description(changed, rest)
 
 
-# Reads files one after the other within a limit of memory, and tells what became of each.
+# Reads files one after the other within a memory limit, and prints the outcome of each.
 READ = """
 import json, pathlib, resource, sys, time
 import numpy as np
@@ -285,7 +285,7 @@ print(json.dumps(told))
 
 
 def outcomes(paths):
-    """(name, outcome, seconds) of reading each file; the first one must be good."""
+    """Returns (name, outcome, seconds) of reading each file; the first file must be valid."""
     done = subprocess.run(
         [sys.executable, "-c", READ, str(MEBIBYTES)],
         input="\n".join(map(str, paths)),
@@ -312,9 +312,9 @@ def shared_file(network):
 
 
 def bombs(data):
-    """Files that ask for more than there is: memory, arrays, lanes, bytes."""
+    """Returns files that claim too much: memory, arrays, lanes or bytes."""
     description, rest = parts_of(data)
-    zeros = zlib.compress(b"0" * 10**9, 9)  # a megabyte that is a gigabyte
+    zeros = zlib.compress(b"0" * 10**9, 9)  # a megabyte that inflates to a gigabyte
     huge = json.loads(json.dumps(description))
     huge["config"]["model"] |= {"base_filters": 2**13, "filter_increment": 2**13}
     many = json.loads(json.dumps(description))
@@ -345,7 +345,7 @@ def test_every_damaged_file_is_refused(plain, tmp_path):
 
 
 def test_hostile_files_are_refused_or_are_networks(plain, tmp_path):
-    """Whoever renews the checksum can change weights and options, but crashes nothing and takes no memory."""
+    """A file with a recomputed checksum can change weights and options, but cannot cause a crash or exhaust memory."""
     data = shared_file(plain)
     paths = write_all(tmp_path, [data, *hostile(data, MUTATIONS // 2)])
     told = outcomes(paths)
@@ -381,7 +381,7 @@ print("done")
 
 
 def test_the_largest_arrays_stay_within_the_memory():
-    """A file of a few kilobytes may stand for as many zeros, or as many equal weights, as a file can hold."""
+    """A file of a few kilobytes may contain the maximum number of zeros or of equal weights."""
     done = subprocess.run(
         [sys.executable, "-c", LARGEST, str(MEBIBYTES)], capture_output=True, text=True, cwd=ROOT, timeout=TIME_LIMIT
     )
@@ -399,7 +399,7 @@ def test_weights_share_values_and_zeros_stay_zero():
             np.testing.assert_array_equal(shared == 0, kernel == 0)
             values = np.unique(shared[shared != 0])
             assert len(values) <= count
-            # Each weight has the nearest of the values.
+            # Each weight is replaced by the nearest value.
             nearest = values[np.abs(kernel[kernel != 0][:, None] - values).argmin(1)]
             np.testing.assert_array_equal(shared[kernel != 0], nearest)
             errors[initialisation, count] = ((shared - kernel) ** 2).sum()
@@ -409,7 +409,7 @@ def test_weights_share_values_and_zeros_stay_zero():
 
 
 def test_the_papers_initialisation_is_k_means_from_even_places():
-    """Two clusters about -1 and 1: of three even centroids, the one in the middle, at 0, is never moved nor used."""
+    """Two centroids that start at the smallest and the largest weight move to the means of the clusters at -1 and 1."""
     values = np.float32([-1.1, -1.0, -0.9, 0.9, 1.0, 1.1, 1.2])
     np.testing.assert_allclose(np.unique(cluster(values, 2, "linear")), [-1.0, 1.05], rtol=1e-6)
 
@@ -430,7 +430,7 @@ def test_layers_share_by_their_own_bits(plain):
 
 
 def outputs_of_convolutions(network, images):
-    """The mean of each channel, by the name of the convolution."""
+    """Returns the mean output of each channel, by the name of the convolution."""
     _, captured = network.model.apply(
         network.variables,
         network.task.preprocessing.evaluate(images),
@@ -456,7 +456,7 @@ def test_biases_give_each_layer_its_mean_back(plain):
 
 
 def test_where_batch_norm_follows_its_mean_takes_the_correction(small):
-    """And images that fill more than one batch correct by the average."""
+    """The images fill more than one batch, so the corrections are averaged."""
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
     shared = with_variables(small, share(small.variables, 2))
     corrected = with_variables(small, correct_biases(shared, small, images))
@@ -517,7 +517,7 @@ def test_damaged_compact_files_are_refused_or_give_finite_weights(paper, tmp_pat
 def test_a_net_file_holds_no_other_network(paper, small, tmp_path):
     with pytest.raises(WeightError, match="this network differs in config.dataset.mean"):
         deep_compression.save(small, tmp_path / "x.net")
-    with pytest.raises(WeightError, match="conv1 has 255 different weights; 6 bits hold 63 beside 0"):
+    with pytest.raises(WeightError, match="conv1 has 255 different weights; 6 bits hold 63 besides 0"):
         deep_compression.save(paper, tmp_path / "x.net", 6)
     assert not list(tmp_path.iterdir())
 
@@ -528,7 +528,7 @@ def command(*arguments, module="squeeze_jax.compression", env=None):
 
 
 def table(output):
-    """Of the command: the rows by their stages."""
+    """Returns the rows of the printed table, by stage."""
     header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if "|" in line]
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
@@ -588,7 +588,7 @@ def test_the_command_codes_without_loss_and_says_what_is_wrong(plain, images, tm
         (["--output", tmp_path / "out.npz"], "must end in .sqz or .net"),
         (["--output", output, "--layout", "net"], "must end in .net"),
         (["--output", tmp_path / "absent" / "out.sqz"], "the folder of --output"),
-        (["--output", output, "--bits", "six"], "--bits six is not understood"),
+        (["--output", output, "--bits", "six"], "--bits six is not valid"),
         (["--output", output, "--bits", "6,conv2=3"], "no layer is called 'conv2'"),
         (["--output", output, "--bits", "1"], "1 bits for conv1; expected 2 to 8"),
         (["--output", output, "--calibration", tmp_path / "nothing"], "is not a file, a folder with images"),
@@ -612,14 +612,14 @@ def test_a_run_starts_from_a_compressed_file(data_dir, tmp_path):
 
 @needs_net
 def test_six_bits_in_the_papers_layout_keep_the_accuracy(tmp_path):
-    """Acceptance 1 of the issue, by the command alone: within a point of 0.675 on the 200 photographs."""
+    """The command alone keeps the top-1 accuracy within one point of 0.675 on the 200 photographs."""
     for path in sorted(PHOTOGRAPHS.glob("*.JPEG")):
         link = tmp_path / "photographs" / path.name[:9] / path.name
         link.parent.mkdir(parents=True)
         link.symlink_to(path)
     output = tmp_path / "six.net"
     options = ["--weights", NET, "--output", output, "--bits", 6, "--calibration", PHOTOGRAPHS]
-    optimised = {**os.environ, "XLA_FLAGS": ""}  # unlike other tests, for the network is large
+    optimised = {**os.environ, "XLA_FLAGS": ""}  # unlike in other tests, because the network is large
     done = command(*options, "--evaluation", tmp_path / "photographs", env=optimised)
     assert done.returncode == 0, done.stderr
     first, *_, last = table(done.stdout).values()

@@ -1,4 +1,4 @@
-"""The entropy coders: rANS on many lanes, and Huffman codes of small alphabets."""
+"""Tests of the entropy coders: interleaved rANS, and Huffman codes for small alphabets."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ LANES = (1, 2, 7, 256, 1024)
 
 
 def random_run(rng):
-    """Symbols of an alphabet of 1 to 4096, of any distribution from flat to one symbol alone."""
+    """Returns random symbols of an alphabet of 1 to 4096 symbols, with a uniform to a degenerate distribution."""
     alphabet = int(2 ** rng.uniform(0, 12))
     length = int(rng.integers(1, 3000))
     share = rng.dirichlet(np.full(alphabet, 10 ** rng.uniform(-2, 1)))
@@ -39,7 +39,7 @@ def test_what_is_coded_is_decoded(lanes):
 def test_nothing_at_all_can_be_coded():
     assert rans.decode(rans.encode([], [], 3), [], [], [], 3) == []
     data = rans.encode([np.zeros(10**5, int)], [table_of(np.zeros(1, int), 1)], 256)
-    assert len(data) == 4 * 256  # what is certain takes no bits
+    assert len(data) == 4 * 256  # a certain symbol takes no bits
 
 
 def test_tables_are_whole_and_keep_every_symbol():
@@ -62,7 +62,7 @@ def test_the_size_is_the_entropy_to_one_per_cent(spread):
     entropy = -len(run) * (share @ np.log2(share)) / 8
     data = rans.encode([run], [table_of(run, len(counts))], 256)
     assert entropy < len(data) < 1.01 * entropy + 4 * 256
-    # A state holds up to 16 bits of what it codes.
+    # The final state of a lane holds up to 16 bits of the coded data.
     assert len(data) == pytest.approx(rans.cost(counts) - len(counts) / 2 + 3 * 256, abs=256)
 
 
@@ -87,14 +87,14 @@ def test_nearly_all_damage_shows():
             missed += 1
         except WeightError:
             pass
-    assert missed <= 2  # changes of a last symbol, which the checksum of a file is for
+    assert missed <= 2  # changes of the last symbols, which only the checksum of a file detects
     for shorter in (data[:-2], data[:-1], data[:10], b"", data + b"\0\0"):
         with pytest.raises(WeightError, match="the coded symbols"):
             rans.decode(shorter, [len(run)], [table], [np.arange(alphabet)], 16)
     for lanes in (0, -1, 1025):
         with pytest.raises(WeightError, match="lanes; expected 1 to 1024"):
             rans.decode(data, [len(run)], [table], [np.arange(alphabet)], lanes)
-    with pytest.raises(WeightError, match="rows; 1048576 are the limit"):
+    with pytest.raises(WeightError, match="rows; expected at most 1048576"):
         rans.decode(data, [2**21], [table], [np.arange(alphabet)], 1)
 
 

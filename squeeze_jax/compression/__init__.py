@@ -1,4 +1,4 @@
-"""Smaller networks: weights that share values, and the coders that make small files of them.
+"""Network compression: weight sharing, bias correction and lossless coding of the result.
 
-`squeeze_jax.pretrained` reads and writes the files; the command is `python -m squeeze_jax.compression`.
+The file formats are in `squeeze_jax.pretrained`. The command is `python -m squeeze_jax.compression`.
 """

@@ -1,13 +1,13 @@
-"""Makes a network's file small, without labels or training.
+"""Compresses the file of a network, without labels or training.
 
     python -m squeeze_jax.compression --weights compressed_SqueezeNet.net --output net.sqz
-    python -m squeeze_jax.compression --weights runs/cifar10 --output net.sqz --bits 6 --biases int8 \
+    python -m squeeze_jax.compression --weights runs/cifar10 --output net.sqz --bits 6 --biases int8 \\
         --calibration photographs --evaluation labelled
 
-Without --bits the weights stay as they are, to the bit. With it each layer's weights share 2 ** bits - 1 values beside
-0. Calibration images, which need no labels, correct what that does to the mean output of each layer. The table has a
-row for each stage; images of --evaluation are labelled where their folder has the name of a class. The file is read
-back and compared before it gets its name.
+Without --bits, the weights are stored without loss. With --bits, the weights of each layer share at most 2 ** bits - 1
+values besides 0. Calibration images, which need no labels, are used to correct the change in the mean output of each
+layer. The printed table has one row per stage. Images of --evaluation count as labelled if their folder has the name of
+a class. The file is read back and compared with the network before it replaces an existing one.
 """
 
 import argparse
@@ -44,15 +44,19 @@ def compress(
     biases: str,
     batch_norm: str,
 ) -> tuple[list[Stage], dict[str, float]]:
-    """The stages of a network, and the steps of what is multiples of one.
+    """Compresses a network in stages.
 
     Args:
-      network: the original.
-      serialise: makes a file of a network and its steps.
-      bits: of each layer by its name; None leaves the weights.
-      initialisation: see `share`.
-      calibration: raw images that correct the biases; None for no correction.
-      biases, batch_norm: see `round_biases` and `round_batch_norm`.
+      network: the original network.
+      serialise: a function that returns the bytes of a file, given a network and its quantisation steps.
+      bits: the number of bits of each layer, by name; None to keep the weights.
+      initialisation: the initialisation of k-means, see `share`.
+      calibration: raw images for the bias correction, uint8 (images, *image_shape); None for no correction.
+      biases: the form of the biases, see `round_biases`.
+      batch_norm: the form of the batch norm variables, see `round_batch_norm`.
+
+    Returns:
+      The stages, in order, and the quantisation steps of the int8 biases, by array name.
     """
     stages: list[Stage] = []
     steps: dict[str, float] = {}
@@ -78,7 +82,15 @@ def compress(
 
 
 def read_images(network: Network, paths: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of images, uint8, and of labels, -1 where the folder does not have the name of a class."""
+    """Reads images in batches, with labels derived from the names of their folders.
+
+    Args:
+      network: the network, which determines the image shape and the classes.
+      paths: the image files.
+
+    Yields:
+      Images, uint8 (batch, *image_shape), and labels, int (batch,); -1 if the folder is not named after a class.
+    """
     classes = {name: i for i, name in enumerate(network.class_names)}
     for first in range(0, len(paths), report.BATCH):
         part = paths[first : first + report.BATCH]
@@ -87,11 +99,18 @@ def read_images(network: Network, paths: list[pathlib.Path]) -> Iterator[tuple[n
 
 
 def parse_bits(text: str, network: Network) -> dict[str, int]:
-    """Bits of each layer by its name, from "6", or from "6,conv1=8,fire2/squeeze1x1=7".
+    """Parses the option --bits.
+
+    Args:
+      text: a number of bits such as "6", with exceptions for single layers such as "6,conv1=8,fire2/squeeze1x1=7".
+      network: the network whose layers are named.
+
+    Returns:
+      The number of bits of each layer, by name.
 
     Raises:
-      InputError: another text.
-      ConfigError: a layer that there is not, or bits out of range.
+      InputError: the text cannot be parsed.
+      ConfigError: an unknown layer, or a number of bits out of range.
     """
     common, *others = text.split(",")
     try:
@@ -101,27 +120,29 @@ def parse_bits(text: str, network: Network) -> dict[str, int]:
     except SqueezeJaxError:
         raise
     except ValueError as error:
-        raise InputError(f"--bits {text} is not understood; expected such as 6, or 6,conv1=8.") from error
+        raise InputError(f"--bits {text} is not valid; expected a value such as 6 or 6,conv1=8.") from error
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="a weight file or a workdir")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="the file, ending in .sqz or .net")
-    parser.add_argument("--layout", choices=LAYOUTS, help="of the file; by default what its name ends in")
-    parser.add_argument("--bits", help="of a weight, 2 to 8; more for some layers: 6,conv1=8")
-    parser.add_argument("--initialisation", choices=INITIALISATIONS, default="density", help="of k-means")
-    parser.add_argument("--calibration", type=pathlib.Path, metavar="FOLDER", help="images that correct the biases")
+    parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="output file, ending in .sqz or .net")
+    parser.add_argument("--layout", choices=LAYOUTS, help="file format; default: determined by the suffix")
+    parser.add_argument("--bits", help="bits per weight, 2 to 8; per layer: 6,conv1=8")
+    parser.add_argument(
+        "--initialisation", choices=INITIALISATIONS, default="density", help="initial centroids of k-means"
+    )
+    parser.add_argument("--calibration", type=pathlib.Path, metavar="FOLDER", help="images for bias correction")
     parser.add_argument("--biases", choices=BIAS_FORMS, default="float32")
     parser.add_argument("--batch_norm", choices=NORM_FORMS, default="float32")
-    parser.add_argument("--evaluation", type=pathlib.Path, metavar="FOLDER", help="images that the table is about")
+    parser.add_argument("--evaluation", type=pathlib.Path, metavar="FOLDER", help="images to evaluate each stage on")
     args = parser.parse_args()
     layout = args.layout or args.output.suffix[1:]
     if args.output.suffix != f".{layout}" or layout not in LAYOUTS:
         raise InputError(f"--output {args.output} must end in {f'.{args.layout}' if args.layout else '.sqz or .net'}.")
     if not args.output.parent.is_dir():
-        raise InputError(f"the folder of --output {args.output} is not there; make it, or name another.")
+        raise InputError(f"the folder of --output {args.output} does not exist; create it or use another one.")
     compilation_cache.enable()
     calibration, evaluation = (find_images([str(p)]) if p else [] for p in (args.calibration, args.evaluation))
     network = load(args.weights)

@@ -1,14 +1,15 @@
-"""Named arrays to few bytes and back, without loss: what a `.sqz` file holds of a network.
+"""Lossless compression of named arrays, as used by `.sqz` files.
 
-Each array takes one of these forms, the one that needs the fewest bytes:
+Each array is stored in the form that takes the fewest bytes:
 
-- "codes": its values are few, so that each one is a code into them. They are a codebook, or the multiples of a step.
-  Zeros are a mask beside the codes where that is smaller, else a code as any other. All codes and masks are one stream
-  of rANS.
-- "int8": whole multiples of a step, of an array too small for a frequency table.
-- "float16", "float32": the values themselves, the first where it holds them exactly.
+- "codes": for arrays with few distinct values. Each element is a code, which refers to an entry of a codebook or to an
+  integer multiple of a step. Zeros are stored in a separate bit mask if that is smaller, and as ordinary codes
+  otherwise. All codes and masks share one rANS stream.
+- "int8": integer multiples of a step, for arrays that are too small for a frequency table.
+- "float16", "float32": the values themselves; float16 only if it represents them exactly.
 
-Descriptions say what is stored, as JSON can. `unpack` checks them and the lengths of all data before it makes an array.
+A `Description` states how an array is stored and can be converted to JSON. `unpack` validates the descriptions and the
+length of all data before it allocates an array.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ from squeeze_jax.compression import rans
 from squeeze_jax.errors import WeightError
 
 FORMS = ("codes", "int8", "float16", "float32")
-BYTES = np.arange(256, dtype=np.uint8)  # what the symbols of a mask stand for: eight values each
-LARGEST_ARRAYS = 2**23  # values of all of them; three times the largest network of the family
+BYTES = np.arange(256, dtype=np.uint8)  # the symbols of a mask: one bit for each of eight values
+LARGEST_ARRAYS = 2**23  # values in total; three times the largest network of the family
 LARGEST_RANK = 6
 LARGEST_WHOLE = 2**20
 LARGEST_STEP = 2.0**100
@@ -32,16 +33,16 @@ LARGEST_STEP = 2.0**100
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What is stored of an array.
+    """Describes how an array is stored.
 
     Attributes:
-      name: such as "params/conv1/kernel".
-      shape: of the array.
-      form: one of FORMS.
-      step: the values are whole multiples of it; 0 for a codebook.
-      lowest: the multiple that the first symbol stands for.
-      symbols: in the frequency table of the codes.
-      nonzero: how many values are not zero, where a mask says which; -1 where zero is a symbol.
+      name: the name of the array, such as "params/conv1/kernel".
+      shape: the shape of the array.
+      form: the storage form, one of FORMS.
+      step: the quantisation step, if the values are integer multiples of one; 0 for a codebook.
+      lowest: the multiple of the step that symbol 0 represents.
+      symbols: the number of symbols in the frequency table of the codes.
+      nonzero: the number of non-zero values if there is a mask; -1 if zero is an ordinary symbol.
     """
 
     name: str
@@ -54,33 +55,37 @@ class Description:
 
     @property
     def size(self) -> int:
+        """The number of values."""
         return math.prod(self.shape)
 
     @property
     def has_mask(self) -> bool:
-        """Whether a mask says which values are not zero."""
+        """Whether the zeros are stored in a mask."""
         return self.nonzero >= 0
 
     @property
     def lengths(self) -> list[int]:
-        """Of the runs of symbols that codes are: bytes of the mask, if there is one, and the codes."""
+        """The lengths of the runs of symbols: the bytes of the mask, if there is one, and the codes."""
         return [-(-self.size // 8), self.nonzero] if self.has_mask else [self.size]
 
     def to_json(self) -> dict[str, Any]:
-        """As a dict; what is at its default is left out."""
+        """Returns a dict for JSON, without the fields that have their default value."""
         default = Description("", (), "")
         return {key: value for key, value in dataclasses.asdict(self).items() if value != getattr(default, key)}
 
     @classmethod
     def from_json(cls, values: Any) -> "Description":
-        """Back from a dict that nobody has checked.
+        """Returns the description from untrusted JSON data.
+
+        Args:
+          values: the parsed JSON, which is validated.
 
         Raises:
-          WeightError: another key, type or range; the message has the dict.
+          WeightError: a key, type or value is invalid; the message contains the data.
         """
         kinds = {field.name: field.type for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not {"name", "form"} <= values.keys() <= kinds.keys():
-            raise WeightError(f"an array is described by {str(values)[:200]}; expected the keys {', '.join(kinds)}.")
+            raise WeightError(f"the array description is {str(values)[:200]}; expected the keys {', '.join(kinds)}.")
         found = cls(**{"shape": (), **values})
         shape = found.shape
         whole = (found.lowest, found.symbols, found.nonzero, *(shape if isinstance(shape, list | tuple) else [None]))
@@ -90,7 +95,7 @@ class Description:
             or type(found.step) not in (int, float)
             or not 0 <= found.step < LARGEST_STEP
         ):
-            raise WeightError(f"an array is described by {str(values)[:200]}, which is not what a file holds.")
+            raise WeightError(f"the array description {str(values)[:200]} has a value of the wrong type or size.")
         found = dataclasses.replace(found, shape=tuple(shape), step=float(found.step))
         legal = (
             found.form in FORMS
@@ -103,34 +108,34 @@ class Description:
             and (found.nonzero == -1 or 0 < found.nonzero <= found.size)
         )
         if not legal:
-            raise WeightError(f"an array is described by {str(values)[:200]}, which is more than a file holds.")
+            raise WeightError(f"the array description {str(values)[:200]} has a value out of range.")
         return found
 
 
 def pack(
     leaves: Mapping[str, np.ndarray], steps: Mapping[str, float], lanes: int
 ) -> tuple[list[Description], bytes, bytes]:
-    """Codes arrays.
+    """Compresses arrays without loss.
 
     Args:
-      leaves: float32, finite, by name.
-      steps: of those arrays that are whole multiples of a float32, exactly.
-      lanes: of the stream of codes, see `rans`.
+      leaves: the arrays by name, finite float32 of any shape.
+      steps: the quantisation steps by array name, for arrays whose values are exact integer multiples of a float32.
+      lanes: the number of lanes of the rANS stream, 1 to 1024, see `rans`.
 
     Returns:
-      The descriptions, the numbers that they ask for (deflated) and the stream of codes.
+      The descriptions, the deflated numbers (codebooks, frequency tables and uncoded arrays) and the rANS stream.
 
     Raises:
-      WeightError: other values, more of them than a file holds, multiples of a step that are too many, or more codes
-        than so few lanes can take.
+      WeightError: an array is not finite float32, the arrays have too many values in total, an array does not hold
+        integer multiples of its step or holds too many of them, or there are too few lanes for the number of codes.
     """
     size = sum(leaf.size for leaf in leaves.values())
     if size > LARGEST_ARRAYS:
-        raise WeightError(f"the network has {size} values; a file holds {LARGEST_ARRAYS}.")
+        raise WeightError(f"the network has {size} values; expected at most {LARGEST_ARRAYS}.")
     descriptions, plain, codebooks, tables, runs = [], {"float32": [], "float16": [], "int8": []}, [], [], []
     for name, leaf in leaves.items():
         if leaf.dtype != np.float32 or not np.isfinite(leaf).all():
-            raise WeightError(f"{name} holds {leaf.dtype} values; expected float32 ones that are finite.")
+            raise WeightError(f"{name} holds {leaf.dtype} values; expected finite float32 values.")
         description, data = _describe(name, leaf, steps.get(name))
         descriptions.append(description)
         if description.form != "codes":
@@ -155,13 +160,22 @@ def pack(
 
 
 def unpack(descriptions: Sequence[Description], numbers: bytes, codes: bytes, lanes: int) -> dict[str, np.ndarray]:
-    """The arrays of `pack`, float32 by name; its results are the arguments.
+    """Decompresses arrays.
+
+    Args:
+      descriptions: the descriptions from `pack`.
+      numbers: the deflated numbers from `pack`.
+      codes: the rANS stream from `pack`.
+      lanes: the number of lanes that was passed to `pack`.
+
+    Returns:
+      The arrays by name, float32 of the described shapes.
 
     Raises:
-      WeightError: data of other lengths than the descriptions ask for, or that is damaged in another way.
+      WeightError: the data does not have the length that the descriptions require, or is damaged in another way.
     """
     if sum(description.size for description in descriptions) > LARGEST_ARRAYS:
-        raise WeightError(f"the arrays are described as having more than {LARGEST_ARRAYS} values together.")
+        raise WeightError(f"the described arrays have more than {LARGEST_ARRAYS} values in total.")
     coded = [d for d in descriptions if d.form == "codes"]
     reader = _Reader(numbers, sum(map(_numbers_of, descriptions)))
     books = [_multiples(d) if d.step else reader.codebook(d.symbols) for d in coded]
@@ -174,18 +188,23 @@ def unpack(descriptions: Sequence[Description], numbers: bytes, codes: bytes, la
             flat[d.name] = part * np.float32(d.step) if d.step else part
     for name, values in [*flat.items(), *((d.name, book) for d, book in zip(coded, books, strict=True))]:
         if not np.isfinite(values).all():
-            raise WeightError(f"{name} holds values that are not finite numbers.")
+            raise WeightError(f"{name} holds values that are not finite.")
     meanings = [m for d, book in zip(coded, books, strict=True) for m in ([BYTES, book] if d.has_mask else [book])]
     tables = [rans.frequencies(reader.take("u1", len(meaning))) for meaning in meanings]
     runs = rans.decode(codes, [length for d in coded for length in d.lengths], tables, meanings, lanes)
-    runs.reverse()  # each is let go of when it has become an array
+    runs.reverse()  # so that the memory of each run is freed once it is converted to an array
     for d in coded:
         flat[d.name] = _unmask(d, runs.pop(), runs.pop()) if d.has_mask else runs.pop()
     return {d.name: _from_order(flat[d.name], d.shape) for d in descriptions}
 
 
 def _describe(name: str, leaf: np.ndarray, step: float | None) -> tuple[Description, Any]:
-    """How an array is stored best, and the data: the codebook (empty for a step) and runs of symbols, or the values."""
+    """Selects the smallest storage form of an array.
+
+    Returns:
+      The description and the data: the codebook (empty with a step) and the runs of symbols for "codes", the values for
+      the other forms.
+    """
     flat = _in_order(leaf)
     choices: list[tuple[float, Description, Any]] = []
     if step is not None:
@@ -195,14 +214,14 @@ def _describe(name: str, leaf: np.ndarray, step: float | None) -> tuple[Descript
         lowest, highest = (int(whole.min()), int(whole.max())) if whole.size else (0, 0)
         is_multiple = (whole.astype(np.float32) * np.float32(step) == flat).all()
         if not is_multiple or max(abs(lowest), abs(highest)) > LARGEST_WHOLE:
-            raise WeightError(f"{name} does not hold whole multiples of its step, {step}.")
+            raise WeightError(f"{name} does not hold integer multiples of its step, {step}.")
         symbols, values = (whole - lowest).astype(np.int64), np.arange(lowest, highest + 1)
         if lowest >= -128 and highest <= 127:
             choices.append((leaf.size, Description(name, leaf.shape, "int8", step), whole.astype(np.int8)))
         elif len(values) > rans.LARGEST_ALPHABET:
             raise WeightError(
-                f"{name} holds {lowest} to {highest} times its step; expected at most {rans.LARGEST_ALPHABET} "
-                f"multiples. Take a larger step."
+                f"{name} holds multiples from {lowest} to {highest} of its step; expected at most "
+                f"{rans.LARGEST_ALPHABET} multiples. Use a larger step."
             )
     else:
         step, lowest = 0.0, 0
@@ -220,7 +239,11 @@ def _describe(name: str, leaf: np.ndarray, step: float | None) -> tuple[Descript
 
 
 def _as_codes(description: Description, flat: np.ndarray, symbols: np.ndarray, values: np.ndarray) -> list:
-    """With zero as a symbol, and with a mask beside the others where there are both; as `_describe` needs them."""
+    """Returns the choices for the form "codes": with zero as a symbol and, for mixed arrays, with a mask of the zeros.
+
+    Returns:
+      A list of (estimated bytes, description, data), see `_describe`.
+    """
     has_book = not description.step
     counts = np.bincount(symbols, minlength=len(values))
 
@@ -234,7 +257,7 @@ def _as_codes(description: Description, flat: np.ndarray, symbols: np.ndarray, v
     if 0 < np.count_nonzero(nonzero) < len(flat):
         mask = np.packbits(nonzero)
         others, kept = symbols[nonzero], values
-        if has_book:  # a codebook can do without zero; the multiples of a step only have it less often
+        if has_book:  # zero is removed from a codebook; with a step it keeps its symbol, which is then unused
             zero = int(np.flatnonzero(values == 0)[0])
             others, kept = others - (others > zero), np.delete(values, zero)
         taken = rans.cost(np.bincount(mask, minlength=256)) + rans.cost(np.bincount(others, minlength=len(kept)))
@@ -246,19 +269,19 @@ def _unmask(description: Description, mask: np.ndarray, values: np.ndarray) -> n
     bits = np.unpackbits(mask)
     nonzero = bits[: description.size].view(bool)
     if np.count_nonzero(bits) != description.nonzero or np.count_nonzero(nonzero) != description.nonzero:
-        raise WeightError(f"the mask of {description.name} has not the {description.nonzero} weights it should have.")
+        raise WeightError(f"the mask of {description.name} does not have {description.nonzero} non-zero values.")
     flat = np.zeros(description.size, np.float32)
     flat[nonzero] = values
     return flat
 
 
 def _multiples(description: Description) -> np.ndarray:
-    """What the symbols of codes with a step stand for."""
+    """Returns the values that the symbols represent if the description has a step, float32 (symbols,)."""
     whole = np.arange(description.lowest, description.lowest + description.symbols)
     return whole.astype(np.float32) * np.float32(description.step)
 
 
-# A kernel lies (in, out, *spatial) in its file: neighbours there are zero together more often than in its own order.
+# Kernels are stored in the order (in, out, *spatial), in which neighbouring values are more often zero together.
 
 
 def _in_order(leaf: np.ndarray) -> np.ndarray:
@@ -272,7 +295,7 @@ def _from_order(flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _numbers_of(description: Description) -> int:
-    """Bytes of what a description asks for beside the stream of codes."""
+    """Returns the number of bytes that an array takes outside the rANS stream."""
     if description.form != "codes":
         return description.size * {"float32": 4, "float16": 2, "int8": 1}[description.form]
     tables = description.symbols + (256 if description.has_mask else 0)
@@ -280,12 +303,12 @@ def _numbers_of(description: Description) -> int:
 
 
 class _Reader:
-    """Takes the numbers apart, in the order in which `pack` puts them together."""
+    """Reads the numbers in the order in which `pack` writes them."""
 
     def __init__(self, deflated: bytes, expected: int):
         self._data, self._offset = inflate(deflated, expected), 0
         if len(self._data) != expected:
-            raise WeightError(f"the numbers have {len(self._data)} bytes; the arrays ask for {expected}.")
+            raise WeightError(f"the numbers have {len(self._data)} bytes; the arrays require {expected}.")
 
     def take(self, dtype: str, count: int) -> np.ndarray:
         values = np.frombuffer(self._data, dtype, count, self._offset)
@@ -302,10 +325,14 @@ class _Reader:
 
 
 def inflate(deflated: bytes, largest: int) -> bytes:
-    """What zlib deflated, never more than `largest` bytes of it.
+    """Decompresses zlib data of limited size.
+
+    Args:
+      deflated: the compressed data.
+      largest: the maximum size of the result in bytes.
 
     Raises:
-      WeightError: it is longer, damaged, or something follows it.
+      WeightError: the result is larger, or the data is damaged or has trailing bytes.
     """
     stream = zlib.decompressobj()
     try:
@@ -318,16 +345,16 @@ def inflate(deflated: bytes, largest: int) -> bytes:
 
 
 def _planes(values: np.ndarray) -> bytes:
-    """First the first byte of all values, then the second and so on: only the last ones are alike."""
+    """Returns the first byte of every value, then the second and so on; similar high bytes compress well."""
     return np.ascontiguousarray(values.view(np.uint8).reshape(len(values), values.itemsize).T).tobytes()
 
 
 def _differences(codebook: np.ndarray) -> bytes:
-    """Of the rising values as whole numbers, which are smaller than the values are."""
+    """Returns a sorted codebook as differences of its bit patterns, which compress better than the values."""
     ordered = _ordered(codebook.astype(np.float32).view(np.int32))
     return _planes(np.diff(ordered.view(np.uint32), prepend=np.uint32(0)).astype("<u4"))
 
 
 def _ordered(bits: np.ndarray) -> np.ndarray:
-    """Bits of float32 as whole numbers in the same order, and back; int32."""
+    """Maps the bits of float32 to int32 with the same order; the mapping is its own inverse."""
     return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)

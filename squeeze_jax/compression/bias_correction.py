@@ -1,6 +1,7 @@
-"""Bias correction (Nagel et al. 2019, arXiv 1906.04721, 4.2): what quantisation adds to a layer's mean is taken off.
+"""Bias correction (Nagel et al. 2019, arXiv 1906.04721, section 4.2).
 
-Labels are not needed, only some images of the kind that the network will see.
+Quantisation shifts the mean output of a layer. The shift is measured on a few unlabelled images of the target domain
+and subtracted from the bias.
 """
 
 from collections.abc import Callable
@@ -18,22 +19,22 @@ BATCH = 32
 
 
 def correct_biases(network: Network, original: Network, images: np.ndarray) -> dict:
-    """Gives each convolution of a quantised network the mean outputs that it has in the original.
+    """Corrects the biases of a quantised network so that each convolution keeps its mean output.
 
     Args:
-      network: the quantised one.
-      original: of the same structure.
-      images: raw ones as `predict` takes them, uint8 (images, *image_shape); some hundreds.
+      network: the quantised network.
+      original: the original network, of the same structure.
+      images: raw images as for `predict`, uint8 (images, *image_shape); a few hundred are enough.
 
     Returns:
-      The variables of the quantised network, with other biases, or, where batch norm follows a convolution, other means
-      in "batch_stats".
+      The variables of the quantised network with corrected biases. For convolutions followed by batch norm, the means
+      in "batch_stats" are corrected instead.
     """
     gaps_of = _gaps(network)
     leaves = flax.traverse_util.flatten_dict(network.variables, sep="/")
     for first in range(0, len(images), BATCH):
         part = images[first : first + BATCH]
-        shares = (np.arange(BATCH) < len(part)) / np.float32(len(part))  # the last batch is filled up
+        shares = (np.arange(BATCH) < len(part)) / np.float32(len(part))  # the last batch is padded
         filled = np.resize(part, (BATCH, *part.shape[1:]))
         gaps = jax.device_get(gaps_of(network.variables, original.variables, filled, shares))
         for name, gap in gaps.items():
@@ -47,10 +48,10 @@ def correct_biases(network: Network, original: Network, images: np.ndarray) -> d
 
 
 def _gaps(network: Network) -> Callable:
-    """Compiles what is missing in the mean output of each convolution, by its name: float32 (channels,).
+    """Returns a compiled function that computes the correction of each convolution, by name, float32 (channels,).
 
-    A layer's inputs come from the quantised network whose earlier layers are corrected already, by what is missing on
-    these images. The average over batches differs little from what all images in one batch would give.
+    The inputs of a layer are those of the quantised network with its earlier layers already corrected on the same
+    images. The average over batches is close to the result of a single batch with all images.
     """
 
     def gaps(variables: Any, original: Any, images: jax.Array, shares: jax.Array) -> dict[str, jax.Array]:

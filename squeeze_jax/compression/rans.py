@@ -1,9 +1,9 @@
-"""An entropy coder: range asymmetric numeral systems (Duda 2013, arXiv 1311.2540) on many lanes at once, in NumPy.
+"""An entropy coder in NumPy: interleaved range asymmetric numeral systems (rANS; Duda 2013, arXiv 1311.2540).
 
-Symbols come in runs, each with a frequency table of its own. Symbol i of a run goes to lane i modulo the number of
-lanes, so that NumPy codes a row of as many symbols in a few operations. A lane is a state of 32 bits, which gives 16 of
-them to the stream, or takes 16 from it, when it leaves its interval. All of it is arithmetic of whole numbers, so that
-every machine decodes alike.
+Symbols are coded in runs, each with its own frequency table. Symbol i of a run belongs to lane i modulo the number of
+lanes, so that NumPy processes one row of symbols, one per lane, in a few operations. Each lane has a 32-bit state. When
+the state leaves its interval, it writes 16 bits to the stream or reads 16 bits from it. Only integer arithmetic is
+used, so that the result is the same on every machine.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,27 @@ import numpy as np
 
 from squeeze_jax.errors import WeightError
 
-PRECISION = 14  # bits; the frequencies of a table sum to 2 to this power
+PRECISION = 14  # bits; the frequencies of a table sum to 2 ** PRECISION
 TOTAL = 1 << PRECISION
 LOWEST_STATE = 1 << 16
 LARGEST_ALPHABET = 4096
 LARGEST_LANES = 1024
-LARGEST_ROWS = 2**20  # about ten seconds
-STEPS_PER_OCTAVE = 2  # of the levels that frequencies are stored in
+LARGEST_ROWS = 2**20  # decoding takes about ten seconds
+STEPS_PER_OCTAVE = 2  # resolution of the stored levels
 LARGEST_LEVEL = 16 * STEPS_PER_OCTAVE
 
 
 def levels(counts: np.ndarray) -> np.ndarray:
-    """Counts on a logarithmic scale, as a file stores a table.
+    """Quantises counts on a logarithmic scale, for storage in a file.
 
-    Half an octave a step costs 0.1 % of the size of what is coded, and less than finer steps cost in the table.
+    Steps of half an octave increase the size of the coded data by 0.1 %. Finer steps would save less than they add to
+    the table.
 
     Args:
-      counts: how often each symbol occurs, int (symbols,); not all are 0.
+      counts: the number of occurrences of each symbol, int (symbols,); at least one is positive.
 
     Returns:
-      uint8 (symbols,), 0 for symbols that do not occur; `frequencies` makes a table of them.
+      The levels, uint8 (symbols,), 0 for symbols that do not occur; see `frequencies`.
     """
     shares = np.maximum(counts, 1) / counts.max()
     scaled = LARGEST_LEVEL + np.round(STEPS_PER_OCTAVE * np.log2(shares))
@@ -39,21 +40,27 @@ def levels(counts: np.ndarray) -> np.ndarray:
 
 
 def frequencies(stored: np.ndarray) -> np.ndarray:
-    """The table of these levels: int64 (symbols,), 0 where the level is 0, with the sum `TOTAL`.
+    """Returns the frequency table for stored levels.
+
+    Args:
+      stored: the levels from `levels`, uint8 (symbols,).
+
+    Returns:
+      The frequencies, int64 (symbols,), with the sum `TOTAL`; 0 where the level is 0.
 
     Raises:
-      WeightError: no symbol occurs, there are too many, or a level is beyond the scale.
+      WeightError: no symbol occurs, there are too many symbols, or a level is out of range.
     """
     level = stored.astype(np.int64)
     if not 0 < level.size <= LARGEST_ALPHABET or not 0 < level.max() <= LARGEST_LEVEL:
         raise WeightError(
             f"a frequency table has {level.size} levels up to {level.max(initial=0)}; expected 1 to "
-            f"{LARGEST_ALPHABET} levels, of which the largest lies in 1..{LARGEST_LEVEL}."
+            f"{LARGEST_ALPHABET} levels with a maximum in 1..{LARGEST_LEVEL}."
         )
     octave, step = np.divmod(level, STEPS_PER_OCTAVE)
-    weight = np.where(level > 0, np.where(step == 0, 5, 7) << octave, 0)  # 7 / 5 is the root of 2, nearly
+    weight = np.where(level > 0, np.where(step == 0, 5, 7) << octave, 0)  # 7 / 5 approximates the square root of 2
     table = np.where(level > 0, np.maximum(weight * TOTAL // weight.sum(), 1), 0)
-    # What rounding left over goes to the most frequent symbols, or is taken from them.
+    # The rounding error is added to or subtracted from the most frequent symbols.
     while (missing := TOTAL - int(table.sum())) != 0:
         largest = int(table.argmax())
         table[largest] += max(missing, -(int(table[largest]) // 2))
@@ -61,7 +68,14 @@ def frequencies(stored: np.ndarray) -> np.ndarray:
 
 
 def cost(counts: np.ndarray) -> float:
-    """About how many bytes symbols with these counts take, with their table."""
+    """Estimates the size of coded symbols with their frequency table.
+
+    Args:
+      counts: the number of occurrences of each symbol, int (symbols,).
+
+    Returns:
+      The approximate number of bytes.
+    """
     if not counts.any():
         return 0.0
     table = frequencies(levels(counts))
@@ -70,20 +84,24 @@ def cost(counts: np.ndarray) -> float:
 
 
 def encode(runs: Sequence[np.ndarray], tables: Sequence[np.ndarray], lanes: int) -> bytes:
-    """Codes runs of symbols.
+    """Encodes runs of symbols.
 
     Args:
-      runs: whole numbers from 0, each array (symbols,).
-      tables: of each run, as `frequencies` makes them; every symbol of the run has a frequency.
-      lanes: 1 to 1024. More decode faster and take 4 bytes each.
+      runs: the symbols of each run, non-negative int (length,).
+      tables: the frequency table of each run, from `frequencies`; every symbol of the run must have a positive
+        frequency.
+      lanes: the number of lanes, 1 to 1024. More lanes decode faster and take 4 bytes each.
+
+    Returns:
+      The final states of the lanes, followed by the stream.
 
     Raises:
-      WeightError: more symbols than so many lanes can decode in reasonable time.
+      WeightError: the number of lanes is out of range, or too small for the number of symbols.
     """
     _check_rows([len(run) for run in runs], lanes)
     state = np.full(lanes, LOWEST_STATE, np.uint64)
     words = []
-    # Backwards, because the decoder takes back what was coded last.
+    # In reverse order, because rANS decodes the last encoded symbol first.
     for run, table in zip(reversed(runs), reversed(tables), strict=True):
         frequency = table.astype(np.uint64)[run]
         start = (np.cumsum(table) - table).astype(np.uint64)[run]
@@ -100,27 +118,32 @@ def encode(runs: Sequence[np.ndarray], tables: Sequence[np.ndarray], lanes: int)
 def decode(
     data: bytes, lengths: Sequence[int], tables: Sequence[np.ndarray], values: Sequence[np.ndarray], lanes: int
 ) -> list[np.ndarray]:
-    """The runs of `encode`, with what their symbols stand for.
+    """Decodes runs of symbols and replaces the symbols by their values.
 
     Args:
-      data: what `encode` gave.
-      lengths: of the runs, in symbols.
-      tables: of each run.
-      values: of each symbol of a run, (symbols,); the run has their dtype.
-      lanes: as they were coded.
+      data: the output of `encode`.
+      lengths: the number of symbols of each run.
+      tables: the frequency table of each run.
+      values: the values of the symbols of each run, (symbols,) of any dtype.
+      lanes: the number of lanes that was passed to `encode`.
+
+    Returns:
+      The values of each run, (length,) with the dtype of its `values`.
 
     Raises:
-      WeightError: data that is damaged or does not belong to these runs; nearly every change shows.
+      WeightError: the data is damaged or does not match the runs. Almost all changes of the data are detected.
     """
     _check_rows(lengths, lanes)
     if len(data) < 4 * lanes or len(data) % 2:
-        raise WeightError(f"the coded symbols have {len(data)} bytes; {lanes} lanes ask for {4 * lanes} or more, even.")
+        raise WeightError(
+            f"the coded symbols have {len(data)} bytes; {lanes} lanes require an even number, at least {4 * lanes}."
+        )
     state = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
     words = np.frombuffer(data, "<u2", offset=4 * lanes)
     position = 0
     runs = []
     for length, table, symbols in zip(lengths, tables, values, strict=True):
-        # For each of the TOTAL slots: its symbol's value and frequency, and the place among the symbol's slots.
+        # For each of the TOTAL slots: the value and frequency of its symbol, and its index among the symbol's slots.
         value = np.repeat(symbols, table)
         frequency = np.repeat(table, table).astype(np.uint32)
         place = (np.arange(TOTAL) - np.repeat(np.cumsum(table) - table, table)).astype(np.uint32)
@@ -134,12 +157,12 @@ def decode(
             empty = np.flatnonzero(x < LOWEST_STATE)
             taken = words[position : position + len(empty)]
             if len(taken) < len(empty):
-                raise WeightError("the coded symbols end before all are decoded.")
+                raise WeightError("the coded symbols end before all of them are decoded.")
             x[empty] = (x[empty] << np.uint32(16)) | taken
             position += len(empty)
         runs.append(run)
     if position != len(words) or (state != LOWEST_STATE).any():
-        raise WeightError("the coded symbols do not end where their last one does.")
+        raise WeightError("the coded symbols do not end after the last symbol.")
     return runs
 
 
@@ -148,4 +171,4 @@ def _check_rows(lengths: Sequence[int], lanes: int) -> None:
         raise WeightError(f"{lanes} lanes; expected 1 to {LARGEST_LANES}.")
     rows = sum(-(-length // lanes) for length in lengths)
     if rows > LARGEST_ROWS:
-        raise WeightError(f"{sum(lengths)} symbols on {lanes} lanes take {rows} rows; {LARGEST_ROWS} are the limit.")
+        raise WeightError(f"{sum(lengths)} symbols on {lanes} lanes need {rows} rows; expected at most {LARGEST_ROWS}.")

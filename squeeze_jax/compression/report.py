@@ -1,4 +1,4 @@
-"""The table of a compression: what each stage leaves of the network, in bytes and in answers."""
+"""The table of a compression: file size and accuracy after each stage."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -8,19 +8,19 @@ import numpy as np
 
 from squeeze_jax.network import Network
 
-ALEXNET = 240_000_000  # bytes, as the papers count them
+ALEXNET = 240_000_000  # bytes, as stated in the papers
 TOP = 5
 BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A network on its way.
+    """A stage of a compression.
 
     Attributes:
-      name: of the stage.
-      network: after it.
-      bytes: of the file that holds it.
+      name: the name of the stage.
+      network: the network after the stage.
+      bytes: the size of its file in bytes.
     """
 
     name: str
@@ -30,14 +30,15 @@ class Stage:
 
 @dataclasses.dataclass
 class Answers:
-    """What a network says of images, summed up beside the original's answers.
+    """Sums over the predictions of a network, compared with those of the original network.
 
     Attributes:
-      images: how many.
-      labelled: how many of them have a label.
-      top1, top5: how many labels are among the best one and five classes.
-      agree: how often the best class is the original's.
-      divergence: the sum of the Kullback-Leibler divergences of the original's probabilities from these, in nats.
+      images: the number of images.
+      labelled: the number of images with a label.
+      top1: the number of labelled images whose label is the top prediction.
+      top5: the number of labelled images whose label is among the top five predictions.
+      agree: the number of images with the same top prediction as the original network.
+      divergence: the sum of the Kullback-Leibler divergences KL(original || network), in nats.
     """
 
     images: int = 0
@@ -48,7 +49,13 @@ class Answers:
     divergence: float = 0.0
 
     def add(self, probability: np.ndarray, original: np.ndarray, label: np.ndarray) -> None:
-        """Counts a batch: float (images, classes) twice, and int (images,), -1 where there is no label."""
+        """Adds a batch of predictions.
+
+        Args:
+          probability: the probabilities of the network, float (images, classes).
+          original: the probabilities of the original network, float (images, classes).
+          label: the labels, int (images,); -1 for unlabelled images.
+        """
         p, q = (np.maximum(values.astype(np.float64), 1e-30) for values in (original, probability))
         order = np.argsort(-probability, axis=1, kind="stable")[:, :TOP]
         hits = order == label[:, None]
@@ -61,16 +68,20 @@ class Answers:
 
 
 def evaluate(stages: Sequence[Stage], batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Answers]:
-    """What each stage's network says of images; the first one is the original.
+    """Evaluates the network of each stage on images.
 
     Args:
-      stages: whose networks have the same classes and image shape.
-      batches: of up to BATCH raw images, uint8 (batch, *image_shape), and labels, int (batch,), -1 where there is none.
+      stages: the stages, starting with the original network; all networks have the same classes and image shape.
+      batches: batches of at most BATCH raw images, uint8 (batch, *image_shape), and labels, int (batch,); -1 for
+        unlabelled images.
+
+    Returns:
+      The sums for each stage.
     """
     answers = [Answers() for _ in stages]
     for images, label in batches:
         original = None
-        filled = np.resize(images, (BATCH, *images.shape[1:]))  # so that the last batch needs no compilation of its own
+        filled = np.resize(images, (BATCH, *images.shape[1:]))  # pads the last batch to avoid a recompilation
         for stage, found in zip(stages, answers, strict=True):
             probability = stage.network.predict(filled)[: len(label)]
             original = probability if original is None else original
@@ -79,7 +90,12 @@ def evaluate(stages: Sequence[Stage], batches: Iterable[tuple[np.ndarray, np.nda
 
 
 def rows(stages: Sequence[Stage], answers: Sequence[Answers] | None = None) -> list[dict[str, str]]:
-    """A row for each stage, with what its network says of images where that was asked."""
+    """Returns the rows of the table, one per stage.
+
+    Args:
+      stages: the stages, starting with the original network.
+      answers: the results of `evaluate`; None for a table without accuracies.
+    """
     dense = 4 * sum(leaf.size for leaf in flax.traverse_util.flatten_dict(stages[0].network.variables).values())
     table = []
     for i, stage in enumerate(stages):
@@ -111,6 +127,6 @@ def _kernels(network: Network) -> list[np.ndarray]:
 
 
 def _bits(kernel: np.ndarray) -> int:
-    """That tell its values apart; 32 where most differ."""
+    """Returns the number of bits needed to index the distinct values of a kernel; 32 if most of them differ."""
     values = len(np.unique(kernel))
     return max(1, (values - 1).bit_length()) if 2 * values < kernel.size or values <= 256 else 32

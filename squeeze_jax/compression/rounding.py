@@ -1,4 +1,4 @@
-"""What stands beside the kernels in fewer bits: biases, and the parameters and statistics of batch norm."""
+"""Reduced precision for the biases and for the parameters and statistics of batch norm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +17,16 @@ def round_biases(variables: Mapping[str, Any], form: str) -> tuple[dict, dict[st
     """Rounds the biases of convolutions.
 
     Args:
-      variables: of the network.
-      form: "float32" leaves them, "float16", or "int8": multiples of a 127th of the layer's largest one.
+      variables: the variables of the network.
+      form: "float32" (unchanged), "float16" or "int8". With "int8", biases become integer multiples of a step, which is
+        the largest absolute bias of the layer divided by 127.
 
     Returns:
-      Variables of the same structure, and for "int8" the step of each array by its name ("params/conv1/bias").
+      Variables of the same structure and, for "int8", the step of each array by name ("params/conv1/bias"). All values
+      remain float32.
 
     Raises:
-      ConfigError: an unknown form, or a value that it cannot hold.
+      ConfigError: the form is unknown, or a value is too large for it.
     """
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     norms = _norm_layers(leaves)
@@ -35,14 +37,25 @@ def round_biases(variables: Mapping[str, Any], form: str) -> tuple[dict, dict[st
     for name in biases:
         bias = np.asarray(leaves[name])
         step = np.float32(np.abs(bias).max(initial=0) / LARGEST_INT8)
-        if step > 0:  # zeros stay as they are
+        if step > 0:  # biases that are all zero stay unchanged
             leaves[name] = np.clip(np.round(bias / step), -LARGEST_INT8, LARGEST_INT8).astype(np.float32) * step
             steps[name] = float(step)
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
 
 
 def round_batch_norm(variables: Mapping[str, Any], form: str) -> dict:
-    """Rounds what batch norm holds, "params" and "batch_stats"; arguments and errors are those of `round_biases`."""
+    """Rounds the parameters and statistics of batch norm.
+
+    Args:
+      variables: the variables of the network.
+      form: "float32" (unchanged) or "float16".
+
+    Returns:
+      Variables of the same structure. All values remain float32.
+
+    Raises:
+      ConfigError: the form is unknown, or a value is too large for it.
+    """
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     norms = _norm_layers(leaves)
     names = [name for name in leaves if _layer(name) in norms]
@@ -56,7 +69,7 @@ def _to_float(leaves: dict[str, Any], names: list[str], form: str, forms: tuple[
     for name in names:
         values = np.asarray(leaves[name])
         if form == "float16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-            raise ConfigError(f"{name} holds values that are too large for float16; leave it in float32.")
+            raise ConfigError(f"{name} holds values that are too large for float16; use float32.")
         changed[name] = values.astype(form).astype(np.float32)
     return changed
 
@@ -66,5 +79,5 @@ def _norm_layers(leaves: dict[str, Any]) -> set[str]:
 
 
 def _layer(name: str) -> str:
-    """ "fire2/squeeze1x1" of "params/fire2/squeeze1x1/bias"."""
+    """Returns the layer of a variable, such as "fire2/squeeze1x1" for "params/fire2/squeeze1x1/bias"."""
     return name.partition("/")[2].rpartition("/")[0]

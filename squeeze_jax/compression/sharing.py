@@ -1,4 +1,4 @@
-"""Weight sharing: each layer's weights become the nearest of a few values (Han et al. 2016, arXiv 1510.00149, 3)."""
+"""Weight sharing: clusters the weights of each layer (Han et al. 2016, arXiv 1510.00149, section 3)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,30 +10,30 @@ from squeeze_jax.errors import ConfigError
 
 INITIALISATIONS = ("linear", "density")
 BITS = range(2, 9)
-ITERATIONS = 1000  # of k-means at most
+ITERATIONS = 1000  # maximum of k-means
 KERNEL = "kernel"
 FIRST = "params/"
 
 
 def share(variables: Mapping[str, Any], bits: int | Mapping[str, int], initialisation: str = "density") -> dict:
-    """A network whose kernels hold few values.
+    """Clusters the weights of each layer, so that each kernel has few distinct values.
 
-    Zeros stay zero, and no weight becomes one, so that a layer of b bits holds at most 2 ** b - 1 values beside 0. A
-    layer that has no more already stays as it is.
+    Zeros stay zero, and no other weight becomes zero. A layer with b bits has at most 2 ** b - 1 distinct values
+    besides 0. A layer that already has no more than that is left unchanged.
 
     Args:
-      variables: of the network; "params" and others.
-      bits: of every layer, or of each by its name ("fire2/squeeze1x1"); 2 to 8. A layer that is
-        not named keeps its weights.
-      initialisation: where k-means begins: "linear", evenly between the smallest and the largest weight, as in the
-        paper; or "density", close where weights are many, by the cube root of their density, which is the best place
-        for many centroids.
+      variables: the variables of the network, with "params" and possibly other collections.
+      bits: the number of bits of all layers, or of single layers by name ("fire2/squeeze1x1"), 2 to 8. Layers that are
+        not named are left unchanged.
+      initialisation: the initial centroids of k-means. "linear" spaces them evenly between the smallest and the largest
+        weight, as in the paper. "density" places them with a density proportional to the cube root of the weights'
+        density, which is asymptotically optimal for many centroids.
 
     Returns:
       Variables of the same structure.
 
     Raises:
-      ConfigError: bits or an initialisation that there are none of, or a layer that is not in the network.
+      ConfigError: the number of bits is out of range, or the initialisation or a layer is unknown.
     """
     if initialisation not in INITIALISATIONS:
         raise ConfigError(
@@ -47,7 +47,15 @@ def share(variables: Mapping[str, Any], bits: int | Mapping[str, int], initialis
 
 
 def layer_bits(variables: Mapping[str, Any], bits: int | Mapping[str, int]) -> dict[str, int]:
-    """The bits of each layer by its name; arguments and errors are those of `share`."""
+    """Returns the number of bits of each layer, by name.
+
+    Args:
+      variables: the variables of the network.
+      bits: the number of bits of all layers, or of single layers by name, see `share`.
+
+    Raises:
+      ConfigError: the number of bits is out of range, or a layer is unknown.
+    """
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     layers = [name[len(FIRST) : -len(KERNEL) - 1] for name in leaves if name.endswith(f"/{KERNEL}")]
     found = dict.fromkeys(layers, bits) if isinstance(bits, int) else dict(bits)
@@ -60,7 +68,16 @@ def layer_bits(variables: Mapping[str, Any], bits: int | Mapping[str, int]) -> d
 
 
 def cluster(weights: np.ndarray, count: int, initialisation: str) -> np.ndarray:
-    """Weights with at most so many values beside 0, float32 in the same shape, by k-means in one dimension."""
+    """Clusters weights by one-dimensional k-means; zeros are left unchanged.
+
+    Args:
+      weights: the weights, float32 of any shape.
+      count: the maximum number of distinct values besides 0.
+      initialisation: the initial centroids, see `share`.
+
+    Returns:
+      The weights, each replaced by the nearest centroid, float32 of the same shape.
+    """
     nonzero = weights[weights != 0].astype(np.float64)
     if len(np.unique(nonzero)) <= count:
         return weights
@@ -79,9 +96,9 @@ def _linear(ordered: np.ndarray, count: int) -> np.ndarray:
 
 
 def _by_density(ordered: np.ndarray, count: int) -> np.ndarray:
-    """As dense as the cube root of the weights' density (Panter and Dite 1951).
+    """Returns centroids whose density is proportional to the cube root of the weights' density (Panter and Dite 1951).
 
-    The histogram is coarse, for the root would make much of the noise of a fine one.
+    The histogram is coarse, because the cube root would amplify the noise of a fine one.
     """
     histogram, edges = np.histogram(ordered, max(16, count // 4))
     share = np.concatenate([[0], np.cumsum(np.cbrt(histogram))])
@@ -89,7 +106,7 @@ def _by_density(ordered: np.ndarray, count: int) -> np.ndarray:
 
 
 def _kmeans(ordered: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Lloyd's iterations on rising values; a centroid that nothing is near to stays where it is."""
+    """Runs Lloyd's algorithm on sorted values; centroids without members stay unchanged."""
     sums = np.concatenate([[0], np.cumsum(ordered)])
     for _ in range(ITERATIONS):
         borders = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)

@@ -1,15 +1,14 @@
-"""Deep-Compressed SqueezeNet 1.0 (Han et al. 2016, arXiv 1510.00149): `.net` files of two layouts.
+"""SqueezeNet 1.0 with Deep Compression (Han et al. 2016, arXiv 1510.00149): `.net` files in two layouts.
 
-The released one (songhan/SqueezeNet-Deep-Compression), little endian: the number of stored entries of each of the 26
-convolutions, uint32; then for each of them a codebook of 256 float32, the biases, float32, a code of 8 bits per entry,
-and a gap of 4 bits per entry, low half first. An entry stands gap + 1 places after the one before it, in (out, in,
-height, width) order; code 0 is the weight 0, and carries the position on where a gap is longer than 15. There is no
-checksum.
+The released layout (songhan/SqueezeNet-Deep-Compression), in little endian, starts with the number of stored entries of
+each of the 26 convolutions, uint32. For each convolution follow a codebook of 256 float32 values, the biases, float32,
+an 8-bit code per entry and a 4-bit gap per entry, low half first. An entry is gap + 1 positions after the previous one,
+in (out, in, height, width) order. Code 0 is the weight 0; it bridges gaps longer than 15. There is no checksum.
 
-The compact one, with which the paper comes to 0.47 MB and which was never released, begins with "net" and the bits of
-a code, 2 to 7, which no number of entries can be. It has as many codebook entries as there are codes, the codes packed
-into so many bits, the high one first, and the gaps Huffman-coded: the length of each gap's code, 4 bits, low half
-first, and the codes. Each of these parts begins with a byte of its own.
+The compact layout corresponds to the 0.47 MB file of the paper, which was never released. It starts with "net" and the
+number of bits per code, 2 to 7; no number of entries has the same bytes. The codebook has one entry per code. The codes
+are bit-packed, most significant bit first. The gaps are Huffman-coded: the length of each gap's code, 4 bits, low half
+first, followed by the codes. Each part starts at a byte boundary.
 """
 
 import dataclasses
@@ -40,18 +39,18 @@ MAGIC = b"net"
 RELEASED_BITS = 8
 COMPACT_BITS = range(2, RELEASED_BITS)
 GAPS = 16
-# What a network must share with the released one, for the file says nothing of it.
+# Options that must equal those of the released network, because the file does not contain them.
 PREPROCESSING = ("dataset.mean", "dataset.std", "dataset.image_size", "crop.size", "crop.resize", "crop.keep_aspect")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution as a `.net` file has it.
+    """A convolution as stored in a `.net` file.
 
     Attributes:
-      codebook: what the codes stand for, float32 (2 to the power of the bits,); the first one is 0.
-      bias: float32 (out,).
-      codes: uint8 (out, in, height, width), 0 for weights that are not stored.
+      codebook: the values of the codes, float32 (2 ** bits,); the first one is 0.
+      bias: the biases, float32 (out,).
+      codes: the codes of the weights, uint8 (out, in, height, width); 0 for weights that are not stored.
     """
 
     codebook: np.ndarray
@@ -60,31 +59,45 @@ class Layer:
 
 
 def read(path: pathlib.Path) -> Weights:
-    """Opens a `.net` file.
+    """Reads a `.net` file.
+
+    Args:
+      path: the file, in the released or in the compact layout.
 
     Raises:
-      WeightError: another length than its own counts ask for, or an entry outside its layer.
+      WeightError: the length of the file does not match its counts, or an entry lies outside its layer.
     """
     return make_weights(path, caffe_config(MODEL), decode(path), imagenet_class_names())
 
 
 def save(network: Any, path: str | pathlib.Path, bits: int = RELEASED_BITS) -> None:
-    """Writes a network to a `.net` file, reads it back and compares; what is there is replaced only then.
+    """Writes a network to a `.net` file without loss.
+
+    The file is read back and compared with the network before it replaces an existing one.
 
     Args:
-      network: as `squeeze_jax.load` gives it; SqueezeNet 1.0 with the preprocessing and the classes of the released
-        file, whose kernels hold few enough values.
-      path: of the file, ending in ".net".
-      bits: of a code; 8 gives the released layout, 2 to 7 the compact one.
+      network: the network, as returned by `squeeze_jax.load`. It must be SqueezeNet 1.0 with the preprocessing and the
+        classes of the released file.
+      path: the file, ending in ".net".
+      bits: the number of bits per code; 8 for the released layout, 2 to 7 for the compact one.
 
     Raises:
-      WeightError: another network, or a kernel with more than 2 ** bits - 1 values beside 0; it is named.
+      WeightError: the network has another architecture, preprocessing or classes, a kernel has more than 2 ** bits - 1
+        distinct values besides 0, or the file cannot be written.
     """
     write_verified(pathlib.Path(path), serialise(network, bits), read, network)
 
 
 def serialise(network: Any, bits: int = RELEASED_BITS) -> bytes:
-    """The file that `save` writes; arguments and errors are the same."""
+    """Returns the contents of the file that `save` writes.
+
+    Args:
+      network: the network, see `save`.
+      bits: the number of bits per code, 2 to 8.
+
+    Raises:
+      WeightError: the network cannot be stored, see `save`.
+    """
     config, class_names = caffe_config(MODEL), imagenet_class_names()
     is_other = network.class_names != class_names or network.model != make_model(config, make_task(config, class_names))
     differing = [
@@ -94,8 +107,8 @@ def serialise(network: Any, bits: int = RELEASED_BITS) -> bytes:
     ]
     if is_other or differing:
         raise WeightError(
-            f"a {SUFFIX} file holds Caffe's SqueezeNet 1.0 and nothing that would say otherwise; this network differs "
-            f"in {', '.join(differing) or 'its layers or classes'}. Write a .sqz file."
+            f"a {SUFFIX} file can only hold SqueezeNet 1.0 as trained with Caffe; this network differs "
+            f"in {', '.join(differing) or 'its layers or classes'}. Write a .sqz file instead."
         )
     layers = {}
     for name in _kernel_shapes():
@@ -105,8 +118,8 @@ def serialise(network: Any, bits: int = RELEASED_BITS) -> bytes:
         values, places = np.unique(kernel[kernel != 0], return_inverse=True)
         if len(values) >= 1 << bits:
             raise WeightError(
-                f"{name} has {len(values)} different weights; {bits} bits hold {(1 << bits) - 1} beside 0. Let weights "
-                f"share values first, by `python -m squeeze_jax.compression --bits {bits}`."
+                f"{name} has {len(values)} different weights; {bits} bits hold {(1 << bits) - 1} besides 0. Apply "
+                f"weight sharing first: `python -m squeeze_jax.compression --bits {bits}`."
             )
         codebook, codes = np.zeros(1 << bits, np.float32), np.zeros(kernel.shape, np.uint8)
         codebook[1 : len(values) + 1] = values
@@ -116,7 +129,11 @@ def serialise(network: Any, bits: int = RELEASED_BITS) -> bytes:
 
 
 def encode(layers: dict[str, Layer]) -> bytes:
-    """The file of these layers, compact where their codebooks have less than 256 entries."""
+    """Returns the contents of a `.net` file, in the compact layout if the codebooks have fewer than 256 entries.
+
+    Args:
+      layers: the layers by name, in the order of the network.
+    """
     bits = len(next(iter(layers.values())).codebook).bit_length() - 1
     is_compact = bits < RELEASED_BITS
     counts, parts = [], []
@@ -134,23 +151,43 @@ def encode(layers: dict[str, Layer]) -> bytes:
 
 
 def decode(path: pathlib.Path) -> Leaves:
-    """The kernels (height, width, in, out) and biases, float32; raises as `read` does."""
+    """Reads the kernels and biases of a `.net` file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The arrays by name, float32; kernels have the shape (height, width, in, out).
+
+    Raises:
+      WeightError: the file is damaged, see `read`.
+    """
     leaves = {}
     for name, layer in parse(path).items():
         kernel = layer.codebook[layer.codes].transpose(2, 3, 1, 0)
-        # Blue comes first in Caffe.
+        # Caffe uses BGR images.
         leaves[f"params/{name}/kernel"] = kernel[:, :, ::-1] if name == "conv1" else kernel
         leaves[f"params/{name}/bias"] = layer.bias
     return leaves
 
 
 def parse(path: pathlib.Path) -> dict[str, Layer]:
-    """The layers by their names, as they lie in the file; raises as `read` does."""
+    """Parses a `.net` file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The layers by name, in the order of the file.
+
+    Raises:
+      WeightError: the file is damaged, see `read`.
+    """
     data = read_bytes(path)
     is_compact = data[: len(MAGIC)] == MAGIC and len(data) > len(MAGIC)
     bits = data[len(MAGIC)] if is_compact else RELEASED_BITS
     if is_compact and bits not in COMPACT_BITS:
-        raise WeightError(f"{path} has codes of {bits} bits; expected 2 to 7. Make or fetch it again.")
+        raise WeightError(f"{path} has codes of {bits} bits; expected 2 to 7. Create or download it again.")
     shapes = _kernel_shapes()
     start = len(MAGIC) + 1 if is_compact else 0
     header = start + 4 * len(shapes)
@@ -182,14 +219,14 @@ def parse(path: pathlib.Path) -> dict[str, Layer]:
 
 
 class _Parts:
-    """Takes the file apart; all counts are checked against what is left of it."""
+    """Reads the parts of the file and checks all counts against the remaining bytes."""
 
     def __init__(self, path: pathlib.Path, data: bytes, offset: int):
         self._path, self._data, self._offset = path, data, offset
 
     def take(self, dtype: str, count: int) -> np.ndarray:
         if count * np.dtype(dtype).itemsize > len(self._data) - self._offset:
-            raise WeightError(f"{self._path} has {len(self._data)} bytes; its counts ask for more. Download it again.")
+            raise WeightError(f"{self._path} has {len(self._data)} bytes; its counts require more. Download it again.")
         values = np.frombuffer(self._data, dtype, count, self._offset)
         self._offset += values.nbytes
         return values
@@ -206,15 +243,15 @@ class _Parts:
     def end(self) -> None:
         if self._offset != len(self._data):
             raise WeightError(
-                f"{self._path} has {len(self._data)} bytes; its counts ask for {self._offset}. Download it again."
+                f"{self._path} has {len(self._data)} bytes; its counts require {self._offset}. Download it again."
             )
 
 
 def _entries(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and gaps, uint8, of the stored entries: the codes that are not 0, and those that carry on a long gap."""
+    """Returns the codes and gaps of the stored entries, uint8: the non-zero codes, and zeros that bridge long gaps."""
     positions = np.flatnonzero(flat)
     if not len(positions):
-        return np.zeros(1, np.uint8), np.zeros(1, np.uint8)  # the layout has no layer without entries
+        return np.zeros(1, np.uint8), np.zeros(1, np.uint8)  # a layer needs at least one entry
     carries, gap = np.divmod(np.diff(positions, prepend=-1) - 1, GAPS)
     last = np.cumsum(carries + 1) - 1
     codes, gaps = np.zeros(last[-1] + 1, np.uint8), np.full(last[-1] + 1, GAPS - 1, np.uint8)
@@ -249,7 +286,7 @@ def _below(tree: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _kernel_shapes() -> dict[str, tuple[int, int, int, int]]:
-    """(out, in, height, width) of each convolution, in the order of the network."""
+    """Returns the kernel shape (out, in, height, width) of each convolution, in the order of the network."""
     model = models.create(MODEL)
     size, _ = STEMS[model.stem]
     shapes = {"conv1": (model.stem_filters, 3, size, size)}

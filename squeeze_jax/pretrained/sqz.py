@@ -1,9 +1,15 @@
-"""A compressed network in one `.sqz` file: whatever `squeeze_jax.load` opens, entropy-coded without loss.
+"""The `.sqz` format: a network in one file, entropy-coded without loss.
 
-Little endian: "sqz" and the version, one byte; the first 16 bytes of the SHA-256 of all that follows; the length of the
-description, uint32, and the description, deflated JSON; the length of the numbers, uint32, and the numbers, deflated;
-the stream of codes to the end. The description holds the config, the class names (or the name of a known list), the
-image shape, the step, the number of lanes, and what is stored of each array, see `squeeze_jax.compression.arrays`.
+Any network that `squeeze_jax.load` opens can be stored. The layout, in little endian:
+
+- the magic bytes "sqz" and the version, one byte;
+- the first 16 bytes of the SHA-256 of everything that follows;
+- the length of the description, uint32, and the description, deflated JSON;
+- the length of the numbers, uint32, and the numbers, deflated;
+- the rANS stream, up to the end of the file.
+
+The description contains the config, the class names (or the name of a known list), the image shape, the training step,
+the number of lanes and a description of each array, see `squeeze_jax.compression.arrays`.
 """
 
 import hashlib
@@ -26,38 +32,48 @@ from squeeze_jax.pretrained.weights import Weights, check_shapes, imagenet_class
 SUFFIX = ".sqz"
 MAGIC = b"sqz"
 VERSION = 1
-LANES = 256  # decodes the paper's network in a thirtieth of a second; 1,024 take 2 kB more, 64 a few hundred bytes less
+LANES = 256  # decodes the paper's network in 1/30 s; 1,024 lanes take 2 kB more, 64 lanes a few hundred bytes less
 DIGEST = 16  # bytes
 LARGEST_DESCRIPTION = 2**20  # bytes, inflated
-LARGEST_SIDE = 2**16  # of an image
-IMAGENET = "imagenet2012"  # stands for its 1000 class names, which would take 4 kB
+LARGEST_SIDE = 2**16  # pixels of an image side
+IMAGENET = "imagenet2012"  # stored instead of its 1000 class names, which would take 4 kB
 
-# What building a config, a task and a model from values that nobody has checked may raise.
+# Errors that building a config, a task and a model from untrusted values may raise.
 WRONG_VALUES = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 def save(
     network: Any, path: str | pathlib.Path, *, steps: Mapping[str, float] | None = None, lanes: int = LANES
 ) -> None:
-    """Writes a network to a `.sqz` file, reads it back and compares; what is there is replaced only then.
+    """Writes a network to a `.sqz` file without loss.
 
-    Nothing is rounded: an array takes few bytes where its values are few, or whole multiples of a step. To make them so
-    is what `squeeze_jax.compression` is for.
+    The file is read back and compared with the network before it replaces an existing one. Arrays with few distinct
+    values, or with integer multiples of a step, take the fewest bytes; `squeeze_jax.compression` produces such arrays.
 
     Args:
-      network: as `squeeze_jax.load` gives it, in float32.
-      path: of the file, ending in ".sqz".
-      steps: of arrays that are whole multiples of a float32, such as {"params/conv1/kernel": 0.01}.
-      lanes: that decode at once, 1 to 1024.
+      network: the network, as returned by `squeeze_jax.load`, in float32.
+      path: the file, ending in ".sqz".
+      steps: the quantisation steps by array name, for arrays whose values are integer multiples of a float32, such as
+        {"params/conv1/kernel": 0.01}.
+      lanes: the number of lanes of the entropy coder, 1 to 1024.
 
     Raises:
-      WeightError: an array that cannot be stored; it is named.
+      WeightError: an array cannot be stored, or the file cannot be written.
     """
     write_verified(pathlib.Path(path), serialise(network, steps=steps, lanes=lanes), read, network)
 
 
 def serialise(network: Any, *, steps: Mapping[str, float] | None = None, lanes: int = LANES) -> bytes:
-    """The file that `save` writes; arguments and errors are the same."""
+    """Returns the contents of the file that `save` writes.
+
+    Args:
+      network: the network, see `save`.
+      steps: the quantisation steps by array name, see `save`.
+      lanes: the number of lanes of the entropy coder, 1 to 1024.
+
+    Raises:
+      WeightError: an array cannot be stored.
+    """
     leaves = flax.traverse_util.flatten_dict(network.variables, sep="/")
     ordered = {name: np.asarray(leaves[name]) for name in sorted(leaves)}
     descriptions, numbers, codes = arrays.pack(ordered, steps or {}, lanes)
@@ -73,26 +89,29 @@ def serialise(network: Any, *, steps: Mapping[str, float] | None = None, lanes: 
     }
     text = json.dumps(description, separators=(",", ":")).encode()
     if len(text) > LARGEST_DESCRIPTION:
-        raise WeightError(f"config and class names take {len(text)} bytes; a file holds {LARGEST_DESCRIPTION}.")
+        raise WeightError(f"config and class names take {len(text)} bytes; expected at most {LARGEST_DESCRIPTION}.")
     parts = [_with_length(zlib.compress(text, 9)), _with_length(numbers), codes]
     body = b"".join(parts)
     return MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest()[:DIGEST] + body
 
 
 def read(path: pathlib.Path) -> Weights:
-    """Opens a `.sqz` file.
+    """Reads a `.sqz` file.
+
+    Args:
+      path: the file, which may be untrusted.
 
     Raises:
-      WeightError: another file, another version, one in which a single bit has changed, or one made to do harm.
+      WeightError: the file has another format or version, is damaged, or is malicious.
     """
     data = read_bytes(path)
     if data[: len(MAGIC)] != MAGIC or len(data) < len(MAGIC) + 1 + DIGEST:
-        raise WeightError(f"{path} is not a .sqz file of squeeze_jax: it does not begin as one does.")
+        raise WeightError(f"{path} is not a .sqz file of squeeze_jax: its first bytes differ.")
     version, digest, body = data[len(MAGIC)], data[len(MAGIC) + 1 :][:DIGEST], data[len(MAGIC) + 1 + DIGEST :]
     if version != VERSION:
         raise WeightError(f"{path} has version {version}; this squeeze_jax reads version {VERSION}. Update it.")
     if hashlib.sha256(body).digest()[:DIGEST] != digest:
-        raise WeightError(f"{path} has changed since it was written (its checksum differs); make or fetch it again.")
+        raise WeightError(f"{path} has changed since it was written (wrong checksum); create or download it again.")
     try:
         return _weights(path, memoryview(body))
     except (SqueezeJaxError, *WRONG_VALUES, UnicodeDecodeError) as error:
@@ -107,17 +126,17 @@ def _weights(path: pathlib.Path, body: memoryview) -> Weights:
     class_names, image_shape = description["class_names"], tuple(description["image_shape"])
     class_names = imagenet_class_names() if class_names == IMAGENET else tuple(class_names)
     if not all(isinstance(name, str) for name in class_names):
-        raise WeightError("its class names are not text.")
+        raise WeightError("its class names are not strings.")
     if not all(type(whole) is int for whole in (*image_shape, description["step"], description["lanes"])):
-        raise WeightError("its image shape, step or lanes are not whole numbers.")
+        raise WeightError("its image shape, step or lanes are not integers.")
     if not all(1 <= side <= LARGEST_SIDE for side in image_shape):
         raise WeightError(f"its images have the shape {image_shape}.")
-    # What the arrays are is settled by the network before any is made.
+    # The arrays are checked against the network before any of them is allocated.
     config = config_lib.from_values(description["config"], path, description["config_version"])
     task = make_task(config, class_names)
     shapes = {entry.name: entry.shape for entry in stored}
     if len(shapes) < len(stored):
-        raise WeightError("it describes an array twice.")
+        raise WeightError("it describes the same array twice.")
     check_shapes(path, make_model(config, task), shapes, task.preprocessing.input_shape(image_shape))
     leaves = arrays.unpack(stored, numbers, codes, description["lanes"])
     variables = flax.traverse_util.unflatten_dict(leaves, sep="/")
@@ -129,8 +148,8 @@ def _with_length(part: bytes) -> bytes:
 
 
 def _split(data: memoryview) -> tuple[memoryview, memoryview]:
-    """A part that `_with_length` wrote, and what follows it."""
+    """Returns the first part, as written by `_with_length`, and the remaining data."""
     length = int.from_bytes(data[:4], "little")
     if len(data) < 4 + length:
-        raise WeightError(f"a part of {length} bytes begins {len(data)} bytes before the end.")
+        raise WeightError(f"a part of {length} bytes starts {len(data)} bytes before the end.")
     return data[4 : 4 + length], data[4 + length :]

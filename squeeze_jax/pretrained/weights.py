@@ -118,16 +118,16 @@ def check_shapes(
 
 
 def write_verified(path: pathlib.Path, data: bytes, read: Callable[[pathlib.Path], Weights], network: Any) -> None:
-    """Writes a file, reads it back, and only when it holds the network gives it its name.
+    """Writes a weight file, and reads it back for verification before it replaces an existing one.
 
     Args:
-      path: of the file; its folder must be there.
-      data: the file.
-      read: of such files.
-      network: what it must hold, as `squeeze_jax.load` gives it.
+      path: the file; its folder must exist.
+      data: the contents of the file.
+      read: the function that reads files of this format.
+      network: the network that the file must contain, as returned by `squeeze_jax.load`.
 
     Raises:
-      WeightError: it cannot be written, or another network came back; what was there before stays.
+      WeightError: the file cannot be written, or a different network was read back; an existing file is kept.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -141,12 +141,12 @@ def write_verified(path: pathlib.Path, data: bytes, read: Callable[[pathlib.Path
         )
         if differing or found.class_names != network.class_names or found.image_shape != network.image_shape:
             raise WeightError(
-                f"{path} was not written, for another network was read back from it; these differ: "
-                f"{', '.join(differing[:5]) or 'class names or image shape'}. That is a bug: report it."
+                f"{path} was not written, because a different network was read back; these differ: "
+                f"{', '.join(differing[:5]) or 'class names or image shape'}. This is a bug; please report it."
             )
         temporary.replace(path)
     except OSError as error:
-        raise WeightError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+        raise WeightError(f"{path} cannot be written ({error.strerror}); use another file.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
