@@ -157,18 +157,6 @@ def test_arrays_that_cannot_be_stored_are_named(array, step, message):
         arrays.pack({"x": array}, {"x": step}, 256)
 
 
-def test_a_network_comes_back_as_it_was(small, tmp_path):
-    path = tmp_path / "small.sqz"
-    sqz.save(small, path)
-    again = load(path)
-    assert (again.step, again.class_names, again.image_shape) == (7, small.class_names, small.image_shape)
-    assert again.config.to_dict() == small.config.to_dict() and again.model == small.model
-    assert_same(leaves_of(again.variables), leaves_of(small.variables))
-    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(again.predict(images), small.predict(images))
-    assert [p.name for p in tmp_path.iterdir()] == ["small.sqz"]
-
-
 def test_sharing_and_rounding_make_a_file_small(small, tmp_path):
     sizes = {}
     variables = small.variables

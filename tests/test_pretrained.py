@@ -15,7 +15,7 @@ from PIL import Image
 from squeeze_jax import Network, load, models, pretrained
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ConfigError, WeightError
-from squeeze_jax.pretrained import deep_compression
+from squeeze_jax.pretrained import deep_compression, sqz
 from squeeze_jax.training import trainer
 
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
@@ -115,16 +115,17 @@ def small():
     return Network(model, variables, config, 7, ("ant", "bee", "cow"), (32, 32, 3))
 
 
-def test_our_own_file_gives_the_network_back(small, tmp_path):
-    path = tmp_path / "small.safetensors"
-    pretrained.save(small, path)
+@pytest.mark.parametrize(("save", "name"), [(pretrained.save, "small.safetensors"), (sqz.save, "small.sqz")])
+def test_our_own_files_give_the_network_back(small, tmp_path, save, name):
+    path = tmp_path / name
+    save(small, path)
     again = load(path)
     assert (again.step, again.class_names, again.image_shape) == (7, small.class_names, small.image_shape)
     assert again.config.to_dict() == small.config.to_dict() and again.model == small.model
     jax.tree.map(np.testing.assert_array_equal, again.variables, small.variables)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     np.testing.assert_array_equal(again.predict(images), small.predict(images))
-    assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_our_own_file_shows_every_change(small, tmp_path):
