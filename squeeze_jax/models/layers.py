@@ -40,6 +40,7 @@ def conv(
     dtype: str,
     strides: int = 1,
     padding: str | int = "SAME",
+    groups: int = 1,
     use_bias: bool = True,
     kernel_init: Callable = CONV_INIT,
 ) -> nn.Conv:
@@ -51,15 +52,22 @@ def conv(
       name: the name of the module.
       dtype: dtype of the computation.
       strides: the stride along every axis.
-      padding: "SAME", "VALID" or the padding of every side.
+      padding: "SAME" (kernel_size // 2 at every side, at any stride, as in PyTorch), "VALID" or the padding of every
+        side.
+      groups: the number of groups that input and output channels are split into; as many as there are channels make a
+        depthwise convolution.
       use_bias: whether to add a bias.
       kernel_init: the initialiser of the kernel.
     """
+    if padding == "SAME" and strides > 1:
+        sides = [(size // 2, size // 2) for size in kernel_size]
+        padding = sides if any(map(any, sides)) else "VALID"
     return nn.Conv(
         features,
         tuple(kernel_size),
         strides=strides,
         padding=padding,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=jnp.dtype(dtype),
@@ -78,16 +86,45 @@ def _by_platform(on_cpu: Callable, elsewhere: Callable, *arguments: jax.Array) -
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """Computes `lax.conv_general_dilated`; 1x1 and 3-D kernels use another formulation on CPU."""
+    """Computes `lax.conv_general_dilated`; 1x1, 3-D, grouped and depthwise kernels use another formulation on CPU."""
     size, stride, is_3d = kernel.shape[0], strides[0], x.ndim == 5
+    groups = options.get("feature_group_count", 1)
     is_cubic = set(kernel.shape[:-2]) == {size} and set(strides) == {stride}
     keeps_size = padding == "SAME" and stride == 1 and size % 2 == 1
     plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+    if groups > 1:
+        is_depthwise = groups == x.shape[-1] == kernel.shape[-1]
+        on_cpu = _convolve_depthwise if is_depthwise else functools.partial(_convolve_groups, options=options)
+        return _by_platform(functools.partial(on_cpu, strides=strides, padding=padding), plain, x, kernel)
     if not (is_cubic and (keeps_size or padding == "VALID") and (size == 1 or is_3d)):
         return plain(x, kernel)
     # A batch of one volume is faster unfolded.
     on_cpu = _convolve_unfolded if size == 1 or len(x) == 1 else _convolve_planes
     return _by_platform(functools.partial(on_cpu, stride=stride, padding=padding), plain, x, kernel)
+
+
+def _convolve_depthwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> jax.Array:
+    """Computes a depthwise convolution as a sum, over the cells of the window, of shifted images times a weight.
+
+    XLA's CPU backend computes it as a dense convolution with a kernel of mostly zeros, which takes many times as long
+    (benchmarks/layers.py).
+    """
+    window = kernel.shape[:-2]
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
+    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+    cells = zip(_taps(x, window, strides), kernel.reshape(-1, kernel.shape[-1]), strict=True)
+    return functools.reduce(operator.add, (values * weight for values, weight in cells))
+
+
+def _convolve_groups(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, options: dict[str, Any]
+) -> jax.Array:
+    """Computes a grouped convolution as one convolution per group, for the same reason."""
+    groups = options["feature_group_count"]
+    each = options | {"feature_group_count": 1}
+    pairs = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+    return jnp.concatenate([_convolve(*pair, strides, padding, **each) for pair in pairs], axis=-1)
 
 
 def _convolve_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
@@ -98,7 +135,7 @@ def _convolve_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: st
     size = kernel.shape[0]
     if padding == "SAME":
         x = jnp.pad(x, [(0, 0), *[(size // 2, size // 2)] * (x.ndim - 2), (0, 0)])
-    columns = jnp.concatenate(_taps(x, size, stride), axis=-1)
+    columns = jnp.concatenate(_taps(x, kernel.shape[:-2], (stride,) * (x.ndim - 2)), axis=-1)
     y = columns.reshape(-1, columns.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
     return y.reshape(*columns.shape[:-1], -1)
 
@@ -124,24 +161,26 @@ def _convolve_planes(x: jax.Array, kernel: jax.Array, stride: int, padding: str)
     return y.reshape(len(x), depth, *y.shape[1:])
 
 
-def _taps(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
+def _taps(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> list[jax.Array]:
     """Returns, for each cell of a window in row-major order, the values of all windows at that cell."""
-    rank = x.ndim - 2
-    extents = [(length - size) // stride * stride + 1 for length in x.shape[1:-1]]
+    extents = [
+        (length - size) // stride * stride + 1
+        for length, size, stride in zip(x.shape[1:-1], window, strides, strict=True)
+    ]
     return [
         jax.lax.slice(
             x,
             (0, *offset, 0),
             (x.shape[0], *map(operator.add, offset, extents), x.shape[-1]),
-            (1, *(stride,) * rank, 1),
+            (1, *strides, 1),
         )
-        for offset in itertools.product(range(size), repeat=rank)
+        for offset in itertools.product(*map(range, window))
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvBlock:
-    """Makes blocks of convolution, optional batch normalisation, and ReLU; call it inside a compact method.
+    """Makes blocks of convolution, optional batch normalisation, and activation; call it inside a compact method.
 
     Attributes:
       use_batch_norm: add batch normalisation after the convolution, which then has no bias, because the normalisation
@@ -149,25 +188,37 @@ class ConvBlock:
       dtype: dtype of the computation.
       axis_name: the mapped axis that batch statistics are averaged over (pmap only).
       train: normalise by the statistics of the batch instead of the running ones.
+      activation: the activation function.
     """
 
     use_batch_norm: bool
     dtype: str
     axis_name: str | None
     train: bool
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     def __call__(
-        self, x: jax.Array, features: int, kernel: int, *, name: str, strides: int = 1, padding: str | int = "SAME"
+        self,
+        x: jax.Array,
+        features: int,
+        kernel: int | Sequence[int],
+        *,
+        name: str,
+        strides: int = 1,
+        padding: str | int = "SAME",
+        groups: int = 1,
+        activate: bool = True,
     ) -> jax.Array:
         """Maps (batch, *spatial, channels) to (batch, *spatial, features).
 
-        The submodules are `name` and `name + "_bn"` of the calling module.
+        The submodules are `name` and `name + "_bn"` of the calling module. Without `activate` there is no activation.
         """
         x = conv(
             features,
-            (kernel,) * (x.ndim - 2),
+            (kernel,) * (x.ndim - 2) if isinstance(kernel, int) else kernel,
             strides=strides,
             padding=padding,
+            groups=groups,
             use_bias=not self.use_batch_norm,
             dtype=self.dtype,
             name=name,
@@ -181,7 +232,7 @@ class ConvBlock:
                 axis_name=self.axis_name,
                 name=f"{name}_bn",
             )(x)
-        return nn.relu(x)
+        return self.activation(x) if activate else x
 
 
 def pooled_size(size: int, pooling: str) -> int:
@@ -200,33 +251,40 @@ class MaxPool(nn.Module):
 
     Attributes:
       pooling: how the output size is rounded: "ceil" (Caffe, torchvision) or "floor" (Keras 'valid').
+      padding: the number of cells added at every side; they never win.
     """
 
     pooling: str = "ceil"
+    padding: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        on_cpu, plain = (functools.partial(pool, pooling=self.pooling) for pool in (_max_pool_by_slices, _max_pool))
+        options = {"pooling": self.pooling, "padding": self.padding}
+        on_cpu, plain = (functools.partial(pool, **options) for pool in (_max_pool_by_slices, _max_pool))
         return _by_platform(on_cpu, plain, x)
 
 
-def _max_pool(x: jax.Array, pooling: str) -> jax.Array:
+def _max_pool(x: jax.Array, pooling: str, padding: int) -> jax.Array:
     rank = x.ndim - 2
-    padding = [
-        (0, max(0, (pooled_size(size, pooling) - 1) * POOL_STRIDE + POOL_WINDOW - size)) for size in x.shape[1:-1]
+    margins = [(before, max(0, after)) for before, after in _pool_margins(x, pooling, padding)]
+    return nn.max_pool(x, (POOL_WINDOW,) * rank, (POOL_STRIDE,) * rank, margins)
+
+
+def _pool_margins(x: jax.Array, pooling: str, padding: int) -> list[tuple[int, int]]:
+    """Returns the cells before and after each spatial axis that make the windows whole; negative ones are cut off."""
+    return [
+        (padding, (pooled_size(size + 2 * padding, pooling) - 1) * POOL_STRIDE + POOL_WINDOW - size - padding)
+        for size in x.shape[1:-1]
     ]
-    return nn.max_pool(x, (POOL_WINDOW,) * rank, (POOL_STRIDE,) * rank, padding)
 
 
-def _max_pool_by_slices(x: jax.Array, pooling: str) -> jax.Array:
+def _max_pool_by_slices(x: jax.Array, pooling: str, padding: int) -> jax.Array:
     """Computes the same as a maximum of slices, and keeps the winner of each window for the gradient.
 
     On XLA's CPU backend a window reduction takes several times as long (benchmarks/layers.py).
     """
-    whole_windows = [
-        (0, POOL_STRIDE * (pooled_size(size, pooling) - 1) + POOL_WINDOW - size, 0) for size in x.shape[1:-1]
-    ]
-    return _pool_whole_windows(jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *whole_windows, (0, 0, 0)]))
+    margins = [(before, after, 0) for before, after in _pool_margins(x, pooling, padding)]
+    return _pool_whole_windows(jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *margins, (0, 0, 0)]))
 
 
 @jax.custom_vjp
@@ -236,7 +294,8 @@ def _pool_whole_windows(x: jax.Array) -> jax.Array:
 
 def _maximum_and_winner(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the maximum of each window, and the index of its cell as uint8; of equal cells the first, as in lax."""
-    first, *others = _taps(x, POOL_WINDOW, POOL_STRIDE)
+    rank = x.ndim - 2
+    first, *others = _taps(x, (POOL_WINDOW,) * rank, (POOL_STRIDE,) * rank)
     maximum, winner = first, jnp.zeros(first.shape, jnp.uint8)
     for cell, value in enumerate(others, start=1):
         wins = (value > maximum) | jnp.isnan(value)

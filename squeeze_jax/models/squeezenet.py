@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from squeeze_jax.errors import ModelError
 from squeeze_jax.models import layers
+from squeeze_jax.models.convnet import ConvNet, Stage
 from squeeze_jax.models.fire import Fire, check_widths
 
 NUM_FIRE_MODULES = 8
@@ -16,9 +17,6 @@ FIRST_FIRE = 2  # the paper counts conv1 as layer 1
 STEMS = {"7x7/2": (7, 2), "3x3/2": (3, 2), "3x3/1": (3, 1)}  # kernel, stride
 BYPASSES = ("none", "simple", "complex")
 POOLINGS = ("ceil", "floor")
-DTYPES = ("float32", "bfloat16", "float64")
-AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
-LARGEST_MINIMUM = 8192  # limit of the search for the smallest valid input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,32 +28,11 @@ class FireWidths:
     expand3x3: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """The effect of one stage on the length of a spatial axis; `kernel` is the largest kernel in the stage."""
-
-    name: str
-    kernel: int
-    stride: int
-    kind: str  # "valid", "same" or a pooling mode
-
-    def output_size(self, size: int) -> int:
-        """Returns the length of an axis after this stage; less than 1 if the window does not fit."""
-        if self.kind == "same":
-            return size
-        if self.kind == "valid":
-            return (size - self.kernel) // self.stride + 1
-        return layers.pooled_size(size, self.kind)
-
-
-class SqueezeNet(nn.Module):
+class SqueezeNet(ConvNet):
     """SqueezeNet, with every design choice of the paper's section 5 as an attribute; the defaults are version 1.0.
 
     Fire module i (counted from 0) has e = base_filters + filter_increment * (i // increment_every) expand filters, of
     which round(fraction_3x3 * e) are 3x3, and round(squeeze_ratio * e) squeeze filters.
-
-    Every registered network has the class attributes `head`, the name of its last layer, whose channels are the
-    classes, and `ranks`, the numbers of spatial axes that its input may have.
 
     Attributes:
       num_classes: output channels of conv10; with 0 there is no conv10, and the output is the mean of each channel of
@@ -83,7 +60,8 @@ class SqueezeNet(nn.Module):
     """
 
     head = "conv10"
-    ranks = tuple(AXIS_NAMES)
+    stems = STEMS
+    too_small = "use the stem '3x3/1' or fewer entries in pool_after"
 
     num_classes: int = 1000
     dropout_rate: float = 0.5
@@ -104,19 +82,10 @@ class SqueezeNet(nn.Module):
     axis_name: str | None = None
 
     def __post_init__(self):
-        for name, choices in (
-            ("bypass", BYPASSES),
-            ("stem", tuple(STEMS)),
-            ("pooling", POOLINGS),
-            ("dtype", DTYPES),
-        ):
-            if getattr(self, name) not in choices:
-                raise ModelError(f"{name}={getattr(self, name)!r} is unknown; expected one of {', '.join(choices)}.")
-        for name, smallest in {"num_classes": 0, "stem_filters": 1, "base_filters": 1, "increment_every": 1}.items():
-            if getattr(self, name) < smallest:
-                raise ModelError(f"{name}={getattr(self, name)}; expected at least {smallest}.")
-        if not 0 <= self.dropout_rate < 1:
-            raise ModelError(f"dropout_rate={self.dropout_rate}; expected 0 <= rate < 1.")
+        self._check_choices(bypass=BYPASSES, pooling=POOLINGS)
+        for name in ("stem_filters", "base_filters", "increment_every"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name}={getattr(self, name)}; expected at least 1.")
         last = FIRST_FIRE + NUM_FIRE_MODULES - 1
         if any(layer not in range(1, last + 1) for layer in self.pool_after):
             raise ModelError(f"pool_after={self.pool_after}; expected layers from 1 (conv1) to {last} (fire{last}).")
@@ -241,59 +210,10 @@ class SqueezeNet(nn.Module):
         return self._feature_maps(images, False, None)
 
     def stages(self) -> Iterator[Stage]:
-        """Yields, in order, the stages with a stride or a kernel larger than 1."""
         kernel, stride = STEMS[self.stem]
-        yield Stage("conv1", kernel, stride, "valid" if stride > 1 else "same")
+        yield Stage("conv1", kernel, stride, padding=0 if stride > 1 else kernel // 2)
         for layer in range(1, FIRST_FIRE + NUM_FIRE_MODULES):
             if layer >= FIRST_FIRE:
-                yield Stage(f"fire{layer}", 3, 1, "same")
+                yield Stage(f"fire{layer}", 3, padding=1)
             if layer in self.pool_after:
-                yield Stage(f"pool{layer}", layers.POOL_WINDOW, layers.POOL_STRIDE, self.pooling)
-
-    def collapses_at(self, size: int) -> str | None:
-        """Returns the name of the first stage whose output would be empty for an axis of this length, or None."""
-        for stage in self.stages():
-            size = stage.output_size(size)
-            if size < 1:
-                return stage.name
-        return None
-
-    def minimum_input_size(self) -> int:
-        """Returns the smallest valid length of a spatial axis, in pixels."""
-        return next(size for size in range(1, LARGEST_MINIMUM) if self.collapses_at(size) is None)
-
-    def receptive_field(self) -> int:
-        """Returns the receptive field of one cell of conv10, in pixels along an axis."""
-        field, jump = 1, 1
-        for stage in self.stages():
-            field += (stage.kernel - 1) * jump
-            jump *= stage.stride
-        return field
-
-    def _check_images(self, images: jax.Array) -> None:
-        rank = images.ndim - 2
-        if rank not in self.ranks:
-            raise ModelError(
-                f"images have shape {images.shape}; expected (batch, height, width, channels) or "
-                f"(batch, depth, height, width, channels)."
-            )
-        for axis, (name, size) in enumerate(zip(AXIS_NAMES[rank], images.shape[1:-1], strict=True), start=1):
-            stage = self.collapses_at(size)
-            if stage is not None:
-                raise ModelError(
-                    f"images have {size} pixels along {name} (axis {axis}), which collapses to nothing at {stage}; "
-                    f"the smallest legal value is {self.minimum_input_size()}. Enlarge the images, or use the stem "
-                    f"'3x3/1' or fewer entries in pool_after."
-                )
-        if self.has_variable("params", "conv1"):
-            kernel = self.get_variable("params", "conv1")["kernel"]
-            if kernel.ndim - 2 != rank:
-                raise ModelError(
-                    f"images have {rank} spatial axes (shape {images.shape}), but the parameters are of a "
-                    f"{kernel.ndim - 2}-D network; conv1 has a kernel of shape {kernel.shape}."
-                )
-            if kernel.shape[-2] != images.shape[-1]:
-                raise ModelError(
-                    f"images have {images.shape[-1]} channels (last axis of {images.shape}), but conv1 expects "
-                    f"{kernel.shape[-2]}; channels come last."
-                )
+                yield Stage(f"pool{layer}", layers.POOL_WINDOW, layers.POOL_STRIDE, rounding=self.pooling)

@@ -15,6 +15,8 @@ from flax import linen as nn
 
 from squeeze_jax.models.layers import MaxPool
 
+DENSE = nn.Dense | nn.DenseGeneral
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -104,10 +106,10 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> Summary:
     def record(next_call, args, kwargs, context):
         output = next_call(*args, **kwargs)
         module = context.module
-        if context.method_name == "__call__" and isinstance(module, nn.Conv | nn.Dense | nn.BatchNorm | MaxPool):
+        if context.method_name == "__call__" and isinstance(module, nn.Conv | DENSE | nn.BatchNorm | MaxPool):
             params = module.variables.get("params", {})
             macs = 0
-            if isinstance(module, nn.Conv | nn.Dense):
+            if isinstance(module, nn.Conv | DENSE):
                 # Each output value takes one MAC for every kernel weight of its channel.
                 macs = math.prod(output.shape[1:]) * math.prod(params["kernel"].shape[:-1])
             layers.append(
