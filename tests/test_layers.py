@@ -48,6 +48,39 @@ def test_convolution(shape, size, stride):
     close(lambda x, kernel: layers._convolve(x, kernel, (stride,) * rank, padding, **options), reference, x, kernel)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel", "groups", "strides", "padding"),
+    [
+        ((2, 5, 8, 6), (3, 3), 6, (1, 1), "SAME"),
+        ((2, 9, 8, 6), (5, 5), 6, (2, 2), [(2, 2), (2, 2)]),
+        ((2, 5, 6, 4, 6), (3, 3, 3), 6, (2, 2, 2), [(1, 1)] * 3),
+        ((2, 5, 8, 6), (3, 1), 2, (1, 1), "SAME"),
+        ((2, 5, 8, 6), (1, 1), 3, (2, 2), "VALID"),
+    ],
+)
+def test_depthwise_and_grouped_convolution(shape, kernel, groups, strides, padding):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(*kernel, shape[-1] // groups, 6)), jnp.float32)
+    spatial = "DHW"[-len(kernel) :]
+    options = {"dimension_numbers": (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"), "feature_group_count": groups}
+
+    def reference(x, weights):
+        return jax.lax.conv_general_dilated(x, weights, strides, padding, **options)
+
+    close(lambda x, weights: layers._convolve(x, weights, strides, padding, **options), reference, x, weights)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_padded_max_pooling_is_pytorchs(size):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size, 3)), jnp.float32)
+    close(
+        lambda x: layers.MaxPool("floor", padding=1).apply({}, x),
+        lambda x: nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)]),
+        x,
+    )
+
+
 @pytest.mark.parametrize("pooling", ["ceil", "floor"])
 @pytest.mark.parametrize("shape", [(2, 8, 9, 3), (1, 3, 12, 2), (2, 5, 6, 7, 4)])
 @pytest.mark.parametrize("ties", [False, True])

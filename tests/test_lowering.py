@@ -55,6 +55,17 @@ def test_accelerators_get_plain_convolutions_and_window_reductions(case, platfor
     assert len(kernels) == convolutions and {shape.count("x") + 1 for shape in kernels} == {rank}
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "alexnet_grouped", "squeezenext_1_0_g_23"])
+def test_accelerators_get_plain_grouped_convolutions(name):
+    model, images = models.create(name), jnp.zeros((2, 227, 227, 3))
+    exported = lowered(model.apply, ["cuda"], jax.eval_shape(model.init, jax.random.key(0), images), images)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    kernels = [leaf for leaf in jax.tree.leaves(shapes) if leaf.ndim == 4]
+    dense = 1 + 2 * (name == "alexnet_grouped")
+    assert count(exported, "dot_general") == dense and count(exported, "case") == 0
+    assert count(exported, "convolution") == len(kernels) - (name == "alexnet_grouped")  # fc6 has a kernel of its map
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_cpu_gets_its_own_formulations_and_several_platforms_share_one_module(case):
     model, variables, images, (_, pools) = network(case)

@@ -42,6 +42,13 @@ def count(model, input_shape):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes(model, input_shape)["params"]))
 
 
+def feature_names(model, variables, images):
+    """In the order of computation; what a transformed function returns is sorted."""
+    names = []
+    jax.eval_shape(lambda v, x: names.extend(model.apply(v, x, method="features")), variables, images)
+    return names
+
+
 def map_sizes(model, size, channels=3):
     """Side of conv1, of the feature maps after each pooling, in order."""
     variables = shapes(model, (size, size, channels))
@@ -223,8 +230,12 @@ def test_receptive_field_is_where_gradients_come_from():
 
 @pytest.mark.parametrize("name", models.list_models())
 @pytest.mark.parametrize("input_shape", [(32, 32, 3), (32, 32, 32, 1)])
-def test_every_model_classifies_2d_and_3d(name, input_shape):
-    model = models.create(name, num_classes=4)
+def test_every_model_classifies_small_images_and_volumes(name, input_shape):
+    model = models.create(name, num_classes=4, stem="3x3/1")
+    if len(input_shape) - 1 not in model.ranks:
+        with pytest.raises(ModelError, match=r"expected \(batch, height, width, channels\)\."):
+            shapes(model, input_shape)
+        return
     images = jnp.ones((2, *input_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     logits = jax.eval_shape(model.apply, variables, images)
@@ -343,18 +354,33 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
 
 
 @pytest.mark.parametrize("name", models.list_models())
-def test_a_headless_network_returns_pooled_features(name):
+def test_a_headless_network_has_no_head_and_returns_features(name):
+    model, whole = (models.create(name, num_classes=num_classes, stem="3x3/1") for num_classes in (0, 5))
+    variables, of_whole = shapes(model, (40, 40, 3)), shapes(whole, (40, 40, 3))
+    assert variables["params"].keys() == of_whole["params"].keys() - {whole.head}
+    names = feature_names(model, variables, jnp.zeros((2, 40, 40, 3)))
+    assert [*names, whole.head] == feature_names(whole, of_whole, jnp.zeros((2, 40, 40, 3)))
+    maps = jax.eval_shape(functools.partial(model.apply, method="features"), variables, jnp.zeros((2, 40, 40, 3)))
+    features = jax.eval_shape(model.apply, variables, jnp.zeros((2, 40, 40, 3)))
+    assert features.shape == (2, maps[names[-1]].shape[-1]) and features.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("squeezenet_v1_1", {}), ("squeezenodule_v1", {}), ("squeezenext_1_0_23", {"depths": (1,) * 4})],
+)
+def test_the_head_is_a_map_of_the_classes(name, options):
+    """The features are the mean of the last map, and the logits that of the head's, after SqueezeNet's ReLU."""
     images = jax.random.normal(jax.random.key(1), (2, 48, 48, 3))
-    model, whole = models.create(name, num_classes=0), models.create(name, num_classes=5)
+    model, whole = (models.create(name, num_classes=num_classes, **options) for num_classes in (0, 5))
     variables = init(whole, images)
     backbone = {key: value for key, value in variables["params"].items() if key != whole.head}
-    assert jax.tree.structure(backbone) == jax.tree.structure(shapes(model, (48, 48, 3))["params"])
-    features = jax.jit(model.apply)({"params": backbone}, images)
+    features = jax.jit(model.apply)({**variables, "params": backbone}, images)
     maps = jax.jit(functools.partial(whole.apply, method="features"))(variables, images)
-    np.testing.assert_allclose(features, maps["fire9"].mean((1, 2)), rtol=1e-5, atol=1e-6)
-    assert features.dtype == jnp.float32 and model.head not in jax.eval_shape(
-        functools.partial(model.apply, method="features"), {"params": backbone}, images
-    )
+    last = feature_names(whole, variables, images)[-2]
+    np.testing.assert_allclose(features, maps[last].mean((1, 2)), rtol=1e-5, atol=1e-6)
+    head = jax.nn.relu(maps[whole.head]) if getattr(whole, "head_relu", False) else maps[whole.head]
+    np.testing.assert_allclose(jax.jit(whole.apply)(variables, images), head.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_can_be_registered(monkeypatch):

@@ -150,9 +150,7 @@ class PooledConvNet(ConvNet):
     dtype: str = "float32"
     axis_name: str | None = None
 
-    def _feature_maps(
-        self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None
-    ) -> dict[str, jax.Array]:
+    def _feature_maps(self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None) -> dict[str, jax.Array]:
         """Returns the named feature maps in order; called inside a compact method."""
         raise NotImplementedError
 

@@ -87,9 +87,7 @@ class InvertedResidualNet(PooledConvNet):
         for i, of_block in enumerate(settings):
             yield f"block{i + 1}", of_block | {"drop_rate": self._drop_rate(i / len(settings))}
 
-    def _feature_maps(
-        self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None
-    ) -> dict[str, jax.Array]:
+    def _feature_maps(self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None) -> dict[str, jax.Array]:
         kernel, stride = self.stems[self.stem]
         maps = {}
         x = maps["conv1"] = block(x, STEM_FILTERS, kernel, strides=stride, name="conv1")

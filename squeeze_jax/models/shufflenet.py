@@ -65,9 +65,7 @@ class ShuffleNetV2(PooledConvNet):
             for i in range(count):
                 yield f"stage{stage}_{i}", filters, 2 if i == 0 else 1
 
-    def _feature_maps(
-        self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None
-    ) -> dict[str, jax.Array]:
+    def _feature_maps(self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None) -> dict[str, jax.Array]:
         kernel, stride = self.stems[self.stem]
         maps = {}
         x = maps["conv1"] = block(x, STEM_FILTERS, kernel, strides=stride, name="conv1")

@@ -102,9 +102,7 @@ class SqueezeNext(PooledConvNet):
                 stride = 2 if is_first and stage > 0 else 1
                 yield f"block{number}", Block(round(filters * self.width), stride, is_first, vertical=i % 2 == 0)
 
-    def _feature_maps(
-        self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None
-    ) -> dict[str, jax.Array]:
+    def _feature_maps(self, x: jax.Array, block: layers.ConvBlock, positions: jax.Array | None) -> dict[str, jax.Array]:
         kernel, stride = self.stems[self.stem]
         padding = "SAME" if stride == 1 else "VALID"
         maps = {}
