@@ -22,10 +22,11 @@ SIZE = "a number of pixels, or (height, width)"
 VERSION = 2  # of the file format; see `_from_version_1`
 
 BACKENDS = ("jit", "pmap")
-OPTIMIZERS = ("sgd", "caffe_sgd", "adamw", "muon")
+OPTIMIZERS = ("sgd", "caffe_sgd", "rmsprop", "adamw", "muon")
 SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
 CROPS = ("random_resized", "random")
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)\s*")
 
@@ -77,6 +78,7 @@ def base_config(task: str = "classification") -> ConfigDict:
     # The size before the central crop of evaluation, and before "random": one number, or (height, width).
     config.crop.resize = config_dict.FieldReference(256, field_type=object)
     config.crop.keep_aspect = True  # one number is the shorter side; False: both sides, as in Caffe's LMDBs
+    config.crop.interpolation = "bilinear"  # of that resizing, or "bicubic"
     config.crop.smallest_area = 0.08  # smallest fraction of the image area covered by a random resized crop
 
     # Augmentation on the device; in training only, except `intensity`.
@@ -100,6 +102,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.optimizer.learning_rate = 0.04
     config.optimizer.momentum = 0.9  # beta_1 of AdamW, beta of Muon
     config.optimizer.nesterov = False
+    config.optimizer.rms_decay = 0.9  # "rmsprop": decay of the mean square of the gradients
+    config.optimizer.epsilon = 1e-3  # "rmsprop": added to it, inside the square root
     config.optimizer.weight_decay = 2e-4
     config.optimizer.decay_biases = False  # also apply weight decay to biases and batch-norm parameters, like Caffe
     config.optimizer.gradient_clip = 0.0  # maximum global norm of the gradients; 0 for no limit
@@ -143,6 +147,7 @@ def use_images(config: ConfigDict, images: ImageInput) -> None:
     config.crop.size = images.size
     config.crop.resize = images.resize
     config.crop.keep_aspect = images.keep_aspect
+    config.crop.interpolation = images.interpolation
 
 
 def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
@@ -177,6 +182,7 @@ def validate(config: ConfigDict) -> None:
         ("schedule.name", SCHEDULES),
         ("run.backend", BACKENDS),
         ("crop.train", CROPS),
+        ("crop.interpolation", INTERPOLATIONS),
     ):
         value = lookup(config, key)
         if value not in choices:
@@ -194,6 +200,7 @@ def validate(config: ConfigDict) -> None:
         "augment.rotate",
         "dataset.held_out",
         "optimizer.weight_decay",
+        "optimizer.epsilon",
         "optimizer.gradient_clip",
         "optimizer.learning_rate",
         "run.num_workers",
@@ -226,7 +233,7 @@ def validate(config: ConfigDict) -> None:
         _is_multipliers,
         "((pattern, multiplier), ...), with regular expressions and numbers of zero or more",
     )
-    for key in ("train.ema_decay", "optimizer.momentum"):
+    for key in ("train.ema_decay", "optimizer.momentum", "optimizer.rms_decay"):
         _require(config, key, lambda value: 0 <= value < 1, "0 <= value < 1")
     _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
     _require(

@@ -187,7 +187,7 @@ def make_crop(config: ConfigDict) -> Crop | None:
     if not crop.size:
         return None
     size = crop.size if isinstance(crop.size, tuple) else (crop.size, crop.size)
-    return Crop(size, crop.train, crop.resize, crop.keep_aspect, crop.smallest_area)
+    return Crop(size, crop.train, crop.resize, crop.keep_aspect, crop.smallest_area, crop.interpolation)
 
 
 def make_task(config: ConfigDict, class_names: tuple[str, ...], train_split: Split | None = None) -> Task:

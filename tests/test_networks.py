@@ -18,9 +18,9 @@ from squeeze_jax.models.shufflenet import ShuffleUnit
 from squeeze_jax.models.squeezenext import SqueezeNextBlock
 from squeeze_jax.models.summary import summarize
 
-# Parameters at 1000 classes, and millions of MACs at an image size. Sources: SqueezeNext, the authors' train_val.prototxt
-# (amirgholami/SqueezeNext); the grouped AlexNet, Sze et al. 2017 (arXiv 1703.09039), Table II; the others, `num_params`
-# and `_ops` of torchvision 0.29.1, given in billions with three decimals.
+# Parameters at 1000 classes, and millions of MACs at an image size. Sources: SqueezeNext, counted in the authors'
+# train_val.prototxt (amirgholami/SqueezeNext); the grouped AlexNet, Sze et al. 2017 (arXiv 1703.09039), Table II; the
+# others, `num_params` and `_ops` of torchvision 0.29.1, given in billions with three decimals.
 PUBLISHED = {
     "squeezenext_1_0_23": (717_280, 227, 278.0),
     "squeezenext_1_0_g_23": (543_072, 227, 224.2),
@@ -51,8 +51,7 @@ def test_parameters_and_macs_are_the_published_ones(name):
     assert round(summary.macs / 1e6, decimals) == million_macs
 
 
-# Sides of the feature maps. SqueezeNext: facts from Caffe's rounding up; AlexNet: Table 1 of Sze et al. 2017; the others:
-# the tables of their papers.
+# Sides of the feature maps. SqueezeNext: the authors' files with Caffe's rounding; the others: their papers' tables.
 SIZES = {
     ("squeezenext_1_0_23", 227): {"conv1": 111, "pool1": 55, "block1": 55, "block7": 28, "block13": 14, "block21": 7},
     ("squeezenext_1_0_23v5", 227): {"conv1": 112, "pool1": 56, "block1": 56, "block3": 28, "block7": 14, "block21": 7},

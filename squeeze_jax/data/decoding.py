@@ -82,6 +82,7 @@ class Crop:
         One number, or (height, width).
       keep_aspect: if True, a `resize` of one number is the shorter side; else both sides, as in Caffe's ImageNet LMDBs.
       smallest_area: the smallest fraction of the image area covered by a random resized crop.
+      interpolation: how Pillow resizes an image before the central crop, and before "random": "bilinear" or "bicubic".
     """
 
     size: tuple[int, int]
@@ -89,6 +90,7 @@ class Crop:
     resize: int | tuple[int, int]
     keep_aspect: bool
     smallest_area: float
+    interpolation: str = "bilinear"
 
     def for_training(self, stored: bytes, channels: int, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
         """Returns a random crop, uint8 (height, width, channels), and the part of the stored image that it shows.
@@ -125,7 +127,7 @@ class Crop:
         width, height = self.resized(*image.size)
         across, down = image.width / width, image.height / height
         out_height, out_width = self.size
-        image = _convert(image, channels).resize((width, height), Image.Resampling.BILINEAR)
+        image = _convert(image, channels).resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = offset(width - out_width), offset(height - out_height)
         cut = to_array(image.crop((left, top, left + out_width, top + out_height)), channels)
         return cut, Box(left * across, top * down, out_width * across, out_height * down)

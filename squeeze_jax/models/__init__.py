@@ -1,5 +1,6 @@
 """The networks: SqueezeNet's family and what it is compared with. Create, list, register and summarize them."""
 
+import dataclasses
 from typing import Any
 
 from squeeze_jax.models.alexnet import AlexNet
@@ -54,4 +55,4 @@ register("resnet18", ResNet, input=TORCHVISION_IMAGENET)
 register("mobilenet_v2", MobileNetV2, input=TORCHVISION_IMAGENET)
 register("shufflenet_v2_x0_5", ShuffleNetV2, input=TORCHVISION_IMAGENET, stage_filters=(48, 96, 192))
 register("shufflenet_v2_x1_0", ShuffleNetV2, input=TORCHVISION_IMAGENET)
-register("efficientnet_b0", EfficientNetB0, input=TORCHVISION_IMAGENET)
+register("efficientnet_b0", EfficientNetB0, input=dataclasses.replace(TORCHVISION_IMAGENET, interpolation="bicubic"))

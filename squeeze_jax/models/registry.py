@@ -25,6 +25,7 @@ class ImageInput:
       std: the divisor after subtracting the mean, one number per channel or one for all channels.
       resize: the size that an image is resized to before cropping.
       keep_aspect: if True, `resize` is the shorter side; else both sides.
+      interpolation: how an image is resized: "bilinear" or "bicubic".
     """
 
     size: int
@@ -32,6 +33,7 @@ class ImageInput:
     std: tuple[float, ...]
     resize: int = 256
     keep_aspect: bool = True
+    interpolation: str = "bilinear"
 
 
 # Images are warped to 256 x 256, and the mean colour is subtracted (forresti/SqueezeNet, train_val.prototxt).

@@ -69,7 +69,7 @@ class SqueezeNext(PooledConvNet):
     Attributes and errors are those of `PooledConvNet`, and:
 
     Attributes:
-      width: the factor of the filters of the blocks; the authors' files leave conv1 and the last convolution as they are.
+      width: the factor of the filters of the blocks; conv1 and the last convolution keep theirs.
       depths: the number of blocks in each of the four stages.
       groups: see `SqueezeNextBlock`; 2 in 1.0-G-SqNxt-23.
       reduce_shortcut: see `SqueezeNextBlock`; True in version 5.

@@ -3,7 +3,7 @@
 import pathlib
 
 from squeeze_jax.errors import WeightError
-from squeeze_jax.pretrained import caffe, deep_compression, onnx_zoo, own_file, sqz, torchvision
+from squeeze_jax.pretrained import caffe, deep_compression, downloads, onnx_zoo, own_file, sqz, torchvision
 from squeeze_jax.pretrained.weights import Weights
 
 
@@ -26,15 +26,20 @@ def read(path: str | pathlib.Path) -> Weights:
 
     Args:
       path: a `.net` file of Deep Compression, a `.caffemodel`, a torchvision state dict (`.pth`, `.safetensors`), an
-        `.onnx` file, a `.safetensors` file written by `save`, or a compressed `.sqz` file.
+        `.onnx` file, a `.safetensors` file written by `save`, or a compressed `.sqz` file; or, if there is no such
+        file, the name of published weights, such as "torchvision/resnet18" (`downloads.FILES`).
 
     Raises:
-      WeightError: the file does not exist, its suffix is unknown, or it is damaged or of another network.
+      WeightError: the file does not exist, its suffix is unknown, it is damaged or of another network, or it cannot be
+        downloaded.
     """
     path = pathlib.Path(path)
+    if not path.exists() and path.as_posix() in downloads.FILES:
+        path = downloads.fetch(path.as_posix())
     if not path.is_file():
         raise WeightError(
-            f"{path} is not a file; expected a weight file ({', '.join(READERS)}) or the workdir of a run."
+            f"{path} is not a file; expected a weight file ({', '.join(READERS)}), the workdir of a run, or one of "
+            f"{', '.join(downloads.FILES)}."
         )
     reader = READERS.get(path.suffix)
     if reader is None:

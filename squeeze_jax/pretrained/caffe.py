@@ -1,8 +1,9 @@
-"""Reads Caffe's `.caffemodel` files of SqueezeNet 1.0 and 1.1 without Caffe.
+"""Reads Caffe's `.caffemodel` files of SqueezeNet 1.0 and 1.1 and of SqueezeNext without Caffe.
 
 They are protocol buffers (BVLC/caffe, src/caffe/proto/caffe.proto). The importer reads the layers of the NetParameter,
 in the old form (V1LayerParameter, field 2) or the new one (LayerParameter, field 100), and the name and blobs of each
-layer. It supports two naming schemes: forresti/SqueezeNet's `fire2/squeeze1x1` and songhan's `fire2/conv1x1_1`.
+layer. It supports the names of forresti/SqueezeNet (`fire2/squeeze1x1`) and songhan (`fire2/conv1x1_1`), and the numbers
+of amirgholami/SqueezeNext (`Convolution2`, `BatchNorm2`, `Scale2`).
 """
 
 import math
@@ -14,16 +15,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from squeeze_jax.errors import WeightError
-from squeeze_jax.models import registered
+from squeeze_jax.models import create, registered
 from squeeze_jax.models.squeezenet import SqueezeNet
 from squeeze_jax.pretrained.weights import (
     Leaves,
+    Rules,
     Weights,
     imagenet_class_names,
     imagenet_config,
     make_weights,
     model_of_stem,
     read_bytes,
+    rename,
 )
 
 # Field numbers of caffe.proto: the layers of a net, and the name and blobs of a layer in either form.
@@ -32,7 +35,20 @@ NAME_AND_BLOBS = {V1_LAYER: (4, 6), LAYER: (1, 7)}
 LEGACY_SHAPE, DATA, SHAPE, DOUBLE_DATA = (1, 2, 3, 4), 5, 7, 8
 VARINT, FIXED_64, LENGTH, FIXED_32 = 0, 1, 2, 5
 
-NAMES = {"conv1x1_1": "squeeze1x1", "conv1x1_2": "expand1x1", "conv3x3_2": "expand3x3", "conv_final": SqueezeNet.head}
+SONGHAN: Rules = (
+    (r"\bconv1x1_1$", "squeeze1x1"),
+    (r"\bconv1x1_2$", "expand1x1"),
+    (r"\bconv3x3_2$", "expand3x3"),
+    (r"^conv_final$", SqueezeNet.head),
+)
+# By the size of the first kernel, the outputs of the second and the inputs of the third.
+SQUEEZENEXTS = {
+    (7, 32, 64): "squeezenext_1_0_23",
+    (7, 32, 32): "squeezenext_1_0_g_23",
+    (5, 32, 32): "squeezenext_1_0_23v5",
+    (7, 64, 64): "squeezenext_2_0_23",
+    (5, 64, 64): "squeezenext_2_0_23v5",
+}
 
 
 def read(path: pathlib.Path) -> Weights:
@@ -41,43 +57,94 @@ def read(path: pathlib.Path) -> Weights:
     Raises:
       WeightError: the file is damaged, or of another network.
     """
-    leaves = decode(path)
-    return make_weights(path, caffe_config(model_of_stem(path, leaves)), leaves, imagenet_class_names())
+    layers = decode(path)
+    name, rules = _squeezenext(layers)
+    leaves = to_leaves(path, layers, rules or SONGHAN)
+    return make_weights(path, caffe_config(name or model_of_stem(path, leaves)), leaves, imagenet_class_names())
 
 
 def caffe_config(model_name: str) -> ConfigDict:
     """Returns the config of the authors' ImageNet weights; their version 1.0 pads conv10, although it is 1x1."""
     config = imagenet_config(model_name, registered(model_name).input)
-    config.model.head_padding = model_name == "squeezenet_v1_0"
+    if registered(model_name).network is SqueezeNet:
+        config.model.head_padding = model_name == "squeezenet_v1_0"
     return config
 
 
-def decode(path: pathlib.Path) -> Leaves:
-    """Returns the kernels, float32 (height, width, in, out), and biases of all layers with blobs.
+def _squeezenext(layers: dict[str, list[np.ndarray]]) -> tuple[str | None, Rules]:
+    """Returns the model and the names of its numbered layers; None and no names for another network."""
+    shapes = [layers[name][0].shape for name in ("Convolution1", "Convolution2", "Convolution3") if name in layers]
+    if [len(shape) for shape in shapes] != [4, 4, 4]:
+        return None, ()
+    name = SQUEEZENEXTS.get((shapes[0][-1], shapes[1][0], shapes[2][1]))
+    if name is None:
+        return None, ()
+    ours = ["conv1"]
+    for block, settings in create(name).blocks():
+        parts = ("reduce1", "reduce2", "first", "second", "expand")
+        ours += [f"{block}/{part}" for part in (("shortcut", *parts) if settings.is_first else parts)]
+    ours.append("conv_last")
+    rules = [(rf"^Convolution{i}$", unit) for i, unit in enumerate(ours, start=1)]
+    rules += [(rf"^(?:BatchNorm|Scale){i}$", f"{unit}_bn") for i, unit in enumerate(ours, start=1)]
+    return name, [*rules, (r"^fc1000$", "fc")]
+
+
+def decode(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
+    """Returns the blobs, float32, of all layers that have some.
 
     Raises:
       WeightError: the file is damaged.
     """
-    leaves: Leaves = {}
+    layers = {}
     try:
         for number, layer in _fields(memoryview(read_bytes(path))):
-            if number not in NAME_AND_BLOBS:
-                continue
-            name, blobs = _layer(_bytes(layer), *NAME_AND_BLOBS[number])
-            if not blobs:
-                continue
-            *parts, last = name.split("/")
-            name = "/".join([*parts, NAMES.get(last, last)])
-            kernel = blobs[0]
-            if kernel.ndim != 4 or len(blobs) > 2:
-                raise WeightError(f"the layer {name!r} has blobs of shapes {[blob.shape for blob in blobs]}")
-            leaves[f"params/{name}/kernel"] = kernel.transpose(2, 3, 1, 0)
-            if len(blobs) == 2:
-                leaves[f"params/{name}/bias"] = blobs[1].ravel()
+            if number in NAME_AND_BLOBS:
+                name, blobs = _layer(_bytes(layer), *NAME_AND_BLOBS[number])
+                layers |= {name: blobs} if blobs else {}
     except (WeightError, UnicodeDecodeError) as error:
         raise WeightError(f"{path} is not an intact .caffemodel: {error}") from error
+    return layers
+
+
+def to_leaves(path: pathlib.Path, layers: dict[str, list[np.ndarray]], rules: Rules) -> Leaves:
+    """Converts blobs to this project's names and layout; unknown names are kept, to be reported later.
+
+    A batch norm in Caffe has a layer with the sums of the means and variances and their weight, and a layer with scale
+    and bias.
+
+    Args:
+      path: the file, for messages.
+      layers: the blobs of each layer.
+      rules: how the layers are renamed.
+
+    Raises:
+      WeightError: a layer has blobs of other shapes than a convolution, a dense layer or batch norm.
+    """
+    leaves: Leaves = {}
+    for theirs, blobs in layers.items():
+        name = rename(theirs, rules)
+        # Old files give every blob four axes.
+        dense = (np.squeeze(blob) if name == "fc" or name.endswith("_bn") else blob for blob in blobs)
+        blobs = [np.atleast_1d(blob) for blob in dense]
+        ranks = [blob.ndim for blob in blobs]
+        if ranks == [1, 1, 1] and blobs[2].size == 1:
+            weight = 1 / blobs[2][0] if blobs[2][0] else 0
+            leaves[f"batch_stats/{name}/mean"], leaves[f"batch_stats/{name}/var"] = (
+                np.float32(blob * weight) for blob in blobs[:2]
+            )
+        elif ranks == [1, 1]:
+            leaves[f"params/{name}/scale"], leaves[f"params/{name}/bias"] = blobs
+        elif ranks[0] in (2, 4) and len(blobs) <= 2:
+            leaves[f"params/{name}/kernel"] = blobs[0].transpose(*range(2, ranks[0]), 1, 0)
+            if len(blobs) == 2:
+                leaves[f"params/{name}/bias"] = blobs[1].ravel()
+        else:
+            raise WeightError(
+                f"{path} is not an intact .caffemodel of a network here: the layer {theirs!r} has blobs of shapes "
+                f"{[blob.shape for blob in blobs]}."
+            )
     stem = leaves.get("params/conv1/kernel")
-    if stem is not None:  # Caffe's channel order is BGR
+    if stem is not None and stem.ndim == 4:  # Caffe's channel order is BGR
         leaves["params/conv1/kernel"] = stem[:, :, ::-1]
     return leaves
 

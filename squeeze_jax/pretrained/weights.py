@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -19,8 +20,11 @@ from squeeze_jax.models.variables import differences
 
 Leaves = dict[str, np.ndarray]  # "params/fire2/squeeze1x1/kernel" -> array
 
+# (pattern, replacement) pairs of `re.sub` that turn a publisher's layer name into ours, one after the other.
+Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
+
 MODEL_OF_STEM = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}  # by the size of conv1's kernel
-LARGEST_FILE = 64 * 2**20  # bytes; about ten times the largest network of the family
+LARGEST_FILE = 256 * 2**20  # bytes; AlexNet, the largest network here, takes 233 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,13 @@ def imagenet_config(model_name: str, images: ImageInput) -> ConfigDict:
     config.dataset.name = "imagenet2012"
     use_images(config, images)
     return config
+
+
+def rename(layer: str, rules: Rules) -> str:
+    """Returns our name of a publisher's layer; an unknown name comes back as it is, to be reported later."""
+    for pattern, replacement in rules:
+        layer = re.sub(pattern, replacement, layer)
+    return layer
 
 
 def model_of_stem(path: object, leaves: Leaves) -> str:
@@ -155,9 +166,9 @@ def read_bytes(path: pathlib.Path) -> bytes:
     """Returns the contents of a file.
 
     Raises:
-      WeightError: the file is larger than any network of the family.
+      WeightError: the file is larger than any network here.
     """
     size = path.stat().st_size
     if size > LARGEST_FILE:
-        raise WeightError(f"{path} has {size} bytes; expected at most {LARGEST_FILE} for a network of this family.")
+        raise WeightError(f"{path} has {size} bytes; expected at most {LARGEST_FILE}.")
     return path.read_bytes()

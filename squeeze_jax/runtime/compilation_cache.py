@@ -13,6 +13,11 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 2 * 2**30
 
 
+def cache_folder() -> pathlib.Path:
+    """Returns the user's cache folder of this project, which need not exist."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "squeeze_jax"
+
+
 def enable() -> None:
     """Enables JAX's persistent compilation cache; call it before JAX compiles for the first time.
 
@@ -23,7 +28,7 @@ def enable() -> None:
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "squeeze_jax"
+    root = cache_folder()
     folder = root / _processor()
     try:
         # JAX executes the files in it, so no other user may write to it.
@@ -52,7 +57,10 @@ def _processor() -> str:
 
 
 def _delete_oldest(root: pathlib.Path, max_bytes: int) -> None:
-    """Deletes the oldest files until the rest has at most `max_bytes`."""
+    """Deletes the oldest compiled programs until the rest has at most `max_bytes`.
+
+    Published weights are also under `root`, but one folder deeper (`pretrained.downloads`).
+    """
     files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in root.glob("*/*") if path.is_file())
     excess = sum(size for _, size, _ in files) - max_bytes
     for _, size, path in files:

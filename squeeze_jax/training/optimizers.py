@@ -55,8 +55,10 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
 
     "sgd" accumulates the momentum of the gradients and scales it by the learning rate (as PyTorch does); "caffe_sgd"
     accumulates the momentum of scaled gradients, v <- m v + lr (g + wd w), w <- w - v (as Caffe does). They differ when
-    the learning rate changes. "muon" orthogonalises the momentum of each kernel, reshaped to a matrix (inputs,
-    outputs), approximately (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), and scales it like AdamW's
+    the learning rate changes. "rmsprop" is TensorFlow's: with the same momentum, it divides gradients by the root of
+    their mean square, which starts at 1 and has epsilon added inside the root (Tieleman and Hinton 2012;
+    tf.compat.v1.train.RMSPropOptimizer). "muon" orthogonalises the momentum of each kernel, reshaped to a matrix
+    (inputs, outputs), approximately (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), and scales it like AdamW's
     updates (Liu et al. 2025, arXiv:2502.16982); biases and batch-norm parameters use Adam.
 
     Args:
@@ -73,6 +75,13 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         rule = [decay, optax.trace(config.momentum, config.nesterov), optax.scale_by_learning_rate(schedule)]
     elif config.name == "caffe_sgd":
         rule = [decay, optax.scale_by_learning_rate(schedule), optax.trace(config.momentum, config.nesterov)]
+    elif config.name == "rmsprop":
+        rule = [
+            decay,
+            optax.scale_by_rms(config.rms_decay, config.epsilon, initial_scale=1.0, eps_in_sqrt=True),
+            optax.scale_by_learning_rate(schedule),
+            optax.trace(config.momentum, config.nesterov),
+        ]
     elif config.name == "adamw":
         rule = [
             optax.scale_by_adam(b1=config.momentum, nesterov=config.nesterov),

@@ -1,0 +1,80 @@
+"""Published weights by name, such as "torchvision/resnet18": downloaded once, into the user's cache folder."""
+
+import hashlib
+import http.client
+import logging
+import pathlib
+import re
+import shutil
+import tempfile
+import urllib.request
+
+from squeeze_jax.errors import WeightError
+from squeeze_jax.runtime.compilation_cache import cache_folder
+
+logger = logging.getLogger(__name__)
+
+ADDRESS = "https://download.pytorch.org/models"
+# The file names of torchvision 0.29.1 (`url` of each `IMAGENET1K_V1`). They end in the first digits of their SHA-256.
+FILES = {
+    "torchvision/alexnet": "alexnet-owt-7be5be79.pth",
+    "torchvision/efficientnet_b0": "efficientnet_b0_rwightman-7f5810bc.pth",
+    "torchvision/mobilenet_v2": "mobilenet_v2-b0353104.pth",
+    "torchvision/resnet18": "resnet18-f37072fd.pth",
+    "torchvision/shufflenet_v2_x0_5": "shufflenetv2_x0.5-f707e7126e.pth",
+    "torchvision/shufflenet_v2_x1_0": "shufflenetv2_x1-5666bf0f80.pth",
+    "torchvision/squeezenet1_0": "squeezenet1_0-b66bff10.pth",
+    "torchvision/squeezenet1_1": "squeezenet1_1-b8a52dc0.pth",
+}
+SECONDS = 30  # without an answer
+
+
+def fetch(name: str) -> pathlib.Path:
+    """Returns the file of published weights, and downloads it if it is not in the cache folder yet.
+
+    The checksum of the file is verified at every call.
+
+    Args:
+      name: a key of `FILES`.
+
+    Raises:
+      WeightError: the download failed, or the file has another checksum; the message says where to get the file and
+        where to put it.
+    """
+    file_name = FILES[name]
+    path = cache_folder() / "weights" / "torchvision" / file_name
+    address = f"{ADDRESS}/{file_name}"
+    if path.is_file():
+        _verify(path, path, address)
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("downloading %s", address)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # two processes may download the same file
+            temporary = pathlib.Path(folder) / file_name
+            with urllib.request.urlopen(address, timeout=SECONDS) as response, temporary.open("wb") as file:
+                shutil.copyfileobj(response, file)
+                missing = response.length  # what is left of the announced bytes
+            if missing:
+                raise WeightError(f"{address} broke off {missing} bytes before its end; try again.")
+            _verify(temporary, path, address)
+            temporary.replace(path)
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", error)
+        raise WeightError(
+            f"{name} could not be downloaded ({reason}). Get {address} on a machine with a connection, and put it at "
+            f"{path}."
+        ) from error
+    return path
+
+
+def _verify(file: pathlib.Path, path: pathlib.Path, address: str) -> None:
+    """Raises WeightError unless the SHA-256 of a file begins with the digits in its name; `path` is for messages."""
+    expected = re.search(r"-([0-9a-f]+)\.", path.name)[1]
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise WeightError(
+            f"{path} is damaged: its SHA-256 begins with {found[: len(expected)]}, expected {expected}. Delete it and "
+            f"get {address} again."
+        )
