@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import ROOT, configure, load_config
 from flax.traverse_util import flatten_dict
@@ -19,16 +20,17 @@ from squeeze_jax.data.sources import Dataset, open_dataset
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.experiment import build, make_crop, make_model, make_task
 from squeeze_jax.training import trainer
-from squeeze_jax.training.optimizers import make_schedule
+from squeeze_jax.training.optimizers import make_optimizer, make_schedule
 from squeeze_jax.workdir.records import read_metrics
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 ARGUMENTS = {
     "cifar10": ("study", "long"),
+    "digits": ("compact",),
     "fake_benchmark": ("32x32x3",),
     "finetune_pneumonia": ("early",),
     "imagenet_bypass": ("complex",),
-    "imagenet_torchvision": ("v1_0",),
+    "imagenet_torchvision": ("v1_0", "resnet18", "mobilenet_v2"),
     "pneumonia_mnist": ("early",),
 }
 VARIANTS = [(name,) for name in CONFIGS] + [(name, argument) for name in ARGUMENTS for argument in ARGUMENTS[name]]
@@ -151,6 +153,8 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
     sections[id(config)] = ""
     sections.update({id(value): f"{key}." for key, value in config.items() if isinstance(value, ConfigDict)})
     result = trainer.train_and_evaluate(config, tmp_path)
+    config.optimizer.name = "rmsprop"
+    make_optimizer(config.optimizer, optax.constant_schedule(0.1))
     for name in ("step", "one_cycle"):
         config.schedule.name = name
         make_schedule(config.schedule, 0.1, 100, 0)
@@ -176,6 +180,7 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ),
         ({"crop.size": (20,)}, r"config.crop.size=\(20,\); expected a number of pixels, or \(height, width\)"),
         ({"crop.train": "randm"}, "Did you mean 'random'"),
+        ({"crop.interpolation": "nearest"}, "expected one of bilinear, bicubic"),
         (
             {"model.squeeze_ratio": "half"},
             "config.model.squeeze_ratio='half'; expected one number, or a tuple of eight",

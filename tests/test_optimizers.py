@@ -110,6 +110,19 @@ def test_muon_makes_kernels_orthogonal_and_leaves_biases_to_adam():
         np.testing.assert_allclose(decayed[name], updates[name] - 0.1 * 0.5 * params[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rmsprop_is_tensorflows(momentum):
+    """tf.compat.v1.train.RMSPropOptimizer: the mean square starts at 1, and epsilon is inside the root."""
+    options = {"name": "rmsprop", "momentum": momentum, "rms_decay": 0.8, "epsilon": 0.5, "weight_decay": 0.1}
+    weight, mean_square, velocity = 1.0, 1.0, 0.0
+    for step in range(5):
+        gradient = 1.0 + step + 0.1 * weight
+        mean_square = 0.8 * mean_square + 0.2 * gradient**2
+        velocity = momentum * velocity + 0.1 / (1 + step) * gradient / np.sqrt(mean_square + 0.5)
+        weight -= velocity
+    assert follow(options)[0] == pytest.approx(weight, rel=1e-5)
+
+
 def test_gradient_clip_limits_the_global_norm():
     _, clipped = follow({"gradient_clip": 0.5, "weight_decay": 0.0}, steps=1)
     assert clipped == pytest.approx(1 - 0.1 * 0.5 / np.sqrt(2), rel=1e-5)

@@ -2,8 +2,8 @@
 
 They are protocol buffers (BVLC/caffe, src/caffe/proto/caffe.proto). The importer reads the layers of the NetParameter,
 in the old form (V1LayerParameter, field 2) or the new one (LayerParameter, field 100), and the name and blobs of each
-layer. It supports the names of forresti/SqueezeNet (`fire2/squeeze1x1`) and songhan (`fire2/conv1x1_1`), and the numbers
-of amirgholami/SqueezeNext (`Convolution2`, `BatchNorm2`, `Scale2`).
+layer. It supports the names of forresti/SqueezeNet (`fire2/squeeze1x1`) and songhan (`fire2/conv1x1_1`), and the
+numbers of amirgholami/SqueezeNext (`Convolution2`, `BatchNorm2`, `Scale2`).
 """
 
 import math

@@ -58,8 +58,8 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     the learning rate changes. "rmsprop" is TensorFlow's: with the same momentum, it divides gradients by the root of
     their mean square, which starts at 1 and has epsilon added inside the root (Tieleman and Hinton 2012;
     tf.compat.v1.train.RMSPropOptimizer). "muon" orthogonalises the momentum of each kernel, reshaped to a matrix
-    (inputs, outputs), approximately (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), and scales it like AdamW's
-    updates (Liu et al. 2025, arXiv:2502.16982); biases and batch-norm parameters use Adam.
+    (inputs, outputs), approximately (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), and scales it like
+    AdamW's updates (Liu et al. 2025, arXiv:2502.16982); biases and batch-norm parameters use Adam.
 
     Args:
       config: the `optimizer` section of the config.
