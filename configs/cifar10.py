@@ -3,6 +3,7 @@
     python -m squeeze_jax.main --config configs/cifar10.py --workdir runs/cifar10            # 31 minutes on 2 CPU cores
     python -m squeeze_jax.main --config configs/cifar10.py:long --workdir runs/cifar10_long      # for an accelerator
     python -m squeeze_jax.main --config configs/cifar10.py:study --workdir runs/cifar10_study    # used in experiments/
+    python -m squeeze_jax.main --config configs/cifar10.py:compact --workdir runs/cifar10_compact     # any network
 
 The dataset is TFDS's cifar10, or a folder of images: `--config.dataset.name=FOLDER`. 5,000 training images are held out
 to select the checkpoint.
@@ -68,6 +69,20 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.schedule.name = "polynomial"
         config.schedule.warmup = "1 epoch"
         config.augment.pad_and_crop = 2
+    elif recipe == "compact":
+        # For any network, with the stem of the published one; experiments/compact_networks.py.
+        config.dataset.image_size = (64, 64)
+        for option in ("stem", "bypass", "use_batch_norm", "head_relu", "dropout_rate"):
+            config.model[option] = None
+        config.train.duration = "10 epochs"
+        config.optimizer.name = "adamw"
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.nesterov = False
+        config.optimizer.weight_decay = 0.05
+        config.optimizer.gradient_clip = 1.0
+        config.schedule.name = "polynomial"
+        config.schedule.warmup = "1 epoch"
+        config.augment.pad_and_crop = 8
     elif recipe == "long":
         config.train.duration = "200 epochs"
         config.train.ema_decay = 0.999
@@ -78,5 +93,5 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.augment.cutout = 8
         config.task.mixup = 0.2
     else:
-        raise ConfigError(f"configs/cifar10.py has no recipe {recipe!r}; expected cpu, study or long.")
+        raise ConfigError(f"configs/cifar10.py has no recipe {recipe!r}; expected cpu, study, compact or long.")
     return config

@@ -17,7 +17,7 @@ from squeeze_jax import models
 from squeeze_jax.models.summary import summarize
 from squeeze_jax.workdir.folder import Lock
 
-STUDIES = ("squeeze_ratio", "fraction_3x3", "bypass", "nodule_vs_fire", "dead_start")
+STUDIES = ("squeeze_ratio", "fraction_3x3", "bypass", "nodule_vs_fire", "dead_start", "compact_networks")
 
 # A sweep of twelve trials that take a moment and leave what a finished run leaves. Every start is a line in `starts`.
 FAKE = """
@@ -224,8 +224,20 @@ def test_the_points_have_the_parameters_of_the_paper(name):
         assert f"{summarize(model, (224, 224, 3)).parameters:,}" == published
 
 
+def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tmp_path):
+    from experiments import compact_networks
+
+    assert sorted(compact_networks.QUOTED) == models.list_models()
+    path = tmp_path / "tuning.csv"
+    path.write_text(
+        "status,model.name,optimizer.learning_rate,validation_top1\n"
+        "finished,a,0.1,0.5\nfinished,a,0.2,0.7\nfinished,a,0.3,0.6\nfailed,a,0.4,0.9\nfinished,b,0.1,0.2\n"
+    )
+    assert compact_networks.best_rates(path) == {"a": 0.2, "b": 0.1}
+
+
 def test_points_that_differ_in_the_plots_x_alone_are_one_line():
-    dead_start = study("dead_start")["digits"]
+    dead_start = study("dead_start", "compact_networks")["digits"]
     rows = [{"trial": trial.name, "status": "finished"} for trial in dead_start.trials()]
     rows[0]["status"] = "not run"
     lines = report._lines(dead_start, rows, "optimizer.learning_rate")
