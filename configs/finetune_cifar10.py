@@ -1,9 +1,12 @@
-"""Fine-tunes SqueezeNet 1.0 with ImageNet weights on CIFAR-10, with images enlarged to 96 x 96 on the device.
+"""Fine-tunes a network with ImageNet weights on CIFAR-10, with images enlarged to 96 x 96 on the device.
 
     python -m squeeze_jax.main --config configs/finetune_cifar10.py --workdir runs/finetune_cifar10 \
         --config.init_from=compressed_SqueezeNet.net
+    python -m squeeze_jax.main --config configs/finetune_cifar10.py:resnet18 --workdir runs/finetune_resnet18 \
+        --config.init_from=torchvision/resnet18
 
-The weights can be any file that squeeze_jax.pretrained supports; the last layer is reinitialised. Not run here, because
+The argument is the network, by default SqueezeNet 1.0, and images are normalised as its published weights need. The
+weights can be any file that squeeze_jax.pretrained supports; the last layer is reinitialised. Not run here, because
 it needs an accelerator. khoroshe/squeezenet reports 81 % for the network trained from scratch on images enlarged to
 224 x 224.
 """
@@ -11,24 +14,25 @@ it needs an accelerator. khoroshe/squeezenet reports 81 % for the network traine
 from ml_collections import ConfigDict
 
 from configs import cifar10
-from squeeze_jax.models.registry import CAFFE_IMAGENET
+from squeeze_jax.models import registered
 
 
-def get_config() -> ConfigDict:
+def get_config(network: str = "squeezenet_v1_0") -> ConfigDict:
+    images = registered(network).input
     config = cifar10.get_config("long")  # the recipe with the widths of the published network
     config.init_new_head = True
     config.dataset.image_size = (96, 96)
-    config.dataset.mean = CAFFE_IMAGENET.mean
-    config.dataset.std = CAFFE_IMAGENET.std
+    config.dataset.mean = images.mean
+    config.dataset.std = images.std
     config.augment.pad_and_crop = 8
     config.augment.cutout = 0
     config.task.mixup = 0.0
 
-    config.model.name = "squeezenet_v1_0"
-    config.model.stem = "7x7/2"
-    config.model.bypass = "none"
-    config.model.use_batch_norm = False
-    config.model.dropout_rate = 0.5
+    config.model.name = network
+    for option in ("stem", "bypass", "use_batch_norm", "head_relu", "dropout_rate"):
+        config.model[option] = None  # those of the weights
+    if "head_relu" in registered(network).overrides():
+        config.model.head_relu = False  # some classes of a new head may never pass it
 
     config.train.duration = "10 epochs"
     config.train.ema_decay = 0.0

@@ -4,9 +4,12 @@
         --config.init_from=compressed_SqueezeNet.net
     python -m squeeze_jax.main --config configs/finetune_pneumonia.py:early --workdir runs/finetune_pneumonia_early \
         --config.init_from=compressed_SqueezeNet.net
+    python -m squeeze_jax.main --config configs/finetune_pneumonia.py:early,resnet18 --workdir runs/pneumonia_resnet18 \
+        --config.init_from=torchvision/resnet18
 
-The weights can be any file that squeeze_jax.pretrained supports, here the paper's compressed network; the last layer is
-reinitialised. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py.
+The weights can be any file or name that squeeze_jax.pretrained supports, by default the paper's compressed network; the
+last layer is reinitialised. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py; a network may
+follow.
 
 Result (`early`, 3 seeds, 303 steps, docs/results.md): test AUC 0.962 +- 0.006, accuracy 0.811 +- 0.021; from scratch
 AUC 0.942 +- 0.005, accuracy 0.812 +- 0.009. MedMNIST's ResNet-18 after 100 epochs: AUC 0.944, accuracy 0.854.
@@ -15,21 +18,26 @@ AUC 0.942 +- 0.005, accuracy 0.812 +- 0.009. MedMNIST's ResNet-18 after 100 epoc
 from ml_collections import ConfigDict
 
 from configs import pneumonia_mnist
-from squeeze_jax.models.registry import CAFFE_IMAGENET
+from squeeze_jax.models import registered
 
 
-def get_config(release: str = "official") -> ConfigDict:
+def get_config(argument: str = "official") -> ConfigDict:
+    release, _, network = argument.partition(",")
+    network = network or "squeezenet_v1_0"
+    images = registered(network).input
     config = pneumonia_mnist.get_config(release)
     config.init_new_head = True
     config.dataset.channels = 3
     config.dataset.image_size = (64, 64)
-    config.dataset.mean = CAFFE_IMAGENET.mean
-    config.dataset.std = CAFFE_IMAGENET.std
+    config.dataset.mean = images.mean
+    config.dataset.std = images.std
 
     config.augment.pad_and_crop = 0
-    config.model.name = "squeezenet_v1_0"
-    config.model.stem = None  # the stem of the weights
-    config.model.use_batch_norm = False
+    config.model.name = network
+    for option in ("stem", "use_batch_norm", "head_relu"):
+        config.model[option] = None  # those of the weights
+    if "head_relu" in registered(network).overrides():
+        config.model.head_relu = False  # some classes of a new head may never pass it
 
     config.train.duration = "5 epochs"
     config.task.class_weights = "none"

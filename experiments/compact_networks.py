@@ -3,13 +3,14 @@
     python -m experiments.compact_networks --workdir runs/compact_tuning --output experiments/results
     python -m experiments.compact_networks --setting cifar10 --workdir runs/compact --output experiments/results
     python -m experiments.compact_networks --costs runs/compact
-    python -m experiments.compact_networks --setting cifar10 --workdir runs/compact --output experiments/results --report
+    python -m experiments.compact_networks --setting cifar10 --workdir runs/compact --report \\
+        --output experiments/results
 
 Every network has the same budget: the same epochs, batches, augmentation and optimizer, and the same three learning
 rates, tried with one seed on held-out images (the first command). The second command trains each network with its best
 rate and 3 seeds; it takes the rates from experiments/results/compact_networks_tuning.csv, so the setting exists only
 once that file does. The third one measures the bytes of the trained networks as .sqz files and their latency, and the
-last one adds both to the report. `imagenet` trains all networks at 224 pixels by one recipe, torchvision's for ResNet-18.
+last one adds both to the report. `imagenet` trains all of them at 224 pixels by torchvision's recipe for ResNet-18.
 Nothing of this has been run yet.
 
 The networks are unchanged: CIFAR-10 is enlarged to 64 x 64, about a twelfth of the compute at 224. Without enlargement,

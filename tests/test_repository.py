@@ -175,7 +175,7 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_the_readmes_model_table_is_what_the_models_have():
-    pattern = r"^\| (squeeze\w+) \| ([\d,]+) \| ([\d.]+) MiB \| ([\d.]+) M \|"
+    pattern = r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) MiB \| ([\d.]+) M \|"
     rows = re.findall(pattern, (ROOT / "README.md").read_text(), re.M)
     assert sorted(row[0] for row in rows) == models.list_models()
     for name, parameters, mebibytes, macs in rows:
