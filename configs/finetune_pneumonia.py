@@ -4,12 +4,12 @@
         --config.init_from=compressed_SqueezeNet.net
     python -m squeeze_jax.main --config configs/finetune_pneumonia.py:early --workdir runs/finetune_pneumonia_early \
         --config.init_from=compressed_SqueezeNet.net
-    python -m squeeze_jax.main --config configs/finetune_pneumonia.py:early,resnet18 --workdir runs/pneumonia_resnet18 \
+    python -m squeeze_jax.main --config configs/finetune_pneumonia.py:early,resnet18 --workdir runs/resnet18 \
         --config.init_from=torchvision/resnet18
 
 The weights can be any file or name that squeeze_jax.pretrained supports, by default the paper's compressed network; the
-last layer is reinitialised. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py; a network may
-follow.
+last layer is reinitialised. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py;
+the network may follow after a comma.
 
 Result (`early`, 3 seeds, 303 steps, docs/results.md): test AUC 0.962 +- 0.006, accuracy 0.811 +- 0.021; from scratch
 AUC 0.942 +- 0.005, accuracy 0.812 +- 0.009. MedMNIST's ResNet-18 after 100 epochs: AUC 0.944, accuracy 0.854.

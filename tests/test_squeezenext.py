@@ -35,7 +35,7 @@ class Net:
         parts = zip(np.split(windows, groups), np.split(weights, groups), strict=True)
         y = np.concatenate([np.einsum("chwij,ocij->ohw", *part, optimize=True) for part in parts])
         mean, variance = np.float32(self.rng.normal(0, 0.2, outputs)), np.float32(self.rng.uniform(0.5, 1.5, outputs))
-        scale, bias = np.float32(self.rng.uniform(0.5, 1.5, outputs)), np.float32(self.rng.normal(0, 0.2, outputs))
+        scale, bias = np.float32(self.rng.uniform(0.2, 0.8, outputs)), np.float32(self.rng.normal(0, 0.2, outputs))
         # Caffe stores sums, and the weight to divide them by.
         self.layers[f"Convolution{self.count}"] = [weights]
         self.layers[f"BatchNorm{self.count}"] = [mean * 4, variance * 4, np.float32([4])]
@@ -69,7 +69,8 @@ class Net:
                     y = self.unit(y, width // 2, kernel, pad=pad, groups=groups)
                 x = np.maximum(shortcut + self.unit(y, width, (1, 1)), 0)
         x = self.unit(x, 128, (1, 1)).mean((1, 2))
-        head = np.float32(self.rng.normal(0, 0.02, (1000, 128)))
+        # Logits of the size of a trained network's.
+        head = np.float32(self.rng.normal(0, 1 / np.linalg.norm(x), (1000, 128)))
         self.layers["fc1000"] = [head]
         return head @ x
 
