@@ -51,15 +51,15 @@ def forward_and_backward(function: Callable, *arguments: jax.Array) -> Callable[
 
 
 def convolution(
-    size: int, channels: int, features: int, kernel: int, rank: int = 2, batch: int = BATCH
+    size: int, channels: int, features: int, kernel: int, rank: int = 2, batch: int = BATCH, groups: int = 1
 ) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, *(size,) * rank, channels)), jnp.float32)
-    weights = jnp.asarray(rng.normal(size=(*(kernel,) * rank, channels, features)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(*(kernel,) * rank, channels // groups, features)), jnp.float32)
     numbers = ("NHWC", "HWIO", "NHWC") if rank == 2 else ("NDHWC", "DHWIO", "NDHWC")
 
     def convolve(x, weights):
-        return layers._convolve(x, weights, (1,) * rank, "SAME", dimension_numbers=numbers)
+        return layers._convolve(x, weights, (1,) * rank, "SAME", dimension_numbers=numbers, feature_group_count=groups)
 
     return forward_and_backward(convolve, x, weights)
 
@@ -93,6 +93,11 @@ CASES = {
     "convolution 3x3x3, 64 to 128 channels at 6x6x6": functools.partial(convolution, 6, 64, 128, 3, rank=3),
     "convolution 3x3x3, 64 to 128 channels at 6x6x6, one volume": functools.partial(
         convolution, 6, 64, 128, 3, rank=3, batch=1
+    ),
+    "depthwise convolution 3x3, 144 channels at 56x56": functools.partial(convolution, 56, 144, 144, 3, groups=144),
+    "depthwise convolution 5x5, 480 channels at 14x14": functools.partial(convolution, 14, 480, 480, 5, groups=480),
+    "convolution 5x5 in 2 groups, 96 to 256 channels at 27x27": functools.partial(
+        convolution, 27, 96, 256, 5, groups=2
     ),
     "max pooling 3/2, 64 channels at 111x111": max_pooling,
     **{

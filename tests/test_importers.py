@@ -155,8 +155,8 @@ class PthPickler(pickle._Pickler):
         self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
 
 
-def pth(state, extra=b""):
-    """The bytes of a .pth file with these float32 tensors; `extra` opcodes run first."""
+def pickled(state, extra=b""):
+    """The pickle of a state dict of float32 tensors; `extra` opcodes run first."""
     out = io.BytesIO()
     pickler = PthPickler(out, protocol=2)
     write, save = pickler.write, pickler.save
@@ -180,12 +180,30 @@ def pth(state, extra=b""):
         pickler.save_global_name("collections", "OrderedDict")
         write(pickle.EMPTY_TUPLE + pickle.REDUCE + pickle.TUPLE + pickle.REDUCE)
     write(pickle.SETITEMS + pickle.STOP)
+    return out.getvalue()
+
+
+def pth(state, extra=b""):
+    """The bytes of a .pth file with these float32 tensors; `extra` opcodes run first."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as zipped:
-        zipped.writestr("net/data.pkl", out.getvalue())
+        zipped.writestr("net/data.pkl", pickled(state, extra))
         for i, value in enumerate(state.values()):
             zipped.writestr(f"net/data/{i}", value.tobytes())
     return archive.getvalue()
+
+
+def old_pth(state, extra=b"", *, little_endian=True):
+    """The same before PyTorch 1.6: pickles of a magic number, the version, the machine, the state and its storages."""
+    machine = {
+        "protocol_version": 1001,
+        "little_endian": little_endian,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+    before = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, machine)]
+    storages = pickle.dumps([str(i) for i in range(len(state))], 2)
+    values = [int(value.size).to_bytes(8, "little") + value.tobytes() for value in state.values()]
+    return b"".join([*before, pickled(state, extra), storages, *values])
 
 
 def test_state_dicts_come_back(network, tmp_path):
@@ -195,8 +213,9 @@ def test_state_dicts_come_back(network, tmp_path):
     state = state_dict(leaves, name)
     (tmp_path / "net.pth").write_bytes(pth(state))
     safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
-    for suffix in ("pth", "safetensors"):
-        run = load(tmp_path / f"net.{suffix}")
+    (tmp_path / "old.pth").write_bytes(old_pth(state))
+    for file in ("net.pth", "old.pth", "net.safetensors"):
+        run = load(tmp_path / file)
         assert_same(run, leaves)
         assert run.config.model.name == name and not run.model.head_padding
         assert run.config.crop.size == 224 and run.config.dataset.std == (58.395, 57.12, 57.375)
@@ -292,12 +311,13 @@ def writers():
     return {
         "caffemodel": (lambda: caffemodel(leaves), caffe.decode),
         "pth": (lambda: pth(state), torchvision.from_pth),
+        "old.pth": (lambda: old_pth(state), torchvision.from_pth),
         "safetensors": (lambda: safetensors.numpy.save(state), torchvision.from_safetensors),
         "onnx": (lambda: onnx_file(leaves, head_padding=False), onnx_zoo.decode),
     }
 
 
-@pytest.mark.parametrize("suffix", ["caffemodel", "pth", "safetensors", "onnx"])
+@pytest.mark.parametrize("suffix", ["caffemodel", "pth", "old.pth", "safetensors", "onnx"])
 def test_altered_files_are_refused_or_give_arrays(tmp_path, suffix):
     """Never a crash, another error, or more than 200 MiB."""
     write, read = writers()[suffix]
@@ -337,10 +357,17 @@ def test_a_number_in_place_of_a_layer_is_named(tmp_path):
 )
 def test_a_pickle_that_asks_for_more_is_not_followed(tmp_path, monkeypatch, opcodes, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "evil.pth").write_bytes(pth({"features.0.weight": np.zeros((2, 2), np.float32)}, opcodes))
-    with pytest.raises(WeightError, match=message):
-        load(tmp_path / "evil.pth")
+    for write in (pth, old_pth):
+        (tmp_path / "evil.pth").write_bytes(write({"features.0.weight": np.zeros((2, 2), np.float32)}, opcodes))
+        with pytest.raises(WeightError, match=message):
+            load(tmp_path / "evil.pth")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pth"]
+
+
+def test_an_old_file_of_another_byte_order_is_named(tmp_path):
+    (tmp_path / "net.pth").write_bytes(old_pth({"a": np.zeros(2, np.float32)}, little_endian=False))
+    with pytest.raises(WeightError, match="written on a big-endian machine"):
+        load(tmp_path / "net.pth")
 
 
 def test_what_is_missing_or_left_over_is_listed(tmp_path):
@@ -353,5 +380,5 @@ def test_what_is_missing_or_left_over_is_listed(tmp_path):
     assert "  - params/conv10/kernel (1, 1, 512, 1000)" in str(error.value)
     assert "  + params/features.13/kernel (1, 1, 512, 1000)" in str(error.value)
     (tmp_path / "other.pth").write_bytes(pth({"features.0.weight": np.zeros((64, 3, 5, 5), np.float32)}))
-    with pytest.raises(WeightError, match="not a state dict of squeezenet1_0 or squeezenet1_1"):
+    with pytest.raises(WeightError, match="not a state dict of a network here"):
         load(tmp_path / "other.pth")
