@@ -74,7 +74,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.dataset.image_size = (64, 64)
         for option in ("stem", "bypass", "use_batch_norm", "head_relu", "dropout_rate"):
             config.model[option] = None
-        config.train.duration = "10 epochs"
+        config.train.duration = "6 epochs"
         config.optimizer.name = "adamw"
         config.optimizer.learning_rate = 1e-3
         config.optimizer.nesterov = False

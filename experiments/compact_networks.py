@@ -11,7 +11,9 @@ rates, tried with one seed on held-out images (the first command). The second co
 rate and 3 seeds; it takes the rates from experiments/results/compact_networks_tuning.csv, so the setting exists only
 once that file does. The third one measures the bytes of the trained networks as .sqz files and their latency, and the
 last one adds both to the report. `imagenet` trains all of them at 224 pixels by torchvision's recipe for ResNet-18.
-Nothing of this has been run yet.
+
+Nothing of this has been run yet. By MACs and the throughput of benchmarks/results/layers.csv, the first two commands
+take about 22 to 38 core-hours on 2 CPU cores.
 
 The networks are unchanged: CIFAR-10 is enlarged to 64 x 64, about a twelfth of the compute at 224. Without enlargement,
 most of them would need another stem, and their maps would end at one cell.
@@ -133,7 +135,8 @@ def settings() -> dict[str, Sweep]:
             "configs/cifar10.py:compact",
             tuning,
             seeds=(0,),
-            overrides={"dataset.test_split": ""},  # rates are chosen on held-out images
+            # Rates are chosen on held-out images.
+            overrides={"dataset.test_split": "", "train.duration": "2 epochs"},
         ),
         "imagenet": Sweep(
             f"{NAME}_imagenet",
