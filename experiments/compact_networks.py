@@ -7,10 +7,11 @@
         --output experiments/results
 
 Every network has the same budget: the same epochs, batches, augmentation and optimizer, and the same three learning
-rates, tried with one seed on held-out images (the first command). The second command trains each network with its best
-rate and 3 seeds; it takes the rates from experiments/results/compact_networks_tuning.csv, so the setting exists only
-once that file does. The third one measures the bytes of the trained networks as .sqz files and their latency, and the
-last one adds both to the report. `imagenet` trains all of them at 224 pixels by torchvision's recipe for ResNet-18.
+rates, tried for 2 epochs with one seed on held-out images (the first command). The second command trains each network
+with its best rate and 3 seeds; it takes the rates from experiments/results/compact_networks_tuning.csv, so the setting
+exists only once that file does. The third one measures the bytes of the trained networks as .sqz files and their
+latency, and the last one adds both to the report. `imagenet` trains all of them at 224 pixels by torchvision's recipe
+for ResNet-18.
 
 Nothing of this has been run yet. By MACs and the throughput of benchmarks/results/layers.csv, the first two commands
 take about 22 to 38 core-hours on 2 CPU cores.
