@@ -21,7 +21,13 @@ PACKAGE = ROOT / "squeeze_jax"
 FLOORS = [
     {"version", "errors", "tables", "drawing", "runtime"},
     {"models", "data", "compression.rans", "compression.huffman"},
-    {"compression.arrays", "compression.sharing", "compression.rounding"},
+    {
+        "compression.arrays",
+        "compression.sharing",
+        "compression.rounding",
+        "compression.second_order",
+        "compression.segments",
+    },
     {"tasks"},
     {"config"},
     {"workdir", "training.state", "training.optimizers", "training.stopwatch", "training.health", "training.profiler"},
@@ -30,8 +36,14 @@ FLOORS = [
     {"experiment", "commands"},
     {"pretrained"},
     {"network"},
-    {"training.fine_tuning", "training.recorder", "compression.bias_correction", "compression.report"},
-    {"training.trainer"},
+    {
+        "training.fine_tuning",
+        "training.recorder",
+        "compression.bias_correction",
+        "compression.report",
+        "compression.sequential",
+    },
+    {"training.trainer", "compression.compressor"},
     {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__"},
 ]
 
