@@ -1,4 +1,4 @@
-"""Tests of compression on calibration images: second-order rounding, the segmented forward pass, the search for a size."""
+"""Tests of compression on calibration images: second-order rounding, the segmented forward pass, searching a size."""
 
 import dataclasses
 import itertools

@@ -16,7 +16,7 @@ compared with the network before it replaces an existing one.
 import argparse
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -34,23 +34,6 @@ from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.workdir import console
 
 LAYOUTS = ("sqz", "net")
-
-
-def read_images(network: Network, paths: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads images in batches, with labels derived from the names of their folders.
-
-    Args:
-      network: the network, which determines the image shape and the classes.
-      paths: the image files.
-
-    Yields:
-      Images, uint8 (batch, *image_shape), and labels, int (batch,); -1 if the folder is not named after a class.
-    """
-    classes = {name: i for i, name in enumerate(network.class_names)}
-    for first in range(0, len(paths), report.BATCH):
-        part = paths[first : first + report.BATCH]
-        labels = np.array([classes.get(path.parent.name, -1) for path in part])
-        yield np.stack([network.read_image(path) for path in part]), labels
 
 
 def parse_bits(text: str, network: Network) -> dict[str, int]:
@@ -133,7 +116,7 @@ def main() -> int:
 
     compressor = Compressor(
         network,
-        np.concatenate([images for images, _ in read_images(network, calibration)]) if calibration else None,
+        np.concatenate([images for images, _ in report.read_images(network, calibration)]) if calibration else None,
         augment=not args.no_augmentation,
         serialise=serialise,
         folder=args.stages,
@@ -160,7 +143,7 @@ def main() -> int:
         stages.insert(0, Stage(args.weights.name, network, args.weights.stat().st_size))
     else:
         stages.insert(0, Stage("original", network, len(sqz.serialise(network))))
-    answers = report.evaluate(stages, read_images(network, evaluation)) if evaluation else None
+    answers = report.evaluate(stages, report.read_images(network, evaluation)) if evaluation else None
     rows = report.rows(stages, answers)
     print(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))
     if layout == "net":

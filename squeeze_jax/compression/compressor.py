@@ -132,21 +132,30 @@ class Compressor:
         """
         if not 0 < density < 1:
             raise InputError(f"the density is {density}; expected a fraction of the weights, 0 < density < 1.")
-        images = self._calibration_images()
-        inputs = ["prune", density, self.original.variables, images]
-        found = self._folder.result(inputs, lambda: Sequential(self.original, images).quantise(None, density))
-        self._add(f"{density:.0%} of the weights", *found)
+        self.add(f"{density:.0%} of the weights", *self._rounded(None, density))
 
     def share(self, bits: Mapping[str, int], initialisation: str) -> None:
         """Shares weights, see `sharing.share`."""
-        self._add(f"{initialisation} weight sharing", share(self.network.variables, bits, initialisation))
+        self.add(f"{initialisation} weight sharing", share(self.network.variables, bits, initialisation))
 
     def correct_biases(self) -> None:
         """Corrects biases, see `bias_correction.correct_biases`."""
         images = self._calibration_images(augment=False)
         inputs = ["bias correction", self.network.variables, self.original.variables, images]
         found = self._folder.result(inputs, lambda: (correct_biases(self.network, self.original, images), {}))
-        self._add(f"bias correction, {len(images)} images", *found)
+        self.add(f"bias correction, {len(images)} images", *found)
+
+    def round(self, rate_factor: float, density: float | None = None) -> None:
+        """Rounds the weights layer by layer, see `Sequential.quantise`; biases become int8.
+
+        Args:
+          rate_factor: the loss (in nats per image) that one bit of the file may cost.
+          density: the fraction of the weights of each layer that stay; None to let the rate factor decide.
+
+        Raises:
+          InputError: there are no calibration images.
+        """
+        self.add(_rounding(rate_factor), *self._rounded(rate_factor, density))
 
     def round_to_size(self, size: int, density: float | None = None, batch_norm: str = "float32") -> None:
         """Rounds the weights as finely as a file of at most `size` bytes allows; biases become int8.
@@ -191,17 +200,24 @@ class Compressor:
 
     def round_batch_norm(self, form: str) -> None:
         """Reduces the precision of batch norm, see `rounding.round_batch_norm`."""
-        self._add(f"batch norm in {form}", round_batch_norm(self.network.variables, form))
+        self.add(f"batch norm in {form}", round_batch_norm(self.network.variables, form))
 
     def round_biases(self, form: str) -> None:
         """Reduces the precision of biases, see `rounding.round_biases`."""
-        self._add(f"biases in {form}", *round_biases(self.network.variables, form))
+        self.add(f"biases in {form}", *round_biases(self.network.variables, form))
 
     def keep(self) -> None:
         """Adds a stage that stores the network without loss."""
-        self._add("coded without loss", self.network.variables)
+        self.add("coded without loss", self.network.variables)
 
-    def _add(self, name: str, variables: dict, steps: Mapping[str, float] | None = None) -> None:
+    def add(self, name: str, variables: dict, steps: Mapping[str, float] | None = None) -> None:
+        """Adds a stage.
+
+        Args:
+          name: the name of the stage.
+          variables: the variables of the network after the stage.
+          steps: the quantisation steps of arrays that are integer multiples of one, by array name.
+        """
         self.network = dataclasses.replace(self.network, variables=variables)
         self.steps = {**self.steps, **(steps or {})}
         self.stages.append(Stage(name, self.network, len(self._serialise(self.network, self.steps))))
@@ -214,6 +230,18 @@ class Compressor:
             return self._calibration
         return double(self._calibration, mirrored="width" in self.original.config.augment.flip)
 
+    def _rounded(self, rate_factor: float | None, density: float | None) -> tuple[dict, dict[str, float]]:
+        inputs = ["sequential", rate_factor, density, self.original.variables, self._sequential_images]
+        return self._folder.result(inputs, lambda: self._sequential.quantise(rate_factor, density))
+
+    @functools.cached_property
+    def _sequential_images(self) -> np.ndarray:
+        return self._calibration_images()
+
+    @functools.cached_property
+    def _sequential(self) -> Sequential:
+        return Sequential(self.original, self._sequential_images)
+
     def _search(
         self,
         measure: Callable[[Network, dict[str, float]], float],
@@ -223,16 +251,13 @@ class Compressor:
         density: float | None,
     ) -> None:
         """Searches the rate factor whose network measures at most `limit`, by less than TOLERANCE if possible."""
-        images = self._calibration_images()
-        sequential = functools.cache(lambda: Sequential(self.original, images))
         trials: dict[float, float] = {}
         best = None
         target = math.log(limit * (1 - TOLERANCE / 2))
         place = math.log(FIRST_RATE_FACTOR)
         for trial in range(1, TRIALS + 1):
             factor = float(f"{math.exp(place):.4g}")
-            inputs = ["round", factor, density, self.original.variables, images]
-            variables, steps = self._folder.result(inputs, lambda factor=factor: sequential().quantise(factor, density))
+            variables, steps = self._rounded(factor, density)
             value = measure(dataclasses.replace(self.original, variables=variables), steps)
             logger.info("trial %d: rate factor %g, %g %s; the target is %g", trial, factor, value, unit, limit)
             trials[math.log(factor)] = math.log(max(value, 1e-12))
@@ -244,7 +269,11 @@ class Compressor:
         if best is None:
             raise InputError(f"no file with at most {limit:g} {unit} was found in {TRIALS} trials; allow more.")
         _, factor, variables, steps = best
-        self._add(f"second-order rounding, {factor:g} nats a bit, {len(images)} images", variables, steps)
+        self.add(_rounding(factor), variables, steps)
+
+
+def _rounding(rate_factor: float) -> str:
+    return f"second-order rounding, {rate_factor:g} nats a bit"
 
 
 def _next(trials: Mapping[float, float], target: float, slope: float) -> float:
