@@ -200,8 +200,8 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     """Loads a network from the workdir of a run or from a weight file, on any machine and without writing anything.
 
     Args:
-      source: the workdir of a run of `python -m squeeze_jax.main`, or a file supported by
-        `squeeze_jax.pretrained.read`.
+      source: the workdir of a run of `python -m squeeze_jax.main`, a file supported by `squeeze_jax.pretrained.read`,
+        or the name of a network that comes with this package, such as "digits" (`squeeze_jax.pretrained.named`).
       checkpoint: for a workdir: "best" (on the validation split; the latest if there was none), "latest" or a step.
 
     Raises:

@@ -4,8 +4,9 @@
     python -m squeeze_jax.predict --weights runs/cifar10 --format json image.png
     python -m squeeze_jax.predict --weights runs/cifar10 --cam maps image.png
 
---weights is a weight file (see squeeze_jax.pretrained) or the workdir of a run; it includes the preprocessing. Images
-that cannot be read are reported and skipped; the exit status is then 1.
+--weights is a weight file (see squeeze_jax.pretrained), the workdir of a run, or the name of a network that comes with
+this package, such as digits; it includes the preprocessing. Images that cannot be read are reported and skipped; the
+exit status is then 1.
 """
 
 from squeeze_jax.runtime.memory import keep_freed_memory
@@ -104,7 +105,7 @@ def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="a weight file or a workdir")
+    parser.add_argument("--weights", required=True, type=pathlib.Path, help="a weight file, a workdir or a name")
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     parser.add_argument("--labels", type=pathlib.Path, help="file with one label per line, in the order of the classes")
     parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="folder for class activation maps")

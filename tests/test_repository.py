@@ -30,7 +30,8 @@ FLOORS = [
     },
     {"tasks"},
     {"config"},
-    {"workdir", "training.state", "training.optimizers", "training.stopwatch", "training.health", "training.profiler"},
+    {"workdir", "training.state", "training.stopwatch", "training.health", "training.profiler"},
+    {"training.optimizers", "training.pruning", "training.weight_sharing", "training.quantization"},
     {"training.steps"},
     {"training.evaluation"},
     {"experiment", "commands"},
@@ -45,6 +46,7 @@ FLOORS = [
     },
     {"training.trainer", "compression.compressor"},
     {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__"},
+    {"compression.sensitivity"},
 ]
 
 

@@ -1,4 +1,7 @@
-"""Reads published weights, with one importer per format, and this project's own single-file format."""
+"""Reads published weights, with one importer per format, and this project's own single-file formats.
+
+The folder `networks` contains networks that come with this package, each with a model card.
+"""
 
 import pathlib
 
@@ -21,20 +24,32 @@ READERS = {
 }
 
 
+NETWORKS = pathlib.Path(__file__).with_name("networks")
+
+
+def named() -> dict[str, pathlib.Path]:
+    """Returns the files of the networks that come with this package, by name."""
+    return {path.stem: path for path in sorted(NETWORKS.glob(f"*{sqz.SUFFIX}"))}
+
+
 def read(path: str | pathlib.Path) -> Weights:
     """Reads a weight file; the suffix determines the format. `squeeze_jax.load` turns the result into a network.
 
     Args:
       path: a `.net` file of Deep Compression, a `.caffemodel`, a torchvision state dict (`.pth`, `.safetensors`), an
-        `.onnx` file, a `.safetensors` file written by `save`, or a compressed `.sqz` file.
+        `.onnx` file, a `.safetensors` file written by `save`, a compressed `.sqz` file, or, if there is no such file,
+        the name of a network that comes with this package, such as "digits".
 
     Raises:
       WeightError: the file does not exist, its suffix is unknown, or it is damaged or of another network.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        path = named().get(str(path), path)
     if not path.is_file():
         raise WeightError(
-            f"{path} is not a file; expected a weight file ({', '.join(READERS)}) or the workdir of a run."
+            f"{path} is not a file; expected a weight file ({', '.join(READERS)}), the workdir of a run, or a name of "
+            f"this package ({', '.join(named())})."
         )
     reader = READERS.get(path.suffix)
     if reader is None:
