@@ -1,5 +1,6 @@
 """Tests of compression on calibration images: second-order rounding, the segmented forward pass, searching a size."""
 
+import csv
 import dataclasses
 import itertools
 import sys
@@ -12,6 +13,7 @@ from conftest import configure
 from flax import linen as nn
 from PIL import Image
 
+from experiments import compression_curve
 from squeeze_jax import Network, commands, load, models
 from squeeze_jax.compression import compressor as compressor_lib
 from squeeze_jax.compression import second_order
@@ -251,6 +253,24 @@ def test_the_command_reaches_a_size_and_continues(network, pictures, tmp_path, m
     ):
         status, _, error = run(*arguments)
         assert status == 1 and message in error and "Traceback" not in error, error
+
+
+def test_the_curve_has_a_row_for_each_file(network, pictures, tmp_path, monkeypatch, capsys):
+    sqz.save(network, tmp_path / "small.sqz")
+    for folder in ("calibration", "labelled/ant"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i, picture in enumerate(pictures[:5]):
+            Image.fromarray(picture).save(tmp_path / folder / f"{i}.png")
+    options = {"weights": "small.sqz", "calibration": "calibration", "evaluation": "labelled", "output": "."}
+    words = [word for key, name in options.items() for word in (f"--{key}", str(tmp_path / name))]
+    monkeypatch.setattr(sys, "argv", ["compression_curve", *words, "--rate_factors", "1e-8", "1e-6"])
+    assert compression_curve.main() == 0
+    with (tmp_path / "compression_curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["lossless", "8-bit rounding", *["k-means"] * 3, *["second-order"] * 2]
+    assert float(rows[0]["divergence"]) == 0 and rows[0]["images"] == "5"
+    assert int(rows[-1]["bytes"]) < int(rows[-2]["bytes"]) < int(rows[0]["bytes"])
+    assert Image.open(tmp_path / "compression_curve.png").width > 300
 
 
 def test_a_divergence_is_reached_or_refused(network, pictures, monkeypatch):
