@@ -384,19 +384,10 @@ def test_the_study_continues_each_stage_from_the_one_before(data_dir, reference,
     shutil.copytree(reference, study / "seed=0" / "dense")
     tiny = [f"--config.{key}={value}" for key, value in {**TINY, "run.data_dir": data_dir}.items()]
     arguments = ["--config", "configs/digits.py", "--workdir", str(study), "--seeds", "0"]
-    stages = [
-        "--pruned",
-        "12 steps",
-        "--shared",
-        "6 steps",
-        "--bits",
-        "4",
-        "--publish_stage",
-        "shared_4",
-        "--publish",
-        str(tmp_path / "best.sqz"),
-    ]
-    command = [sys.executable, "-m", "experiments.deep_compression", *arguments, *stages, *tiny]
+    stages = {"pruned": "12 steps", "shared": "6 steps", "bits": "4", "publish_stage": "shared_4"}
+    stages["publish"] = str(tmp_path / "best.sqz")
+    arguments += [word for key, value in stages.items() for word in (f"--{key}", value)]
+    command = [sys.executable, "-m", "experiments.deep_compression", *arguments, *tiny]
     log = Child(command, tmp_path / "log").succeed()
     assert "seed=0/dense: started" not in log and "seed=0/shared_4: finished" in log
     with (study / "deep_compression.csv").open() as file:
