@@ -116,18 +116,21 @@ class Sequential:
         original = self.network.variables
         leaves = dict(flax.traverse_util.flatten_dict(original, sep="/"))
         steps: dict[str, float] = {}
-        starts = [(self._preprocess(batch),) for batch, _ in self._batches()]
-        states = [starts, starts]  # of the original and of the quantised network
+        states = [[(self._preprocess(batch),) for batch, _ in self._batches()]]  # of the original network
         for index, layer in enumerate(self._forward.layers):
-            states[0] = [self._forward.run(index, original, state) for state in states[0]]
-            if index == 0:  # nothing is quantised yet
-                states[1] = states[0]
+            self._advance(index, original, states[0])
+            if index == 0:
+                states.append(list(states[0]))  # of the quantised network, in which nothing is quantised yet
             else:
-                variables = flax.traverse_util.unflatten_dict(leaves, sep="/")
-                states[1] = [self._forward.run(index, variables, state) for state in states[1]]
+                self._advance(index, flax.traverse_util.unflatten_dict(leaves, sep="/"), states[1])
             self._quantise_layer(layer, states, leaves, steps, rate_factor, density)
             logger.debug("%s, layer %d of %d", layer.name, index + 1, len(self._forward.layers))
         return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
+
+    def _advance(self, index: int, variables: Any, states: list[tuple[jax.Array, ...]]) -> None:
+        """Replaces the state of each batch by the one before the next layer; one by one, because they are large."""
+        for i, state in enumerate(states):
+            states[i] = self._forward.run(index, variables, state)
 
     def _quantise_layer(
         self,
