@@ -18,11 +18,11 @@ import numpy as np
 import report
 
 from squeeze_jax import load
-from squeeze_jax.compression import report as compression_report
 from squeeze_jax.compression.compressor import FIRST_RATE_FACTOR, Compressor
+from squeeze_jax.compression.report import BATCH
 from squeeze_jax.compression.sharing import layer_bits
 from squeeze_jax.network import Network
-from squeeze_jax.predict import find_images
+from squeeze_jax.predict import find_images, read_images
 
 PEER = "k-means, 6 bits"
 
@@ -53,7 +53,7 @@ def main() -> int:
     args = parser.parse_args()
     network = load(args.weights)
     paths = find_images([str(args.calibration)])
-    images = np.concatenate([batch for batch, _ in compression_report.read_images(network, paths)])
+    images = np.concatenate([batch for batch, _ in read_images(network, paths, BATCH)])
     found = programs(network, images, args.size)
     seconds: dict[str, list[float]] = {name: [] for name in found}
     sizes = {}

@@ -25,7 +25,7 @@ from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import round_to_int8
 from squeeze_jax.compression.sharing import layer_bits
 from squeeze_jax.network import Network
-from squeeze_jax.predict import find_images
+from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tables import write_csv
 from squeeze_jax.workdir import console
@@ -87,13 +87,13 @@ def main() -> int:
     compilation_cache.enable()
     network = load(args.weights)
     calibration, evaluation = (find_images([str(folder)]) for folder in (args.calibration, args.evaluation))
-    images = np.concatenate([batch for batch, _ in report.read_images(network, calibration)])
+    images = np.concatenate([batch for batch, _ in read_images(network, calibration, report.BATCH)])
     with console.logging_to(None):
         found = files(network, images, args)
     stages = [Stage("original", network, 0), *(stage for _, _, stage in found)]
     rows = []
     for (method, setting, stage), sums in zip(
-        found, report.evaluate(stages, report.read_images(network, evaluation))[1:], strict=True
+        found, report.evaluate(stages, read_images(network, evaluation, report.BATCH))[1:], strict=True
     ):
         rows.append(
             {

@@ -30,7 +30,12 @@ NOT_RUN = {
     "source .venv/bin/activate": "of the shell",
     "python3 -m venv .venv": "of Python; .ci/run makes such an environment by the README's test command",
     "pip install torch onnxruntime onnx": "downloads the peers",
+    'pip install "squeeze_jax[export]"': "downloads",
     'pip install -e ".[docs]"': "downloads",
+    "pip install playwright": "downloads",
+    "python -m venv litert": "of Python",
+    "litert/bin/pip install litert-converter==0.5.0 litert-quantizer==0.11.0": "downloads",
+    "python -m pytest -n 0 -m browser tests/test_web.py": "needs a browser",
     '.venv/bin/pip install -e ".[prepare]" "jax[cuda13]>=0.10,<0.13"': "downloads, for a GPU",
     '.venv/bin/pip install -e ".[prepare]" "jax[tpu]>=0.10,<0.13"': "downloads, for a TPU",
     ".venv/bin/pip install --no-compile -r requirements.txt -e .": "downloads; .ci/run runs it",
@@ -247,7 +252,13 @@ def ask_parsers(checked: list[tuple[str, list[str]]]) -> list[str]:
 
 def test_other_commands_have_the_documented_options():
     benchmarks = tuple(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    modules = ("squeeze_jax.predict", "squeeze_jax.compression", "squeeze_jax.data.prepare", "experiments.compare")
+    modules = (
+        "squeeze_jax.predict",
+        "squeeze_jax.compression",
+        "squeeze_jax.export",
+        "squeeze_jax.data.prepare",
+        "experiments.compare",
+    )
     checked = commands_of(*modules, *benchmarks)
     assert len(checked) > 15
     wrong = [("squeeze_jax.predict", ["--cams", "maps", "a.jpg"]), ("networks", ["--case", "training, v9, 224"])]

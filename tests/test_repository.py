@@ -44,8 +44,9 @@ FLOORS = [
         "compression.report",
         "compression.sequential",
     },
+    {"export"},
     {"training.trainer", "compression.compressor"},
-    {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__"},
+    {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__", "export.__main__"},
     {"compression.sensitivity"},
 ]
 

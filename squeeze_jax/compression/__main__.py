@@ -28,7 +28,7 @@ from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS
 from squeeze_jax.compression.sharing import INITIALISATIONS, layer_bits
 from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.network import Network, load
-from squeeze_jax.predict import find_images
+from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.pretrained import deep_compression, sqz
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.workdir import console
@@ -116,7 +116,9 @@ def main() -> int:
 
     compressor = Compressor(
         network,
-        np.concatenate([images for images, _ in report.read_images(network, calibration)]) if calibration else None,
+        np.concatenate([images for images, _ in read_images(network, calibration, report.BATCH)])
+        if calibration
+        else None,
         augment=not args.no_augmentation,
         serialise=serialise,
         folder=args.stages,
@@ -143,7 +145,7 @@ def main() -> int:
         stages.insert(0, Stage(args.weights.name, network, args.weights.stat().st_size))
     else:
         stages.insert(0, Stage("original", network, len(sqz.serialise(network))))
-    answers = report.evaluate(stages, report.read_images(network, evaluation)) if evaluation else None
+    answers = report.evaluate(stages, read_images(network, evaluation, report.BATCH)) if evaluation else None
     rows = report.rows(stages, answers)
     print(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))
     if layout == "net":

@@ -1,8 +1,7 @@
 """The table of a compression: file size and accuracy after each stage."""
 
 import dataclasses
-import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import flax.traverse_util
 import numpy as np
@@ -73,23 +72,6 @@ class Answers:
         self.gained += int((now & ~before).sum())
         self.lost += int((before & ~now).sum())
         self.divergence += float((p * np.log(p / q)).sum())
-
-
-def read_images(network: Network, paths: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads images in batches, with labels derived from the names of their folders.
-
-    Args:
-      network: the network, which determines the image shape and the classes.
-      paths: the image files.
-
-    Yields:
-      Images, uint8 (batch, *image_shape), and labels, int (batch,); -1 if the folder is not named after a class.
-    """
-    classes = {name: i for i, name in enumerate(network.class_names)}
-    for first in range(0, len(paths), BATCH):
-        part = paths[first : first + BATCH]
-        labels = np.array([classes.get(path.parent.name, -1) for path in part])
-        yield np.stack([network.read_image(path) for path in part]), labels
 
 
 def evaluate(stages: Sequence[Stage], batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Answers]:

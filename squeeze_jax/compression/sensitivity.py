@@ -22,12 +22,12 @@ import flax.traverse_util
 import numpy as np
 
 from squeeze_jax import commands, drawing, tables
-from squeeze_jax.compression.report import BATCH, Answers, read_images
+from squeeze_jax.compression.report import BATCH, Answers
 from squeeze_jax.compression.sharing import BITS, layer_bits, share
 from squeeze_jax.errors import InputError
 from squeeze_jax.models.summary import summarize
 from squeeze_jax.network import Network, load
-from squeeze_jax.predict import find_images
+from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache, devices
 
 DENSITIES = (0.1, 0.2, 0.3, 0.5, 0.7)
@@ -165,7 +165,9 @@ def main() -> int:
     compilation_cache.enable()
     paths = find_images([str(args.evaluation)]) if args.evaluation else []
     network = load(args.weights)
-    batches = read_images(network, paths) if paths else examples_of(network, args.dataset, args.split, args.examples)
+    batches = (
+        read_images(network, paths, BATCH) if paths else examples_of(network, args.dataset, args.split, args.examples)
+    )
     rows = measure(network, batches, args.densities, args.bits)
     args.output.mkdir(parents=True, exist_ok=True)
     print(tables.write_csv(args.output / f"{NAME}.csv", rows))
