@@ -513,7 +513,7 @@ def test_int8_that_costs_too_much_is_not_written(small, photographs, tmp_path, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output", "net.pb"], "must end in .onnx, .jaxexport"),
+        (["--output", "net.pb"], "must end in .onnx, .tflite, .jaxexport"),
         (["--output", "nowhere/net.onnx"], "does not exist"),
         (["--output", "net.onnx", "--int8"], "go together"),
         (["--output", "net.jaxexport", "--int8", "--calibration", "."], "have no int8"),
