@@ -25,8 +25,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 README_LINES = 170
 LINE = 120
 
-# Commands of the documentation that nothing here can try, and why. All other commands are checked.
 WITHOUT_RUNS = ("experiments.compare", "experiments.compression_curve")  # commands that start no runs
+
+# Commands of the documentation that nothing here can try, and why. All other commands are checked.
 NOT_RUN = {
     "source .venv/bin/activate": "of the shell",
     "python3 -m venv .venv": "of Python; .ci/run makes such an environment by the README's test command",
