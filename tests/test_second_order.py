@@ -281,6 +281,9 @@ def test_a_divergence_is_reached_or_refused(network, pictures, monkeypatch):
     found = stage.network.predict(pictures)
     divergence = (original * np.log(original / found)).sum(1).mean()
     assert 0 < divergence <= 0.02 + 1e-6
+    # Pruning starts from the original network again, and has no steps.
+    compressor.prune(0.5)
+    assert not compressor.steps and compressor.stages[-1].bytes > compressor.stages[0].bytes
     monkeypatch.setattr(compressor_lib, "TRIALS", 2)
     with pytest.raises(InputError, match="no file with at most 100 bytes was found in 2 trials"):
         Compressor(network, pictures).round_to_size(100)

@@ -132,7 +132,7 @@ class Compressor:
         """
         if not 0 < density < 1:
             raise InputError(f"the density is {density}; expected a fraction of the weights, 0 < density < 1.")
-        self.add(f"{density:.0%} of the weights", *self._rounded(None, density))
+        self._add_anew(f"{density:.0%} of the weights", *self._rounded(None, density))
 
     def share(self, bits: Mapping[str, int], initialisation: str) -> None:
         """Shares weights, see `sharing.share`."""
@@ -155,7 +155,7 @@ class Compressor:
         Raises:
           InputError: there are no calibration images.
         """
-        self.add(_rounding(rate_factor), *self._rounded(rate_factor, density))
+        self._add_anew(_rounding(rate_factor), *self._rounded(rate_factor, density))
 
     def round_to_size(self, size: int, density: float | None = None, batch_norm: str = "float32") -> None:
         """Rounds the weights as finely as a file of at most `size` bytes allows; biases become int8.
@@ -223,6 +223,11 @@ class Compressor:
         self.stages.append(Stage(name, self.network, len(self._serialise(self.network, self.steps))))
         logger.info("%s: %s bytes", name, f"{self.stages[-1].bytes:,}")
 
+    def _add_anew(self, name: str, variables: dict, steps: Mapping[str, float]) -> None:
+        """Adds a stage that starts from the original network, whatever the stages before it were."""
+        self.steps = {}
+        self.add(name, variables, steps)
+
     def _calibration_images(self, augment: bool | None = None) -> np.ndarray:
         if self._calibration is None or not len(self._calibration):
             raise InputError("calibration images are needed: --calibration FOLDER.")
@@ -269,7 +274,7 @@ class Compressor:
         if best is None:
             raise InputError(f"no file with at most {limit:g} {unit} was found in {TRIALS} trials; allow more.")
         _, factor, variables, steps = best
-        self.add(_rounding(factor), variables, steps)
+        self._add_anew(_rounding(factor), variables, steps)
 
 
 def _rounding(rate_factor: float) -> str:
