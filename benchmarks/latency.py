@@ -20,18 +20,17 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import report
+import worker
 
 from squeeze_jax.runtime import memory
 
@@ -257,7 +256,7 @@ def quantise_by_nncf(folder: pathlib.Path) -> None:
 
 
 def work(name: str, folder: pathlib.Path, threads: int, batch: int) -> None:
-    """Runs one program: answers each line of input with its seconds per call, until input ends."""
+    """Runs one program, which takes turns with the others."""
     memory.keep_freed_memory()
     given = np.load(folder / "given.npz")
     images, expected = given["images"][:batch], given["logits"][:batch]
@@ -266,18 +265,8 @@ def work(name: str, folder: pathlib.Path, threads: int, batch: int) -> None:
     difference = float(np.abs(call() - expected).max())
     if precision == FLOAT and difference > TOLERANCE * np.abs(expected).max():
         raise SystemExit(f"its logits differ from ours by {difference:.2g}.")
-    for _ in range(WARM_UP_CALLS):
-        start = time.perf_counter()
-        call()
-    calls = max(1, round(TURN_SECONDS / (time.perf_counter() - start)))
-    print(json.dumps({"difference": difference, "bytes": file.stat().st_size}), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        seconds = (time.perf_counter() - start) / calls
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+    ready = json.dumps({"difference": difference, "bytes": file.stat().st_size})
+    worker.take_turns(call, WARM_UP_CALLS, TURN_SECONDS, ready)
 
 
 @dataclasses.dataclass

@@ -407,7 +407,7 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
     """Reads `config.json` and returns the config and the values that were read from the dataset, see `save`.
 
     Raises:
-      ConfigError: there is no readable `config.json`, or it was written by an incompatible version of this project.
+      ConfigError: `config.json` is missing, cannot be read, or is from an incompatible version of this project.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:

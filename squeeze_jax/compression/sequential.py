@@ -33,7 +33,7 @@ TARGET_RIDGE = 0.05  # the same when a layer is fitted to the original outputs
 SHIFT = 1 / 8  # largest shift of an additional calibration image, relative to its side
 OWN_IMPORTANCE = 0.5  # the share of an output channel's own Fisher information; the rest is the mean of the layer
 SMALLEST = 1e-12
-POOLED = 0.5  # the share of the moments of means over an image, for the layer before global average pooling
+POOLED = 0.5  # weight of the moments of image means in the layer before global average pooling
 
 
 @dataclasses.dataclass(frozen=True)
