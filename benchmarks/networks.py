@@ -23,16 +23,15 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import report
+import worker
 
 from squeeze_jax.runtime import memory
 
@@ -231,25 +230,14 @@ PROGRAMS = OURS | {
 
 
 def work(case: Case, name: str, folder: pathlib.Path) -> None:
-    """Runs one program: answers each line of input with its seconds per step and its peak memory, until input ends."""
+    """Runs one program, which takes turns with the others."""
     if not name.endswith(GIVING_BACK):
         memory.keep_freed_memory()  # as squeeze_jax.main does
     given = dict(np.load(folder / "given.npz"))
     images, labels, logits = (given.pop(key) for key in ("images", "labels", "logits"))
     evaluate, step = PROGRAMS[name](case, given, images, labels)
     np.testing.assert_allclose(evaluate(images), logits, atol=1e-3 * np.abs(logits).max(), rtol=1e-3)
-    for _ in range(WARM_UP_STEPS):
-        start = time.perf_counter()
-        step()
-    steps = max(1, round(TURN_SECONDS / (time.perf_counter() - start)))
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        seconds = (time.perf_counter() - start) / steps
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+    worker.take_turns(step, WARM_UP_STEPS, TURN_SECONDS, "ready")
 
 
 def prepare(case: Case, folder: pathlib.Path) -> None:

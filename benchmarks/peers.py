@@ -22,10 +22,11 @@ class Conv:
     stride: int = 1
     batch_norm: bool = False
     relu: bool = True
+    margin: int = 0  # of the head
 
     @property
     def padding(self) -> int:
-        return self.kernel // 2 if self.stride == 1 else 0
+        return self.margin + (self.kernel // 2 if self.stride == 1 else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def layers_of(model: SqueezeNet, channels: int) -> list[Conv | Fire | Pool]:
         out = sum(conv.features for conv in expand)
         found.append(Fire(squeeze, expand, model.bypass == "simple" and channels == out))
         channels = out
-    return [*found, Conv("conv10", channels, model.num_classes, relu=model.head_relu)]
+    return [*found, Conv("conv10", channels, model.num_classes, relu=model.head_relu, margin=model.head_margin)]
 
 
 def torch_network(layers: list, rank: int, dropout_rate: float, weights: dict[str, np.ndarray]) -> Any:
@@ -116,6 +117,8 @@ def keras_network(layers: list, spatial: tuple[int, ...], dropout_rate: float, w
     conv_of, pool_of = getattr(kl, f"Conv{rank}D"), getattr(kl, f"MaxPooling{rank}D")
 
     def block(x: Any, layer: Conv) -> Any:
+        if layer.margin:
+            raise ValueError(f"{layer.name} has a margin, which the Keras benchmark does not support.")
         padding = "same" if layer.padding else "valid"
         conv = conv_of(layer.features, layer.kernel, layer.stride, padding, use_bias=not layer.batch_norm)
         x = conv(x)

@@ -139,10 +139,10 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
             values = [row[metric] for row in trials]
             cells += [
                 *size,
-                _mean_and_spread(values),
+                mean_and_spread(values),
                 str(len(values)),
-                _difference(points[0], trials, metric) if i else "",
-                _difference(points[i - 1], trials, metric) if i > 1 else "",
+                difference(points[0], trials, metric) if i else "",
+                difference(points[i - 1], trials, metric) if i > 1 else "",
             ]
         else:
             cells += [""] * 4 + ["0", "", ""]
@@ -150,13 +150,13 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     return markdown(lines[0], lines[1:])
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """Formats mean and standard deviation over seeds, "0.8123 ± 0.0045"; with one seed only the mean."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
 
 
-def _difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric: str) -> str:
+def difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric: str) -> str:
     """Formats the mean difference over common seeds, and p of a paired, two-sided t-test if differences vary."""
     baseline = {row["seed"]: row[metric] for row in first}
     pairs = [(row[metric], baseline[row["seed"]]) for row in trials if row["seed"] in baseline]

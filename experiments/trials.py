@@ -140,7 +140,7 @@ def check_runs(
         try:
             if names.count(trial.name) > 1:
                 raise SweepError("two trials have this name; every point needs different values.")
-            config = _parse(trial)
+            config = parse(trial)
             config_lib.validate(config)
             check_one(config)
             folder = workdir / trial.name
@@ -150,7 +150,7 @@ def check_runs(
             raise SweepError(f"trial {trial.name}: {error}") from error
 
 
-def _parse(trial: Trial) -> ConfigDict:
+def parse(trial: Trial) -> ConfigDict:
     """Returns the config that the trial's process will read; raises ConfigError if it is invalid."""
     arguments = [sys.argv[0], *trial.flags()]
     values = flags.FlagValues()

@@ -9,11 +9,13 @@ import json
 import operator
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from squeeze_jax import models, tasks
+from squeeze_jax.compression.sharing import BITS, INITIALISATIONS
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.models.registry import ImageInput
 
@@ -27,6 +29,8 @@ SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
 CROPS = ("random_resized", "random")
 INTERPOLATIONS = ("bilinear", "bicubic")
+PRUNING_SCOPES = ("layer", "global")
+PRUNING_SCHEDULES = ("cubic", "geometric")
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)\s*")
 
@@ -96,6 +100,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.train.micro_batches = 1  # number of parts that the batch of an update is split into
     config.train.ema_decay = 0.0  # decay of the averaged weights used in evaluation; 0 disables averaging
     config.train.patience = "0 epochs"  # stop if the best metric has not improved for this long; 0 never stops
+    # Simulate the int8 rounding of kernels and of the inputs of convolutions in training, not in evaluation.
+    config.train.quantization_aware = False
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
@@ -118,6 +124,26 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.schedule.peak_at = 0.3  # "one_cycle": fraction of the duration before the peak
     config.schedule.milestones = (0.5, 0.75)  # "step": fractions of the duration
     config.schedule.factor = 0.1  # "step": the learning rate is multiplied by this at each milestone
+
+    # Magnitude pruning of the kernels. Checkpoints compete for the best one after the last pruning step, or after the
+    # release.
+    config.pruning = ConfigDict()
+    config.pruning.density = 1.0  # fraction of the weights that are left in the end; 1 prunes nothing
+    config.pruning.scope = "layer"  # of `density` and of the ranking by magnitude: each layer, or "global"
+    # ((pattern, density), ...): other densities for the kernels whose path contains the regular expression; the first
+    # matching pattern applies. Each of these kernels is ranked alone.
+    config.pruning.layer_densities = ()
+    config.pruning.schedule = "cubic"  # gradual; "geometric": every round removes the same fraction of what is left
+    config.pruning.start = "0 steps"
+    config.pruning.end = "0 steps"  # when the density is reached
+    config.pruning.every = "100 steps"  # interval between pruning steps, from `start` to `end`
+    config.pruning.release = "0 steps"  # when zeros may train again (Dense-Sparse-Dense); 0 never
+    config.pruning.keep_zeros = False  # the zeros of the initial weights stay zero
+
+    # Weight sharing: only the centroids that the weights of `init_from` are clustered to are trained.
+    config.sharing = ConfigDict()
+    config.sharing.bits = 0  # per weight, 2 to 8; 0 for no sharing
+    config.sharing.initialisation = "density"  # of k-means; or "linear"
 
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 500
@@ -183,6 +209,9 @@ def validate(config: ConfigDict) -> None:
         ("run.backend", BACKENDS),
         ("crop.train", CROPS),
         ("crop.interpolation", INTERPOLATIONS),
+        ("pruning.scope", PRUNING_SCOPES),
+        ("pruning.schedule", PRUNING_SCHEDULES),
+        ("sharing.initialisation", INITIALISATIONS),
     ):
         value = lookup(config, key)
         if value not in choices:
@@ -230,9 +259,22 @@ def validate(config: ConfigDict) -> None:
     _require(
         config,
         "optimizer.learning_rate_multipliers",
-        _is_multipliers,
+        lambda value: _is_by_pattern(value, lambda multiplier: multiplier >= 0),
         "((pattern, multiplier), ...), with regular expressions and numbers of zero or more",
     )
+    _require(config, "pruning.density", lambda value: 0 < value <= 1, "0 < value <= 1")
+    _require(
+        config,
+        "pruning.layer_densities",
+        lambda value: _is_by_pattern(value, lambda density: 0 < density <= 1),
+        "((pattern, density), ...), with regular expressions and numbers above 0, at most 1",
+    )
+    _require(config, "sharing.bits", lambda value: value == 0 or value in BITS, f"0, or {BITS[0]} to {BITS[-1]}")
+    if config.sharing.bits and is_pruned(config):
+        raise ConfigError(
+            "config.pruning and config.sharing cannot be used in one run: prune first, then share the weights of that "
+            "run (config.init_from). Weight sharing keeps zeros by itself."
+        )
     for key in ("train.ema_decay", "optimizer.momentum", "optimizer.rms_decay"):
         _require(config, key, lambda value: 0 <= value < 1, "0 <= value < 1")
     _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
@@ -258,6 +300,10 @@ def validate(config: ConfigDict) -> None:
         "train.duration",
         "train.patience",
         "schedule.warmup",
+        "pruning.start",
+        "pruning.end",
+        "pruning.every",
+        "pruning.release",
         "run.log_every",
         "run.evaluate_every",
         "run.checkpoint_every",
@@ -266,6 +312,12 @@ def validate(config: ConfigDict) -> None:
             duration_in_steps(lookup(config, key), config.train.batch_size, 1)
         except ConfigError as error:
             raise ConfigError(f"config.{key}: {error}") from None
+
+
+def is_pruned(config: ConfigDict) -> bool:
+    """Returns whether the run prunes weights or keeps zeros."""
+    pruning = config.pruning
+    return pruning.density < 1 or bool(pruning.layer_densities) or pruning.keep_zeros
 
 
 def lookup(config: ConfigDict, key: str) -> Any:
@@ -286,9 +338,10 @@ def _is_size(value: Any) -> bool:
     return all(type(side) is int and side >= 1 for side in sides)
 
 
-def _is_multipliers(value: Any) -> bool:
+def _is_by_pattern(value: Any, accept: Callable[[float], bool]) -> bool:
+    """Returns whether the value is ((pattern, number), ...), with numbers that are accepted."""
     try:
-        return all(re.compile(pattern) and float(multiplier) >= 0 for pattern, multiplier in value)
+        return all(re.compile(pattern) and accept(float(number)) for pattern, number in value)
     except (TypeError, ValueError, re.error):
         return False
 
@@ -361,7 +414,7 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
     """Reads `config.json` and returns the config and the values that were read from the dataset, see `save`.
 
     Raises:
-      ConfigError: there is no readable `config.json`, or it was written by an incompatible version of this project.
+      ConfigError: `config.json` is missing, cannot be read, or is from an incompatible version of this project.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:

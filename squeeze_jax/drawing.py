@@ -23,6 +23,13 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, layout: 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def colours(count: int) -> list[Any]:
+    """Returns colours for `count` lines, from dark to light in the order of the lines."""
+    import matplotlib
+
+    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count)))
+
+
 def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure as a PNG and returns its path."""
     figure.savefig(path, dpi=120)

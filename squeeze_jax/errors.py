@@ -21,6 +21,10 @@ class WeightError(SqueezeJaxError, ValueError):
     """An unusable weight file."""
 
 
+class ExportError(SqueezeJaxError, ValueError):
+    """A network that cannot be exported, or a missing package for the exported file."""
+
+
 class InputError(SqueezeJaxError, ValueError):
     """An invalid argument of a command, or an image that a trained network does not accept."""
 

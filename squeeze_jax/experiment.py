@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.config import SPLITS, duration_in_steps, validate
+from squeeze_jax.config import SPLITS, duration_in_steps, is_pruned, validate
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
@@ -20,13 +21,15 @@ from squeeze_jax.errors import ConfigError
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
+from squeeze_jax.training.pruning import PruningPlan, prune
 from squeeze_jax.training.state import TrainState, create_state
 from squeeze_jax.training.steps import make_train_step
+from squeeze_jax.training.weight_sharing import share_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The durations of a config in steps; `epoch` need not be an integer."""
+    """The durations of a config in steps; `epoch` need not be an integer. `pruning` is None without pruning."""
 
     epoch: float
     total: int
@@ -35,13 +38,20 @@ class Plan:
     log_every: int
     evaluate_every: int
     checkpoint_every: int
+    pruning: PruningPlan | None
+
+    @property
+    def first_candidate(self) -> int:
+        """The step from which checkpoints compete for the best one: when the weights have their final density."""
+        return max(self.pruning.end, self.pruning.release) if self.pruning else 0
 
     @classmethod
     def of(cls, config: ConfigDict, num_examples: int) -> "Plan":
         """Returns the plan of a config for a training split with `num_examples` examples.
 
         Raises:
-          ConfigError: a duration is invalid, or `config.train.duration` is less than one step.
+          ConfigError: a duration is invalid, `config.train.duration` is less than one step, or the pruning does not
+            end within the run.
         """
 
         def steps(duration: str) -> int:
@@ -58,7 +68,26 @@ class Plan:
             log_every=max(1, steps(config.run.log_every)),
             evaluate_every=max(1, steps(config.run.evaluate_every)),
             checkpoint_every=max(1, steps(config.run.checkpoint_every)),
+            pruning=cls._pruning(config, total, steps) if is_pruned(config) else None,
         )
+
+    @staticmethod
+    def _pruning(config: ConfigDict, total: int, steps: Callable[[str], int]) -> PruningPlan:
+        durations = {key: steps(config.pruning[key]) for key in ("start", "end", "every", "release")}
+        start, end, release = durations["start"], durations["end"], durations["release"]
+        if (config.pruning.density < 1 or config.pruning.layer_densities) and not start < end <= total:
+            raise ConfigError(
+                f"config.pruning.start={config.pruning.start!r} and config.pruning.end={config.pruning.end!r} are "
+                f"steps {start} and {end} of {total}; expected start < end, within the run."
+            )
+        if release and not end < release < total:
+            raise ConfigError(
+                f"config.pruning.release={config.pruning.release!r} is step {release}; expected a step after the last "
+                f"pruning step, {end}, and before the end of the run, {total}."
+            )
+        durations["every"] = max(1, durations["every"])
+        others = ("density", "scope", "layer_densities", "schedule", "keep_zeros")
+        return PruningPlan(**durations, **{key: config.pruning[key] for key in others})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +129,7 @@ class Experiment:
             self.optimizer,
             micro_batches=self.config.train.micro_batches,
             ema_decay=self.config.train.ema_decay,
+            quantization_aware=self.config.train.quantization_aware,
             axis_name=axis_name,
         )
 
@@ -152,6 +182,11 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
     check_best_metric(config, task)
     plan = Plan.of(config, len(splits["train"]))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    if plan.pruning:
+        optimizer = prune(optimizer, plan.pruning)
+    if config.sharing.bits:
+        optimizer = share_weights(optimizer, config.sharing.bits)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -161,7 +196,7 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         input_shape=task.preprocessing.input_shape(dataset.image_shape),
         plan=plan,
         schedule=schedule,
-        optimizer=make_optimizer(config.optimizer, schedule),
+        optimizer=optimizer,
     )
 
 

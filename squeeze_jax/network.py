@@ -61,18 +61,7 @@ class Network:
         Raises:
           InputError: the file cannot be read, or the image does not have the shape that the network needs.
         """
-        crop, channels = make_crop(self.config), self.image_shape[-1]
-        try:
-            stored = pathlib.Path(path).read_bytes()
-            if crop is None:
-                image = decoding.decode(stored, channels)
-            else:
-                image, _ = crop.for_evaluation(stored, channels)
-        except (OSError, ValueError) as error:  # of Pillow
-            raise InputError(f"{path} cannot be read: {error}") from error
-        if image.shape != self.image_shape:
-            raise InputError(f"{path} has shape {image.shape}; the network expects {self.image_shape}.")
-        return image
+        return read_image(path, self.config, self.image_shape)
 
     def predict(self, images: Any) -> np.ndarray:
         """Applies the network to raw images.
@@ -196,12 +185,28 @@ class Network:
         return compile_often(features)
 
 
+def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Reads an image file as for evaluation; see `Network.read_image`."""
+    crop, channels = make_crop(config), image_shape[-1]
+    try:
+        stored = pathlib.Path(path).read_bytes()
+        if crop is None:
+            image = decoding.decode(stored, channels)
+        else:
+            image, _ = crop.for_evaluation(stored, channels)
+    except (OSError, ValueError) as error:  # of Pillow
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if image.shape != image_shape:
+        raise InputError(f"{path} has shape {image.shape}; the network expects {image_shape}.")
+    return image
+
+
 def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     """Loads a network from the workdir of a run or from a weight file, on any machine and without writing anything.
 
     Args:
-      source: the workdir of a run of `python -m squeeze_jax.main`, or a file or name supported by
-        `squeeze_jax.pretrained.read`.
+      source: the workdir of a run of `python -m squeeze_jax.main`, or a file supported by `squeeze_jax.pretrained.read`,
+        or a name, such as "digits" or "torchvision/resnet18" (`squeeze_jax.pretrained.names`).
       checkpoint: for a workdir: "best" (on the validation split; the latest if there was none), "latest" or a step.
 
     Raises:

@@ -4,8 +4,9 @@
     python -m squeeze_jax.predict --weights runs/cifar10 --format json image.png
     python -m squeeze_jax.predict --weights runs/cifar10 --cam maps image.png
 
---weights is a weight file (see squeeze_jax.pretrained) or the workdir of a run; it includes the preprocessing. Images
-that cannot be read are reported and skipped; the exit status is then 1.
+--weights is a weight file (see squeeze_jax.pretrained), the workdir of a run, the name of a network that comes with
+this package, such as digits, or a file that squeeze_jax.export wrote, which is run by its own runtime; it includes the
+preprocessing. Images that cannot be read are reported and skipped; the exit status is then 1.
 """
 
 from squeeze_jax.runtime.memory import keep_freed_memory
@@ -20,7 +21,7 @@ import glob
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ import numpy as np
 from squeeze_jax import commands
 from squeeze_jax.data.folders import EXTENSIONS
 from squeeze_jax.errors import InputError
+from squeeze_jax.export.exported import Exported
+from squeeze_jax.export.formats import is_exported, open_exported
 from squeeze_jax.network import Network, load
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tasks import Task
@@ -55,7 +58,29 @@ def find_images(arguments: list[str]) -> list[pathlib.Path]:
     return found
 
 
-def predictions(network: Network, paths: list[pathlib.Path], batch_size: int, unreadable: list[str]) -> Iterator:
+def read_images(
+    network: Network, paths: Sequence[pathlib.Path], batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads images in batches, with labels derived from the names of their folders.
+
+    Args:
+      network: the network, which determines the image shape and the classes.
+      paths: the image files.
+      batch_size: the number of images in all batches but the last.
+
+    Yields:
+      Images, uint8 (batch, *image_shape), and labels, int (batch,); -1 if the folder is not named after a class.
+    """
+    classes = {name: i for i, name in enumerate(network.class_names)}
+    for first in range(0, len(paths), batch_size):
+        part = paths[first : first + batch_size]
+        labels = np.array([classes.get(path.parent.name, -1) for path in part])
+        yield np.stack([network.read_image(path) for path in part]), labels
+
+
+def predictions(
+    network: Network | Exported, paths: list[pathlib.Path], batch_size: int, unreadable: list[str]
+) -> Iterator:
     """Yields (path, image, prediction) for every readable image.
 
     Args:
@@ -104,7 +129,9 @@ def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="a weight file or a workdir")
+    parser.add_argument(
+        "--weights", required=True, type=pathlib.Path, help="a weight file, a workdir, a name or an exported file"
+    )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     parser.add_argument("--labels", type=pathlib.Path, help="file with one label per line, in the order of the classes")
     parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="folder for class activation maps")
@@ -113,7 +140,11 @@ def main() -> int:
     compilation_cache.enable()
     unreadable: list[str] = []
     paths = find_images(args.images)
-    network = load(args.weights)
+    network = open_exported(args.weights) if is_exported(args.weights) else load(args.weights)
+    if args.cam and isinstance(network, Exported):
+        raise InputError(
+            "--cam needs feature maps, which an exported file does not have; use what it was exported from."
+        )
     if args.labels:
         network = dataclasses.replace(network, class_names=read_labels(args.labels, network.class_names))
     results = []

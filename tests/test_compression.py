@@ -594,7 +594,7 @@ def test_a_run_starts_from_a_compressed_file(data_dir, tmp_path):
     first = Network(experiment.model, state.eval_variables(), experiment.config, 0, classes, experiment.input_shape)
     first = with_variables(first, share(jax.device_get(first.variables), 4))
     sqz.save(first, tmp_path / "first.sqz")
-    started, _ = start_from(state, experiment.model, tmp_path / "first.sqz", new_head=False)
+    started, _ = start_from(state, experiment.model, experiment.optimizer, tmp_path / "first.sqz", new_head=False)
     jax.tree.map(np.testing.assert_array_equal, started.params, first.variables["params"])
 
 

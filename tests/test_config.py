@@ -20,6 +20,7 @@ from squeeze_jax.data.sources import Dataset, open_dataset
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.experiment import build, make_crop, make_model, make_task
 from squeeze_jax.training import trainer
+from squeeze_jax.training.fine_tuning import clustered
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
 from squeeze_jax.workdir.records import read_metrics
 
@@ -33,6 +34,7 @@ ARGUMENTS = {
     "imagenet_bypass": ("complex",),
     "imagenet_torchvision": ("v1_0", "resnet18", "mobilenet_v2"),
     "pneumonia_mnist": ("early",),
+    "prune_imagenet": ("shared",),
 }
 VARIANTS = [(name,) for name in CONFIGS] + [(name, argument) for name in ARGUMENTS for argument in ARGUMENTS[name]]
 # Images as they leave the host, and classes, of the datasets that the configs name.
@@ -145,6 +147,8 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
             "optimizer.gradient_clip": 1.0,
             "schedule.name": "polynomial",
             "schedule.warmup": "1 step",
+            "pruning.density": 0.5,
+            "pruning.end": "4 steps",
             "evaluation.best_metric": "loss",
             "run.log_every": "2 steps",
             "run.evaluate_every": "3 steps",
@@ -159,6 +163,8 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
     for name in ("step", "one_cycle"):
         config.schedule.name = name
         make_schedule(config.schedule, 0.1, 100, 0)
+    config.sharing.bits = 2
+    clustered({"params": {"conv1": {"kernel": np.arange(9, dtype=np.float32).reshape(3, 3)}}}, config.sharing)
     # The keys of the model are the attributes of the networks, which `make_model` passes on as they are.
     assert sorted(key for key in keys - read if not key.startswith("model.")) == []
     assert np.isfinite(result.metrics["test"]["loss"])

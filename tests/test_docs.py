@@ -25,12 +25,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 README_LINES = 170
 LINE = 120
 
+WITHOUT_RUNS = ("experiments.compare", "experiments.compression_curve")  # commands that start no runs
+
 # Commands of the documentation that nothing here can try, and why. All other commands are checked.
 NOT_RUN = {
     "source .venv/bin/activate": "of the shell",
     "python3 -m venv .venv": "of Python; .ci/run makes such an environment by the README's test command",
     "pip install torch onnxruntime onnx": "downloads the peers",
+    'pip install "squeeze_jax[export]"': "downloads",
     'pip install -e ".[docs]"': "downloads",
+    "pip install playwright": "downloads",
+    "python -m venv litert": "of Python",
+    "litert/bin/pip install litert-converter==0.5.0 litert-quantizer==0.11.0": "downloads",
+    "python -m pytest -n 0 -m browser tests/test_web.py": "needs a browser",
     '.venv/bin/pip install -e ".[prepare]" "jax[cuda13]>=0.10,<0.13"': "downloads, for a GPU",
     '.venv/bin/pip install -e ".[prepare]" "jax[tpu]>=0.10,<0.13"': "downloads, for a TPU",
     ".venv/bin/pip install --no-compile -r requirements.txt -e .": "downloads; .ci/run runs it",
@@ -217,7 +224,7 @@ def test_a_wrong_command_would_be_noticed(module, arguments):
 
 
 def test_sweeps_and_studies_can_be_given(monkeypatch, capsys):
-    checked = [entry for entry in commands_of("experiments.") if entry[0] != "experiments.compare"]
+    checked = [entry for entry in commands_of("experiments.") if entry[0] not in WITHOUT_RUNS]
     assert len(checked) > 15
     for module, arguments in checked:
         study = importlib.import_module(module)
@@ -247,7 +254,13 @@ def ask_parsers(checked: list[tuple[str, list[str]]]) -> list[str]:
 
 def test_other_commands_have_the_documented_options():
     benchmarks = tuple(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    modules = ("squeeze_jax.predict", "squeeze_jax.compression", "squeeze_jax.data.prepare", "experiments.compare")
+    modules = (
+        "squeeze_jax.predict",
+        "squeeze_jax.compression",
+        "squeeze_jax.export",
+        "squeeze_jax.data.prepare",
+        *WITHOUT_RUNS,
+    )
     checked = commands_of(*modules, *benchmarks)
     assert len(checked) > 15
     wrong = [("squeeze_jax.predict", ["--cams", "maps", "a.jpg"]), ("networks", ["--case", "training, v9, 224"])]

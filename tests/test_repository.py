@@ -21,18 +21,33 @@ PACKAGE = ROOT / "squeeze_jax"
 FLOORS = [
     {"version", "errors", "tables", "drawing", "runtime"},
     {"models", "data", "compression.rans", "compression.huffman"},
-    {"compression.arrays", "compression.sharing", "compression.rounding"},
+    {
+        "compression.arrays",
+        "compression.sharing",
+        "compression.rounding",
+        "compression.second_order",
+        "compression.segments",
+    },
     {"tasks"},
     {"config"},
-    {"workdir", "training.state", "training.optimizers", "training.stopwatch", "training.health", "training.profiler"},
+    {"workdir", "training.state", "training.stopwatch", "training.health", "training.profiler"},
+    {"training.optimizers", "training.pruning", "training.weight_sharing", "training.quantization"},
     {"training.steps"},
     {"training.evaluation"},
     {"experiment", "commands"},
     {"pretrained"},
     {"network"},
-    {"training.fine_tuning", "training.recorder", "compression.bias_correction", "compression.report"},
-    {"training.trainer"},
-    {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__"},
+    {
+        "training.fine_tuning",
+        "training.recorder",
+        "compression.bias_correction",
+        "compression.report",
+        "compression.sequential",
+    },
+    {"export"},
+    {"training.trainer", "compression.compressor"},
+    {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__", "export.__main__"},
+    {"compression.sensitivity"},
 ]
 
 

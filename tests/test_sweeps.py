@@ -271,7 +271,7 @@ def test_a_difference_has_a_p_value_where_the_seeds_differ():
         return [{"seed": seed, "test_top1": value} for seed, value in enumerate(values)]
 
     # t = 0.2 / (0.1414 / sqrt(2)) = 2 with one degree of freedom: p = 1 - 2 atan(2) / pi.
-    assert report._difference(trials(0.5, 0.5), trials(0.6, 0.8), "test_top1") == "+0.2000, p = 0.295"
-    assert report._difference(trials(0.5, 0.5), trials(1.0, 1.0), "test_top1") == "+0.5000"
-    assert report._difference(trials(0.7, 0.8), trials(0.8, 0.9), "test_top1") == "+0.1000"  # but for rounding
-    assert report._difference(trials(0.5)[:0], trials(1.0), "test_top1") == ""
+    assert report.difference(trials(0.5, 0.5), trials(0.6, 0.8), "test_top1") == "+0.2000, p = 0.295"
+    assert report.difference(trials(0.5, 0.5), trials(1.0, 1.0), "test_top1") == "+0.5000"
+    assert report.difference(trials(0.7, 0.8), trials(0.8, 0.9), "test_top1") == "+0.1000"  # but for rounding
+    assert report.difference(trials(0.5)[:0], trials(1.0), "test_top1") == ""

@@ -1,101 +1,39 @@
 """Compresses the file of a network, without labels or training.
 
     python -m squeeze_jax.compression --weights compressed_SqueezeNet.net --output net.sqz
-    python -m squeeze_jax.compression --weights runs/cifar10 --output net.sqz --bits 6 --biases int8 \\
+    python -m squeeze_jax.compression --weights compressed_SqueezeNet.net --output net.sqz --size 340000 \\
         --calibration photographs --evaluation labelled
+    python -m squeeze_jax.compression --weights runs/cifar10 --output net.sqz --bits 6 --biases int8
 
-Without --bits, the weights are stored without loss. With --bits, the weights of each layer share at most 2 ** bits - 1
-values besides 0. Calibration images, which need no labels, are used to correct the change in the mean output of each
-layer. The printed table has one row per stage. Images of --evaluation count as labelled if their folder has the name of
-a class. The file is read back and compared with the network before it replaces an existing one.
+Without --size, --quality and --bits, the weights are stored without loss. With --size or --quality, weights become
+integer multiples of one step per layer, rounded layer by layer so that the outputs on calibration images, which need no
+labels, change as little as possible. With --bits, the weights of each layer share at most 2 ** bits - 1 values besides
+0, and calibration images are used to correct the change in the mean output of each layer. The printed table has one row
+per stage. Images of --evaluation count as labelled if their folder has the name of a class. The file is read back and
+compared with the network before it replaces an existing one.
 """
 
 import argparse
-import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from squeeze_jax import commands, tables
 from squeeze_jax.compression import report
-from squeeze_jax.compression.bias_correction import correct_biases
+from squeeze_jax.compression.compressor import Compressor
 from squeeze_jax.compression.report import Stage
-from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS, round_batch_norm, round_biases
-from squeeze_jax.compression.sharing import INITIALISATIONS, layer_bits, share
+from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS
+from squeeze_jax.compression.sharing import INITIALISATIONS, layer_bits
 from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.network import Network, load
-from squeeze_jax.predict import find_images
+from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.pretrained import deep_compression, sqz
 from squeeze_jax.runtime import compilation_cache
+from squeeze_jax.workdir import console
 
 LAYOUTS = ("sqz", "net")
-
-
-def compress(
-    network: Network,
-    serialise: Callable[[Network, dict[str, float]], bytes],
-    *,
-    bits: dict[str, int] | None,
-    initialisation: str,
-    calibration: np.ndarray | None,
-    biases: str,
-    batch_norm: str,
-) -> tuple[list[Stage], dict[str, float]]:
-    """Compresses a network in stages.
-
-    Args:
-      network: the original network.
-      serialise: a function that returns the bytes of a file, given a network and its quantisation steps.
-      bits: the number of bits of each layer, by name; None to keep the weights.
-      initialisation: the initialisation of k-means, see `share`.
-      calibration: raw images for the bias correction, uint8 (images, *image_shape); None for no correction.
-      biases: the form of the biases, see `round_biases`.
-      batch_norm: the form of the batch norm variables, see `round_batch_norm`.
-
-    Returns:
-      The stages, in order, and the quantisation steps of the int8 biases, by array name.
-    """
-    stages: list[Stage] = []
-    steps: dict[str, float] = {}
-
-    def stage(name: str, variables: Any) -> None:
-        nonlocal network
-        network = dataclasses.replace(network, variables=variables)
-        stages.append(Stage(name, network, len(serialise(network, steps))))
-
-    original = network
-    if bits is not None:
-        stage(f"{initialisation} weight sharing", share(network.variables, bits, initialisation))
-    if calibration is not None:
-        stage(f"bias correction, {len(calibration)} images", correct_biases(network, original, calibration))
-    if batch_norm != "float32":
-        stage(f"batch norm in {batch_norm}", round_batch_norm(network.variables, batch_norm))
-    if biases != "float32":
-        variables, steps = round_biases(network.variables, biases)
-        stage(f"biases in {biases}", variables)
-    if not stages:
-        stage("coded without loss", network.variables)
-    return stages, steps
-
-
-def read_images(network: Network, paths: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads images in batches, with labels derived from the names of their folders.
-
-    Args:
-      network: the network, which determines the image shape and the classes.
-      paths: the image files.
-
-    Yields:
-      Images, uint8 (batch, *image_shape), and labels, int (batch,); -1 if the folder is not named after a class.
-    """
-    classes = {name: i for i, name in enumerate(network.class_names)}
-    for first in range(0, len(paths), report.BATCH):
-        part = paths[first : first + report.BATCH]
-        labels = np.array([classes.get(path.parent.name, -1) for path in part])
-        yield np.stack([network.read_image(path) for path in part]), labels
 
 
 def parse_bits(text: str, network: Network) -> dict[str, int]:
@@ -129,18 +67,40 @@ def main() -> int:
     parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="output file, ending in .sqz or .net")
     parser.add_argument("--layout", choices=LAYOUTS, help="file format; default: determined by the suffix")
-    parser.add_argument("--bits", help="bits per weight, 2 to 8; per layer: 6,conv1=8")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--size", type=int, metavar="BYTES", help="largest size of the file; needs --calibration")
+    target.add_argument(
+        "--quality",
+        type=float,
+        metavar="NATS",
+        help="largest divergence from the original network, averaged over the calibration images, such as 0.02",
+    )
+    target.add_argument("--bits", help="bits per weight, 2 to 8; per layer: 6,conv1=8")
+    parser.add_argument("--density", type=float, help="fraction of the weights that stay; needs --calibration")
     parser.add_argument(
         "--initialisation", choices=INITIALISATIONS, default="density", help="initial centroids of k-means"
     )
-    parser.add_argument("--calibration", type=pathlib.Path, metavar="FOLDER", help="images for bias correction")
-    parser.add_argument("--biases", choices=BIAS_FORMS, default="float32")
+    parser.add_argument("--calibration", type=pathlib.Path, metavar="FOLDER", help="images, which need no labels")
+    parser.add_argument(
+        "--no_augmentation", action="store_true", help="do not calibrate on shifted and mirrored copies too"
+    )
+    parser.add_argument("--biases", choices=BIAS_FORMS, help="with --size and --quality always int8; default: float32")
     parser.add_argument("--batch_norm", choices=NORM_FORMS, default="float32")
     parser.add_argument("--evaluation", type=pathlib.Path, metavar="FOLDER", help="images to evaluate each stage on")
+    parser.add_argument(
+        "--stages", type=pathlib.Path, metavar="FOLDER", help="keeps results; a repeated command continues from them"
+    )
     args = parser.parse_args()
     layout = args.layout or args.output.suffix[1:]
     if args.output.suffix != f".{layout}" or layout not in LAYOUTS:
         raise InputError(f"--output {args.output} must end in {f'.{args.layout}' if args.layout else '.sqz or .net'}.")
+    fitted = args.size is not None or args.quality is not None
+    if (fitted or args.density is not None) and not args.calibration:
+        raise InputError("--size, --quality and --density need images: --calibration FOLDER.")
+    if fitted and layout != "sqz":
+        raise InputError("--size and --quality write .sqz files; a .net file has codebooks: use --bits.")
+    if fitted and args.biases not in (None, "int8"):
+        raise InputError(f"--biases {args.biases} has no effect with --size or --quality, which round them to int8.")
     if not args.output.parent.is_dir():
         raise InputError(f"the folder of --output {args.output} does not exist; create it or use another one.")
     compilation_cache.enable()
@@ -149,33 +109,49 @@ def main() -> int:
     bits = parse_bits(args.bits, network) if args.bits else None
     net_bits = max(bits.values()) if bits else deep_compression.RELEASED_BITS
 
-    def serialise(network: Network, steps: dict[str, float]) -> bytes:
+    def serialise(network: Network, steps: Mapping[str, float]) -> bytes:
         if layout == "net":
             return deep_compression.serialise(network, net_bits)
         return sqz.serialise(network, steps=steps)
 
-    stages, steps = compress(
+    compressor = Compressor(
         network,
-        serialise,
-        bits=bits,
-        initialisation=args.initialisation,
-        calibration=np.concatenate([images for images, _ in read_images(network, calibration)])
+        np.concatenate([images for images, _ in read_images(network, calibration, report.BATCH)])
         if calibration
         else None,
-        biases=args.biases,
-        batch_norm=args.batch_norm,
+        augment=not args.no_augmentation,
+        serialise=serialise,
+        folder=args.stages,
     )
+    with console.logging_to(None):
+        if args.size is not None:
+            compressor.round_to_size(args.size, args.density, args.batch_norm)
+        elif args.quality is not None:
+            compressor.round_to_divergence(args.quality, args.density)
+        elif args.density is not None:
+            compressor.prune(args.density)
+        if bits is not None:
+            compressor.share(bits, args.initialisation)
+            if calibration:
+                compressor.correct_biases()
+        if args.batch_norm != "float32":
+            compressor.round_batch_norm(args.batch_norm)
+        if (args.biases or "float32") != "float32" and not fitted:
+            compressor.round_biases(args.biases)
+        if not compressor.stages:
+            compressor.keep()
+    stages = compressor.stages
     if args.weights.is_file():
         stages.insert(0, Stage(args.weights.name, network, args.weights.stat().st_size))
     else:
         stages.insert(0, Stage("original", network, len(sqz.serialise(network))))
-    answers = report.evaluate(stages, read_images(network, evaluation)) if evaluation else None
+    answers = report.evaluate(stages, read_images(network, evaluation, report.BATCH)) if evaluation else None
     rows = report.rows(stages, answers)
     print(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))
     if layout == "net":
         deep_compression.save(stages[-1].network, args.output, net_bits)
     else:
-        sqz.save(stages[-1].network, args.output, steps=steps)
+        sqz.save(stages[-1].network, args.output, steps=compressor.steps)
     print(f"{args.output}: {args.output.stat().st_size:,} bytes, read back and compared")
     return 0
 

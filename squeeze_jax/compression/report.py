@@ -38,6 +38,8 @@ class Answers:
       top1: the number of labelled images whose label is the top prediction.
       top5: the number of labelled images whose label is among the top five predictions.
       agree: the number of images with the same top prediction as the original network.
+      gained: the number of labelled images that only this network, not the original one, predicts correctly.
+      lost: the number of labelled images that only the original network predicts correctly.
       divergence: the sum of the Kullback-Leibler divergences KL(original || network), in nats.
     """
 
@@ -46,6 +48,8 @@ class Answers:
     top1: int = 0
     top5: int = 0
     agree: int = 0
+    gained: int = 0
+    lost: int = 0
     divergence: float = 0.0
 
     def add(self, probability: np.ndarray, original: np.ndarray, label: np.ndarray) -> None:
@@ -64,6 +68,9 @@ class Answers:
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(1).sum())
         self.agree += int((order[:, 0] == original.argmax(1)).sum())
+        before, now = original.argmax(1) == label, hits[:, 0]
+        self.gained += int((now & ~before).sum())
+        self.lost += int((before & ~now).sum())
         self.divergence += float((p * np.log(p / q)).sum())
 
 
@@ -113,6 +120,7 @@ def rows(stages: Sequence[Stage], answers: Sequence[Answers] | None = None) -> l
             found = answers[i]
             if found.labelled == found.images:
                 row |= {"top-1": f"{found.top1 / found.images:.3f}", "top-5": f"{found.top5 / found.images:.3f}"}
+                row |= {"gained / lost": f"{found.gained} / {found.lost}"}
             row |= {
                 "agreement": f"{found.agree / found.images:.3f}",
                 "KL": f"{found.divergence / found.images:.4f}",

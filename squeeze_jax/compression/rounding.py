@@ -35,12 +35,21 @@ def round_biases(variables: Mapping[str, Any], form: str) -> tuple[dict, dict[st
         return flax.traverse_util.unflatten_dict(_to_float(leaves, biases, form, BIAS_FORMS), sep="/"), {}
     steps = {}
     for name in biases:
-        bias = np.asarray(leaves[name])
-        step = np.float32(np.abs(bias).max(initial=0) / LARGEST_INT8)
-        if step > 0:  # biases that are all zero stay unchanged
-            leaves[name] = np.clip(np.round(bias / step), -LARGEST_INT8, LARGEST_INT8).astype(np.float32) * step
-            steps[name] = float(step)
+        leaves[name], step = round_to_int8(np.asarray(leaves[name]))
+        if step:
+            steps[name] = step
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
+
+
+def round_to_int8(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Rounds float32 values to multiples of a step, their largest magnitude divided by 127; returns both.
+
+    Values that are all zero are returned with a step of 0.
+    """
+    step = np.float32(np.abs(values).max(initial=0) / LARGEST_INT8)
+    if not step > 0:
+        return values, 0.0
+    return np.clip(np.round(values / step), -LARGEST_INT8, LARGEST_INT8).astype(np.float32) * step, float(step)
 
 
 def round_batch_norm(variables: Mapping[str, Any], form: str) -> dict:

@@ -105,7 +105,7 @@ class Preprocessing:
 
 
 def _axes(key: str, names: tuple[str, ...], rank: int) -> tuple[int, ...]:
-    """Returns the indices of the named spatial axes, where 0 is the first; `key` is the config key, for the message."""
+    """Returns the indices of the named spatial axes, where 0 is the first; errors name `key`, the config key."""
     known = AXES.get(rank, ())
     unknown = sorted(set(names) - set(known))
     if unknown:

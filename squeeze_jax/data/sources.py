@@ -81,7 +81,7 @@ class Dataset:
           name: the name of a split, or a slice or sum in TFDS notation: "train", "train[:90%]", "train+test".
 
         Raises:
-          DataError: there is no such split, or it is empty.
+          DataError: the split does not exist or is empty.
         """
         import tensorflow_datasets as tfds
 

@@ -99,7 +99,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
     if not (is_cubic and (keeps_size or padding == "VALID") and (size == 1 or is_3d)):
         return plain(x, kernel)
     # A batch of one volume is faster unfolded.
-    on_cpu = _convolve_unfolded if size == 1 or len(x) == 1 else _convolve_planes
+    on_cpu = _convolve_unfolded if size == 1 or x.shape[0] == 1 else _convolve_planes
     return _by_platform(functools.partial(on_cpu, stride=stride, padding=padding), plain, x, kernel)
 
 
@@ -158,7 +158,7 @@ def _convolve_planes(x: jax.Array, kernel: jax.Array, stride: int, padding: str)
         padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return y.reshape(len(x), depth, *y.shape[1:])
+    return y.reshape(x.shape[0], depth, *y.shape[1:])
 
 
 def _taps(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> list[jax.Array]:

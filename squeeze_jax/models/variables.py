@@ -1,6 +1,8 @@
-"""Comparison of two sets of named arrays: missing, unexpected and different entries."""
+"""The named arrays of a network: which of them are kernels, and the comparison of two sets of them."""
 
 from typing import Any
+
+import flax.traverse_util
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:
@@ -16,3 +18,12 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> str:
     missing = sorted(f"  - {name} {description}" for name, description in expected.items() - found.items())
     left_over = sorted(f"  + {name} {description}" for name, description in found.items() - expected.items())
     return "\n".join(missing + left_over)
+
+
+def kernels(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Returns the kernels of a tree of parameters by their paths, such as ("fire2", "squeeze1x1", "kernel").
+
+    Biases and the parameters of batch norm are vectors and are left out.
+    """
+    leaves = flax.traverse_util.flatten_dict(tree)
+    return {path: leaf for path, leaf in leaves.items() if leaf.ndim > 1}

@@ -23,6 +23,7 @@ from squeeze_jax.pretrained.weights import (
     read_bytes,
 )
 
+PRODUCER = "squeeze_jax"  # of files that this project exports
 CONVOLUTIONS = 2 + 3 * NUM_FIRE_MODULES
 
 
@@ -52,7 +53,10 @@ def decode(path: pathlib.Path) -> tuple[Leaves, bool, str]:
         raise WeightError(f"{path} needs the onnx package: pip install onnx") from error
     data = read_bytes(path)
     try:
-        graph = onnx.load_model_from_string(data).graph
+        model = onnx.load_model_from_string(data)
+        if model.producer_name == PRODUCER:
+            raise WeightError("it was exported by squeeze_jax, and runs with squeeze_jax.predict; load its source")
+        graph = model.graph
         for tensor in graph.initializer:
             if tensor.data_location != onnx.TensorProto.DEFAULT:
                 raise WeightError(f"{tensor.name!r} is stored in another file; expected all weights in this file")

@@ -60,6 +60,7 @@ def imagenet_config(model_name: str, images: ImageInput) -> ConfigDict:
     config.model.name = model_name
     config.dataset.name = "imagenet2012"
     use_images(config, images)
+    config.augment.flip = ("width",)  # all of them were trained on mirror images too
     return config
 
 

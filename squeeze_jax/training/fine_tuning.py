@@ -2,12 +2,16 @@
 
 import logging
 import pathlib
+from typing import Any
 
 import flax.traverse_util
 import jax
 import numpy as np
+import optax
 from flax import linen as nn
+from ml_collections import ConfigDict
 
+from squeeze_jax.compression.sharing import share
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.models.variables import differences
 from squeeze_jax.network import Network, load
@@ -17,15 +21,23 @@ logger = logging.getLogger(__name__)
 
 
 def start_from(
-    state: TrainState, model: nn.Module, source: str | pathlib.Path, *, new_head: bool
+    state: TrainState,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    source: str | pathlib.Path,
+    *,
+    new_head: bool,
+    sharing: ConfigDict | None = None,
 ) -> tuple[TrainState, Network]:
     """Replaces the weights of a new state by those of a workdir or a weight file.
 
     Args:
       state: a state with random weights.
       model: the network of the state.
+      optimizer: its optimizer, which is initialised again: its state may depend on the weights.
       source: see `load`.
       new_head: keep the random weights of the last layer, for example for a different number of classes.
+      sharing: the `sharing` section of the config; if its bits are positive, the weights of each layer are clustered.
 
     Returns:
       The state, whose weights are NumPy arrays, and the network that they were taken from.
@@ -54,6 +66,21 @@ def start_from(
         name: np.asarray(fresh[name] if name in kept else found[name], leaf.dtype) for name, leaf in fresh.items()
     }
     variables = {"params": {}, "batch_stats": {}} | flax.traverse_util.unflatten_dict(merged, sep="/")
+    if sharing and sharing.bits:
+        variables = clustered(variables, sharing)
     # A copy, because one buffer cannot be donated twice.
     ema = jax.tree.map(np.copy, variables) if state.ema else {}
-    return state.replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=ema), network
+    params, opt_state = variables["params"], jax.device_get(optimizer.init(variables["params"]))
+    return state.replace(params=params, batch_stats=variables["batch_stats"], opt_state=opt_state, ema=ema), network
+
+
+def clustered(variables: dict[str, Any], sharing: ConfigDict) -> dict[str, Any]:
+    """Returns variables with the weights of each layer clustered, in the same dtypes.
+
+    Args:
+      variables: the variables, NumPy arrays.
+      sharing: the `sharing` section of the config.
+    """
+    shared = share(variables, sharing.bits, sharing.initialisation)
+    logger.info("the weights of each layer share at most %d values besides 0", (1 << sharing.bits) - 1)
+    return jax.tree.map(lambda leaf, before: leaf.astype(before.dtype), shared, variables)

@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions of a state and a batch, for any number of devices."""
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,10 @@ from flax import linen as nn
 from squeeze_jax.data.splits import VALID
 from squeeze_jax.tasks import Task
 from squeeze_jax.tasks.task import Batch, Records, Sums
+from squeeze_jax.training.pruning import PruningState
+from squeeze_jax.training.quantization import quantised_inputs, quantised_kernels
 from squeeze_jax.training.state import NORMS, TrainState
+from squeeze_jax.training.weight_sharing import SharingState
 
 
 def make_train_step(
@@ -20,6 +24,7 @@ def make_train_step(
     *,
     micro_batches: int = 1,
     ema_decay: float = 0.0,
+    quantization_aware: bool = False,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], TrainState]:
     """Makes `train_step(state, batch, seed) -> state`, one update with the mean gradient of a batch.
@@ -34,6 +39,7 @@ def make_train_step(
       micro_batches: the number of parts that the batch is split into; they are computed one after the other, and batch
         norm normalises each separately.
       ema_decay: the decay of the averaged weights; must be positive if and only if the state has them.
+      quantization_aware: whether to simulate int8 kernels and convolution inputs, see `quantization`.
       axis_name: the axis of pmap; None under jit, where the step sees the global batch.
     """
     model = model.clone(axis_name=axis_name)
@@ -42,14 +48,17 @@ def make_train_step(
         return reduce(tree, axis_name) if axis_name else tree
 
     def loss_fn(params, batch_stats, images, targets, dropout_key, positions):
-        outputs, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            positions=positions,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
+        if quantization_aware:
+            params = quantised_kernels(params)
+        with quantised_inputs(axis_name) if quantization_aware else contextlib.nullcontext():
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                positions=positions,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
         losses = task.loss(outputs, targets)
         return losses.mean(), (updates.get("batch_stats", {}), task.sums(outputs, targets))
 
@@ -91,6 +100,8 @@ def make_train_step(
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             new = {"params": params, "batch_stats": batch_stats}
             ema = jax.tree.map(lambda old, value: (decay * old + (1 - decay) * value).astype(old.dtype), ema, new)
+            if isinstance(opt_state, PruningState | SharingState):
+                ema = ema | {"params": opt_state.project(ema["params"])}
         norms = dict(zip(NORMS, map(optax.tree.norm, (gradients, params, updates)), strict=True))
         window = {"steps": jnp.ones((), jnp.int32), "sums": sums, "norms": norms}
         return state.replace(

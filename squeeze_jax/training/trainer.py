@@ -23,6 +23,7 @@ from squeeze_jax.training.evaluation import Evaluator
 from squeeze_jax.training.fine_tuning import start_from
 from squeeze_jax.training.health import Health
 from squeeze_jax.training.profiler import Profiler
+from squeeze_jax.training.pruning import PruningState
 from squeeze_jax.training.recorder import Recorder, window_means
 from squeeze_jax.training.state import empty_window
 from squeeze_jax.training.stopwatch import Stopwatch
@@ -69,6 +70,8 @@ def train_and_evaluate(
         and how to fix it.
     """
     _check_float64(config)
+    if config.sharing.bits and not config.init_from:
+        raise ConfigError("config.sharing.bits needs trained weights to share: set config.init_from.")
     experiment = build(config)  # fails before the folder is changed
     mesh = DeviceMesh.create(config.run.backend, config.run.num_devices)
     mesh.check_batch_size("train.batch_size", config.train.batch_size, config.train.micro_batches)
@@ -95,7 +98,14 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
     if restored is None:
         state, best = traced.lower().compile()(seed), {"best_step": None, "best_value": None}
         if config.init_from:
-            state, network = start_from(state, experiment.model, config.init_from, new_head=config.init_new_head)
+            state, network = start_from(
+                state,
+                experiment.model,
+                experiment.optimizer,
+                config.init_from,
+                new_head=config.init_new_head,
+                sharing=config.sharing,
+            )
             state = mesh.replicate(state)
             _warn_of_other_pixels(config, network.config)
     else:
@@ -160,6 +170,8 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
                 window = jax.device_get(state.window)
                 health.check_finite(window, step, learning_rate(step))
                 values = window_means(window, task) | {"learning_rate": learning_rate(step)}
+                if isinstance(state.opt_state, PruningState):
+                    values["density"] = state.opt_state.density()
                 recorder.training(step, values, stopwatch.seconds, stopwatch.seconds_per_step(step))
                 health.warn_if_stuck(values["loss"])
                 state = state.replace(window=mesh.replicate(new_window))
@@ -168,7 +180,8 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
                 with stopwatch.paused(state):
                     values = evaluator.measure(splits["validation"], state.eval_variables()).values
                 recorder.write(step, "validation", values)
-                best = _better(experiment, best, step, values)
+                if step >= plan.first_candidate:
+                    best = _better(experiment, best, step, values)
             # Several processes can only agree to stop where all of them wait for the same step.
             stopping = stop.requested if jax.process_count() == 1 else logs and any_process(stop.requested)
             if evaluates or step % plan.checkpoint_every == 0 or step == last_step or stopping:

@@ -1,0 +1,179 @@
+"""Measures how sensitive a network is to the pruning and to the weight sharing of each layer alone.
+
+    python -m squeeze_jax.compression.sensitivity --weights runs/digits --output runs/digits/sensitivity
+    python -m squeeze_jax.compression.sensitivity --weights compressed_SqueezeNet.net --evaluation photographs \\
+        --output sensitivity
+
+Each layer is pruned by magnitude to several densities, and shared by k-means at several numbers of bits, while the
+others stay as they are (Han et al. 2015, arXiv 1506.02626, Figure 6). The images are those of a split of the network's
+own dataset, of --dataset, or of a folder, which needs no labels. The output is sensitivity.csv, and sensitivity.png
+with one line per layer.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from squeeze_jax import commands, drawing, tables
+from squeeze_jax.compression.report import BATCH, Answers
+from squeeze_jax.compression.sharing import BITS, layer_bits, share
+from squeeze_jax.errors import InputError
+from squeeze_jax.models.summary import summarize
+from squeeze_jax.network import Network, load
+from squeeze_jax.predict import find_images, read_images
+from squeeze_jax.runtime import compilation_cache, devices
+
+DENSITIES = (0.1, 0.2, 0.3, 0.5, 0.7)
+WIDTHS = (2, 3, 4, 5, 6)
+NAME = "sensitivity"
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A change of one layer.
+
+    Attributes:
+      layer: the name of the layer, such as "fire2/squeeze1x1"; empty for the original network.
+      method: "pruned" or "shared".
+      value: the density, or the number of bits.
+    """
+
+    layer: str = ""
+    method: str = ""
+    value: float = 0
+
+    def apply(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the variables with the layer changed."""
+        if self.method == "shared":
+            return share(variables, {self.layer: int(self.value)})
+        leaves = flax.traverse_util.flatten_dict(variables, sep="/")
+        name = f"params/{self.layer}/kernel"
+        if self.method == "pruned":
+            leaves[name] = pruned(np.asarray(leaves[name]), self.value)
+        return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def pruned(kernel: np.ndarray, density: float) -> np.ndarray:
+    """Returns a kernel of which only the round(density * size) weights of largest magnitude are left."""
+    order = np.argsort(np.abs(kernel).ravel(), kind="stable")
+    flat = kernel.ravel().copy()
+    flat[order[: kernel.size - round(density * kernel.size)]] = 0
+    return flat.reshape(kernel.shape)
+
+
+def measure(
+    network: Network,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    densities: Sequence[float] = DENSITIES,
+    widths: Sequence[int] = WIDTHS,
+) -> list[dict[str, Any]]:
+    """Measures the sensitivity of all layers.
+
+    Args:
+      network: the network.
+      batches: batches of at most BATCH raw images, uint8 (batch, *image_shape), and labels, int (batch,); -1 for
+        unlabelled images. All of them are held in memory.
+      densities: the densities of pruning, 0 to 1.
+      widths: the numbers of bits of weight sharing, 2 to 8.
+
+    Returns:
+      A row for the original network, then one per layer, method and value: "layer", "method", "value", "agreement" with
+      the original network, "KL" divergence from it in nats and, if all images are labelled, "top1".
+    """
+    order = summarize(network.model, network.task.preprocessing.input_shape(network.image_shape)).layers
+    known = layer_bits(network.variables, BITS[-1])
+    changes = [Change()]
+    for layer in (layer.name for layer in order if layer.name in known):
+        changes += [Change(layer, "pruned", density) for density in densities]
+        changes += [Change(layer, "shared", bits) for bits in widths]
+    task = network.task
+    predict = devices.compile_often(
+        lambda variables, images: task.predict(network.model.apply(variables, task.preprocessing.evaluate(images)))
+    )
+    # The last batch is padded, so that it does not need another compilation.
+    data = [(np.resize(images, (BATCH, *images.shape[1:])), label) for images, label in batches]
+    rows, originals = [], []
+    for change in changes:
+        variables, answers = change.apply(network.variables), Answers()
+        for i, (images, label) in enumerate(data):
+            probability = np.asarray(predict(variables, images))[: len(label)]
+            originals += [probability] if not change.layer else []
+            answers.add(probability, originals[i], label)
+        row = dataclasses.asdict(change)
+        row |= {"agreement": answers.agree / answers.images, "KL": answers.divergence / answers.images}
+        if answers.labelled == answers.images:
+            row["top1"] = answers.top1 / answers.images
+        rows.append(row)
+    return rows
+
+
+def draw(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+    """Draws the rows of `measure`, with one line per layer, and returns the path of the PNG."""
+    metric = "top1" if "top1" in rows[0] else "agreement"
+    methods = {"pruned": "density", "shared": "bits"}
+    figure, axes = drawing.new_figure(1, len(methods), width=13, height=5, layout="constrained")
+    layers = list(dict.fromkeys(row["layer"] for row in rows[1:]))
+    colours = drawing.colours(len(layers))
+    for axis, (method, quantity) in zip(axes.flat, methods.items(), strict=True):
+        axis.axhline(rows[0][metric], color="0.6", linestyle=":")
+        for (layer, colour), marker in zip(zip(layers, colours, strict=True), itertools.cycle("os^vD"), strict=False):
+            line = [row for row in rows if (row["layer"], row["method"]) == (layer, method)]
+            axis.plot([r["value"] for r in line], [r[metric] for r in line], f"{marker}-", color=colour, label=layer)
+        axis.set(xlabel=quantity, ylabel=metric, title=f"one layer {method}")
+        axis.grid(alpha=0.3)
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
+    return drawing.save(figure, path)
+
+
+def examples_of(network: Network, dataset: str | None, split: str, count: int) -> Iterator:
+    """Yields the first examples of a split in batches, as `measure` takes them."""
+    examples = network.split(split, dataset)
+    count = min(count, len(examples))
+    for first in range(0, count, BATCH):
+        batch = examples.batch(range(first, min(first + BATCH, count)))
+        yield batch["image"], batch["label"]
+
+
+def numbers(text: str) -> list[float]:
+    """Parses comma-separated numbers, for argparse."""
+    return [float(part) for part in text.split(",")]
+
+
+def main() -> int:
+    """Runs the command and returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for the table and the plot")
+    parser.add_argument("--evaluation", type=pathlib.Path, metavar="FOLDER", help="images to evaluate on")
+    parser.add_argument("--dataset", help="dataset to evaluate on; default: the network's own")
+    parser.add_argument("--split", default="validation", help="split of the dataset")
+    parser.add_argument("--examples", type=int, default=1000, help="largest number of examples of the split")
+    parser.add_argument("--densities", type=numbers, default=DENSITIES, help="comma-separated, above 0 and up to 1")
+    parser.add_argument("--bits", type=numbers, default=WIDTHS, help="comma-separated, 2 to 8")
+    args = parser.parse_args()
+    if not all(0 < density <= 1 for density in args.densities):
+        raise InputError(f"--densities {args.densities}; expected numbers above 0 and up to 1, such as 0.1,0.3,0.5.")
+    if not all(bits in BITS for bits in args.bits):
+        raise InputError(f"--bits {args.bits}; expected whole numbers from {BITS[0]} to {BITS[-1]}, such as 2,4,6.")
+    compilation_cache.enable()
+    paths = find_images([str(args.evaluation)]) if args.evaluation else []
+    network = load(args.weights)
+    batches = (
+        read_images(network, paths, BATCH) if paths else examples_of(network, args.dataset, args.split, args.examples)
+    )
+    rows = measure(network, batches, args.densities, args.bits)
+    args.output.mkdir(parents=True, exist_ok=True)
+    print(tables.write_csv(args.output / f"{NAME}.csv", rows))
+    print(draw(args.output / f"{NAME}.png", rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(main))

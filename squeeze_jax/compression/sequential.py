@@ -1,0 +1,287 @@
+"""Layer-by-layer quantisation and pruning of a network on unlabelled images.
+
+Each layer is fitted to the outputs of the original layer on the original inputs, given the inputs from the already
+quantised layers before it; the biases absorb the change of the mean. How finely a layer is rounded follows from its
+Fisher information and from one rate factor for the whole network (`second_order`).
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from squeeze_jax.compression import second_order
+from squeeze_jax.compression.rounding import round_to_int8
+from squeeze_jax.compression.segments import Layer, SegmentedForward
+from squeeze_jax.errors import InputError
+from squeeze_jax.network import Network
+from squeeze_jax.runtime.devices import compile_often
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32
+POSITIONS = 196  # output positions per image that the moments of a layer are measured at
+FISHER_IMAGES = 128
+RIDGE = 0.01  # added to the moments, relative to the mean of their diagonal
+TARGET_RIDGE = 0.05  # the same when a layer is fitted to the original outputs
+SHIFT = 1 / 8  # largest shift of an additional calibration image, relative to its side
+OWN_IMPORTANCE = 0.5  # the share of an output channel's own Fisher information; the rest is the mean of the layer
+SMALLEST = 1e-12
+POOLED = 0.5  # weight of the moments of image means in the layer before global average pooling
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Moments of the inputs of a layer.
+
+    Attributes:
+      second: covariance of the inputs in the quantised network, float64 (groups, inputs, inputs).
+      cross: covariance of the original and the quantised inputs, float64 (groups, inputs, inputs).
+      mean: means of the quantised inputs, float64 (groups, inputs).
+      original_mean: means of the original inputs, float64 (groups, inputs).
+    """
+
+    second: np.ndarray
+    cross: np.ndarray
+    mean: np.ndarray
+    original_mean: np.ndarray
+
+
+def double(images: np.ndarray, mirrored: bool, seed: int = 0) -> np.ndarray:
+    """Adds a shifted copy of each image, which is mirrored at random along the width if `mirrored`.
+
+    Args:
+      images: raw images, uint8 (images, *spatial, channels).
+      mirrored: whether mirror images are valid images.
+      seed: the seed of the shifts.
+
+    Returns:
+      uint8 (2 * images, *spatial, channels): the images and their copies. Pixels at the border are repeated.
+    """
+    rng = np.random.default_rng(seed)
+    copies = np.empty_like(images)
+    for copy, image in zip(copies, images, strict=True):
+        reach = [int(side * SHIFT) for side in image.shape[:-1]]
+        padded = np.pad(image, [*((side, side) for side in reach), (0, 0)], mode="edge")
+        offsets = [int(rng.integers(2 * side + 1)) for side in reach]
+        copy[...] = padded[tuple(slice(at, at + side) for at, side in zip(offsets, image.shape[:-1], strict=True))]
+        if mirrored:
+            copy[...] = copy[..., ::-1, :]
+    return np.concatenate([images, copies])
+
+
+class Sequential:
+    """Quantises a network layer by layer; several times with different settings if need be."""
+
+    def __init__(self, network: Network, images: np.ndarray, seed: int = 0) -> None:
+        """Measures the Fisher information of the network.
+
+        Args:
+          network: the original network, a classifier.
+          images: raw images as for `predict`, uint8 (images, *image_shape). All are held in memory, with the feature
+            maps of one part of the network, twice.
+          seed: the seed of the labels that are drawn for the Fisher information, and of the positions.
+
+        Raises:
+          InputError: the network is not a classifier, or there are no images.
+          ModelError: see `SegmentedForward`.
+        """
+        if network.config.task.name != "classification" or not len(images):
+            raise InputError("quantisation with calibration needs a classifier and at least one image.")
+        self.network = network
+        self.images = images
+        self._seed = seed
+        self._preprocess = compile_often(network.task.preprocessing.evaluate)
+        inputs = jax.eval_shape(network.task.preprocessing.evaluate, next(self._batches())[0])
+        self._forward = SegmentedForward(network.model, network.variables, inputs)
+        self._fisher = self._fisher_information()
+
+    def quantise(self, rate_factor: float | None, density: float | None = None) -> tuple[dict, dict[str, float]]:
+        """Rounds or prunes every layer.
+
+        Args:
+          rate_factor: the loss (in nats per image) that one bit of the file may cost; None to prune only.
+          density: the fraction of weights that stay in each layer; None to let the rate factor decide.
+
+        Returns:
+          Variables of the same structure, float32, and the quantisation steps by array name. Biases of convolutions are
+          integer multiples of a step too, unless `rate_factor` is None.
+        """
+        original = self.network.variables
+        leaves = dict(flax.traverse_util.flatten_dict(original, sep="/"))
+        steps: dict[str, float] = {}
+        states = [[(self._preprocess(batch),) for batch, _ in self._batches()]]  # of the original network
+        for index, layer in enumerate(self._forward.layers):
+            self._advance(index, original, states[0])
+            if index == 0:
+                states.append(list(states[0]))  # of the quantised network, in which nothing is quantised yet
+            else:
+                self._advance(index, flax.traverse_util.unflatten_dict(leaves, sep="/"), states[1])
+            self._quantise_layer(layer, states, leaves, steps, rate_factor, density)
+            logger.debug("%s, layer %d of %d", layer.name, index + 1, len(self._forward.layers))
+        return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
+
+    def _advance(self, index: int, variables: Any, states: list[tuple[jax.Array, ...]]) -> None:
+        """Replaces the state of each batch by the one before the next layer; one by one, because they are large."""
+        for i, state in enumerate(states):
+            states[i] = self._forward.run(index, variables, state)
+
+    def _quantise_layer(
+        self,
+        layer: Layer,
+        states: list[list[tuple[jax.Array, ...]]],
+        leaves: dict[str, Any],
+        steps: dict[str, float],
+        rate_factor: float | None,
+        density: float | None,
+    ) -> None:
+        name = f"params/{layer.name}/kernel"
+        kernel = np.asarray(leaves[name])
+        by_group = kernel.reshape(-1, layer.groups, kernel.shape[-1] // layer.groups)
+        weights = by_group.transpose(1, 0, 2).astype(np.float64)  # (groups, inputs, outputs)
+        if not weights.any():
+            return
+        is_head = layer.name == self._forward.layers[-1].name
+        moments = self._moments(layer, states, pooled=is_head)
+        # Least squares: the weights that give the original outputs, from the inputs of the quantised network.
+        missing = (moments.cross - moments.second).swapaxes(1, 2) @ weights
+        target = weights + np.linalg.solve(_with_ridge(moments.second, TARGET_RIDGE), missing)
+        second = _with_ridge(moments.second, RIDGE)
+        new = target if density is None else second_order.prune_weights(target, second, density)
+        if rate_factor is not None:
+            importance = self._importance(name, moments, uniform=is_head)
+            rounded = second_order.round_weights(new, second, importance, rate_factor)
+            new = rounded.integers * rounded.step
+            steps[name] = rounded.step
+        means = moments.original_mean[:, None], moments.mean[:, None]
+        gap = (means[0] @ weights - means[1] @ new).astype(np.float32).ravel()
+        leaves[name] = new.astype(np.float32).transpose(1, 0, 2).reshape(kernel.shape)
+        bias, mean = f"params/{layer.name}/bias", f"batch_stats/{layer.name}_bn/mean"
+        if bias in leaves:
+            leaves[bias] = leaves[bias] + gap
+            if rate_factor is not None:
+                leaves[bias], step = round_to_int8(leaves[bias])
+                steps |= {bias: step} if step else {}
+        else:
+            leaves[mean] = leaves[mean] - gap
+
+    def _importance(self, name: str, moments: Moments, uniform: bool) -> np.ndarray:
+        """Returns the Fisher information of each output, (groups, outputs).
+
+        Calibration images rarely show all classes, so all outputs of the head are equally important.
+        """
+        power = np.trace(moments.second, axis1=1, axis2=2) + (moments.mean**2).sum(1)
+        own = self._fisher[name].reshape(len(power), -1) / (power[:, None] + SMALLEST)
+        share = 0 if uniform else OWN_IMPORTANCE
+        return np.maximum(share * own + (1 - share) * own.mean(), SMALLEST)
+
+    def _moments(self, layer: Layer, states: list[list[tuple[jax.Array, ...]]], pooled: bool) -> Moments:
+        """Measures the inputs of a layer.
+
+        Args:
+          layer: the layer.
+          states: the states before the layer, of the original and the quantised network, one for each batch.
+          pooled: whether the outputs are averaged over the image: then errors that all positions share weigh more.
+        """
+        rng = np.random.default_rng(self._seed)
+        sums: dict[str, np.ndarray] = {}
+        measure = compile_often(functools.partial(_sums, layer, pooled))
+        first = states[0][0][0]
+        cells = layer.output_cells(first.shape)
+        # Products are float32, so the inputs are roughly centred before.
+        origin = np.asarray(layer.inputs_of(first, rng.permutation(cells)[:POSITIONS]).mean((0, 1)))
+        for (_, count), before, after in zip(self._batches(), *states, strict=True):
+            found = measure(before[0], after[0], origin, rng.permutation(cells)[:POSITIONS], count)
+            for key, value in jax.device_get(found).items():
+                sums[key] = sums.get(key, 0) + value.astype(np.float64)
+        mean, original_mean = sums["mean"] / sums["count"], sums["original_mean"] / sums["count"]
+        centre = mean[:, :, None] * mean[:, None, :]
+        cross_centre = original_mean[:, :, None] * mean[:, None, :]
+        second, cross = sums["second"] / sums["count"] - centre, sums["cross"] / sums["count"] - cross_centre
+        if pooled:
+            images = len(self.images)
+            second_pooled = sums["second_pooled"] / images - centre
+            cross_pooled = sums["cross_pooled"] / images - cross_centre
+            ratio = np.trace(second, axis1=1, axis2=2) / (np.trace(second_pooled, axis1=1, axis2=2) + SMALLEST)
+            second = (1 - POOLED) * second + POOLED * ratio[:, None, None] * second_pooled
+            cross = (1 - POOLED) * cross + POOLED * ratio[:, None, None] * cross_pooled
+        return Moments(second, cross, mean + origin, original_mean + origin)
+
+    def _batches(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yields batches of BATCH raw images and the number of them that count; the last batch is filled up."""
+        for first in range(0, len(self.images), BATCH):
+            part = self.images[first : first + BATCH]
+            yield np.resize(part, (BATCH, *part.shape[1:])), len(part)
+
+    def _fisher_information(self) -> dict[str, np.ndarray]:
+        """Returns the Fisher information of each kernel, summed over the inputs, by name: float64 (outputs,).
+
+        It is the mean square of the gradient of the log-likelihood of labels that are drawn from the predictions.
+        """
+        network = self.network
+        stride = max(1, len(self.images) // FISHER_IMAGES)
+        images = self.images[::stride][:FISHER_IMAGES]
+
+        def squares(variables: Any, image: jax.Array, key: jax.Array) -> Any:
+            inputs = network.task.preprocessing.evaluate(image[None])
+
+            def log_likelihood(params: Any) -> jax.Array:
+                scores = jax.nn.log_softmax(network.model.apply({**variables, "params": params}, inputs)[0])
+                return scores[jax.random.categorical(key, jax.lax.stop_gradient(scores))]
+
+            gradients = jax.grad(log_likelihood)(variables["params"])
+            return jax.tree.map(lambda leaf: (leaf**2).sum(tuple(range(leaf.ndim - 1))), gradients)
+
+        squares_of = compile_often(squares)
+        totals: dict[str, np.ndarray] = {}
+        for image, key in zip(images, jax.random.split(jax.random.key(self._seed), len(images)), strict=True):
+            found = flax.traverse_util.flatten_dict(jax.device_get(squares_of(network.variables, image, key)), sep="/")
+            for name, value in found.items():
+                totals[f"params/{name}"] = totals.get(f"params/{name}", 0) + value.astype(np.float64) / len(images)
+        return totals
+
+
+def _with_ridge(second: np.ndarray, ridge: float) -> np.ndarray:
+    """Adds `ridge` times the mean of the diagonal to the diagonal, and what makes the matrix positive definite.
+
+    The covariance of inputs that are almost constant consists of rounding errors.
+    """
+    mean = np.trace(second, axis1=1, axis2=2) / second.shape[1]
+    lowest = np.linalg.eigvalsh(second)[:, 0]
+    added = ridge * np.maximum(mean, 0) + 2 * np.maximum(-lowest, 0) + SMALLEST
+    return second + added[:, None, None] * np.eye(second.shape[1])
+
+
+def _sums(
+    layer: Layer,
+    pooled: bool,
+    original: jax.Array,
+    quantised: jax.Array,
+    origin: jax.Array,
+    cells: np.ndarray,
+    count: int,
+) -> dict[str, jax.Array]:
+    """Sums over the first `count` images and some output cells; the keys are those of `Moments`, before centring."""
+    counts = (jnp.arange(len(original)) < count)[:, None, None, None]
+    before, after = (jnp.where(counts, layer.inputs_of(x, cells) - origin, 0) for x in (original, quantised))
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.einsum("...gi,...gj->gij", a, b)
+
+    sums = {
+        "count": count * jnp.float32(before.shape[1]),
+        "mean": after.sum((0, 1)),
+        "original_mean": before.sum((0, 1)),
+        "second": product(after, after),
+        "cross": product(before, after),
+    }
+    if pooled:
+        before, after = before.mean(1), after.mean(1)
+        sums |= {"second_pooled": product(after, after), "cross_pooled": product(before, after)}
+    return sums

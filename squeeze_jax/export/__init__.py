@@ -1,0 +1,1 @@
+"""Exports networks to files for other runtimes, and runs such files."""

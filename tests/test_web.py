@@ -1,0 +1,408 @@
+"""The page that classifies photographs in the browser.
+
+The tests marked `browser` need playwright and a Chromium, see docs/web_demo.md.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import http.server
+import io
+import json
+import os
+import shutil
+import struct
+import threading
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from conftest import SHARED, make_once
+from PIL import Image, ImageCms
+
+from squeeze_jax import load, models
+from squeeze_jax.config import base_config
+from squeeze_jax.data import decoding
+from squeeze_jax.errors import ExportError
+from squeeze_jax.export import web
+from squeeze_jax.export.forward import forward
+from squeeze_jax.network import Network
+
+NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
+PHOTOGRAPHS = 20
+LOGITS = 1e-2  # the largest difference from JAX
+MEGABYTES = 20
+CHROMIUM = os.environ.get("SQUEEZE_JAX_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+# As root, and without looking for anything outside this machine.
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+TIMEOUT = 60_000  # ms
+
+
+def make_network(image_shape=(20, 20, 3), **crop):
+    config = base_config()
+    config.model.name, config.model.stem, config.model.base_filters = "squeezenodule_v1", "3x3/1", 8
+    config.dataset.channels = image_shape[-1]
+    config.crop.update(crop)
+    names = ("a", "b", "c")
+    model = models.create(config.model.name, num_classes=3, stem="3x3/1", base_filters=8)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, *image_shape), np.float32))
+    return Network(model, variables, config, 0, names, image_shape)
+
+
+@pytest.fixture
+def without_runtime(monkeypatch):
+    monkeypatch.setattr(web, "runtime_files", lambda: dict.fromkeys(web.RUNTIME.values(), b""))
+
+
+def test_the_folder_has_the_page_and_replaces_nothing_but_a_page(tmp_path, without_runtime):
+    network, folder = make_network(), tmp_path / "deep" / "demo"
+    assert web.write(network, folder).difference < 1e-4
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert files.keys() == {*web.PAGE, *web.RUNTIME.values(), web.MODEL, web.DESCRIPTION}
+    written = json.loads((folder / web.DESCRIPTION).read_text())
+    assert written["class_names"] == ["a", "b", "c"] and written["image_shape"] == [20, 20, 3]
+    assert written["head"] == "conv10" and written["head_margin"] == 0 and written["crop"] is None
+    web.write(dataclasses.replace(network, class_names=("d", "e", "f")), folder)
+    assert json.loads((folder / web.DESCRIPTION).read_text())["class_names"] == ["d", "e", "f"]
+    assert list(folder.parent.iterdir()) == [folder]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(ExportError, match="contains something other than a page"):
+        web.write(network, other)
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, without_runtime, monkeypatch):
+    network, folder = make_network(), tmp_path / "demo"
+    web.write(network, folder)
+    monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(ExportError, match="cannot be written"):
+        web.write(network, folder)
+    assert (folder / web.MODEL).stat().st_size > 0 and list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_page_is_for_2d_images():
+    with pytest.raises(ExportError, match="2-D images"):
+        web.write(make_network((20, 20, 20, 1)), "demo")
+
+
+def test_without_the_registry_the_error_says_where_the_file_belongs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(web.REGISTRY_VARIABLE, "http://127.0.0.1:9/")
+    with pytest.raises(ExportError) as raised:
+        web.runtime_files()
+    place = tmp_path / "squeeze_jax" / "npm" / web.ARCHIVE
+    assert f"put the file at {place}" in str(raised.value) and "npm pack onnxruntime-web@1" in str(raised.value)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"another file")
+    with pytest.raises(ExportError, match="wrong checksum"):
+        web.runtime_files()
+
+
+def test_a_registry_that_sends_another_file_is_not_believed(tmp_path, monkeypatch):
+    archive = tmp_path / "onnxruntime-web" / "-" / web.ARCHIVE
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"another file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serve(tmp_path) as address:
+        monkeypatch.setenv(web.REGISTRY_VARIABLE, address)
+        with pytest.raises(ExportError, match="wrong checksum"):
+            web.runtime_files()
+    assert not web.cached_archive().exists()
+
+
+class serve:
+    """A static server of a folder, on a port of its own; its address is the context's value."""
+
+    def __init__(self, folder):
+        handler = functools.partial(QuietHandler, directory=str(folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.server.server_port}/"
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium; set SQUEEZE_JAX_CHROMIUM")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@contextlib.contextmanager
+def open_tab(browser):
+    """A page of the browser, whose errors and whose requests to other servers fail the test."""
+    opened = browser.new_page()
+    opened.set_default_timeout(TIMEOUT)
+    wrong = []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("request", lambda request: wrong.append(request.url) if not is_local(request.url) else None)
+    yield opened
+    opened.close()
+    assert not wrong
+
+
+@pytest.fixture
+def tab(browser):
+    with open_tab(browser) as opened:
+        yield opened
+
+
+def is_local(url):
+    return url.startswith(("http://127.0.0.1:", "blob:", "data:"))
+
+
+# The pixels: the module alone, without a network
+
+READ = """async ([data, shape, crop]) => {
+  const {readImage} = await import("./pixels.js");
+  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+  try {
+    const {pixels} = await readImage(new File([bytes], "it"), shape, crop);
+    let text = "";
+    for (let i = 0; i < pixels.length; i += 8192) text += String.fromCharCode(...pixels.subarray(i, i + 8192));
+    return btoa(text);
+  } catch (error) {
+    if (error.constructor.name !== "ImageError") throw error;
+    return {error: error.message};
+  }
+}"""
+
+
+@pytest.fixture(scope="module")
+def read(browser):
+    """read(bytes, shape, crop): the pixels that the browser reads, or the message of its error."""
+    with serve(web.SOURCE) as address, open_tab(browser) as tab:
+        tab.goto(f"{address}style.css")  # a document of this server that runs no script
+
+        def run(stored, shape, crop=None):
+            found = tab.evaluate(READ, [base64.b64encode(stored).decode(), list(shape), crop])
+            if isinstance(found, dict):
+                return found["error"]
+            return np.frombuffer(base64.b64decode(found), np.uint8).reshape(shape)
+
+        yield run
+
+
+def encode(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def random_image(mode, size=(61, 47), seed=0):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels)).astype(np.uint8)
+    return Image.fromarray(noise[..., 0] if channels == 1 else noise, mode)
+
+
+def smooth(size=(160, 120)):
+    """A photograph-like image; JPEG decoders may differ at hard edges."""
+    return random_image("RGB", (9, 7)).resize(size, Image.Resampling.BICUBIC)
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return exif
+
+
+def profile():
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+STORED = {
+    "RGB PNG": lambda: encode(random_image("RGB"), "PNG"),
+    "grey PNG": lambda: encode(random_image("L"), "PNG"),
+    "transparent PNG": lambda: encode(random_image("RGBA"), "PNG"),
+    "transparent grey PNG": lambda: encode(random_image("LA"), "PNG"),
+    "wide transparent PNG": lambda: encode(random_image("RGBA", (2200, 70)), "PNG"),
+    "palette PNG": lambda: encode(random_image("RGB").quantize(16), "PNG"),
+    "palette PNG with a transparent colour": lambda: encode(random_image("RGB").quantize(16), "PNG", transparency=3),
+    "black and white PNG": lambda: encode(random_image("L").convert("1"), "PNG"),
+    "turned PNG": lambda: encode(random_image("RGB"), "PNG", exif=turned()),
+    "PNG with a gamma": lambda: with_gamma(encode(random_image("RGB"), "PNG")),
+    "transparent WebP": lambda: encode(random_image("RGBA"), "WEBP", lossless=True, exact=True),
+    "GIF": lambda: encode(random_image("L"), "GIF"),
+    "BMP": lambda: encode(random_image("RGB"), "BMP"),
+    "JPEG": lambda: encode(smooth(), "JPEG"),
+    "progressive JPEG": lambda: encode(smooth(), "JPEG", progressive=True),
+    "grey JPEG": lambda: encode(smooth().convert("L"), "JPEG"),
+    "CMYK JPEG": lambda: encode(smooth().convert("CMYK"), "JPEG"),
+    "turned JPEG": lambda: encode(smooth(), "JPEG", exif=turned()),
+    "JPEG with a colour profile": lambda: encode(smooth(), "JPEG", icc_profile=profile()),
+}
+
+
+def with_gamma(png):
+    body = b"gAMA" + struct.pack(">I", 100000)
+    return png[:33] + struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body)) + png[33:]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", STORED)
+def test_pixels_are_read_as_pillow_reads_them(kind, read):
+    stored = STORED[kind]()
+    expected = decoding.decode(stored, 3)
+    np.testing.assert_array_equal(read(stored, expected.shape), expected)
+
+
+CROPS = {
+    "warped": (256, False, (227, 227)),
+    "shorter side": (256, True, (224, 224)),
+    "height and width": ((90, 70), False, (80, 61)),
+    "enlarged": (301, True, (300, 299)),
+}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("size", [(640, 427), (100, 333), (256, 256), (375, 500), (355, 454)])
+def test_images_are_resized_and_cropped_as_pillow_does(crop, size, read):
+    resize, keep_aspect, out = CROPS[crop]
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        stored = encode(random_image(mode, size), "PNG")
+        expected, _ = decoding.Crop(out, "random", resize, keep_aspect, 1.0).for_evaluation(stored, channels)
+        found = read(stored, expected.shape, {"resize": resize, "keep_aspect": keep_aspect})
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.browser
+def test_images_that_cannot_be_read_are_refused(read):
+    assert read(b"a text", (8, 8, 3)) == "it is not an image that this browser can read."
+    assert read(b"", (8, 8, 3)) == "it is not an image that this browser can read."
+    png = encode(random_image("RGB", (300, 300)), "PNG")
+    assert "damaged" in read(png[:2000], (300, 300, 3)) or "not an image" in read(png[:2000], (300, 300, 3))
+    assert read(png, (20, 20, 3)) == "The image has 300 x 300 pixels; this network takes 20 x 20."
+    assert read(png, (300, 300, 1)) == "The image is in colour; this network takes grey images."
+    deep = encode(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG")
+    assert read(deep, (8, 8, 1)) == "The image has more than 8 bits per pixel; convert it to 8 bits first."
+    bomb = encode(Image.new("1", (12_000, 12_000)), "PNG")
+    assert read(bomb, (8, 8, 3)) == "it has 144 megapixels; at most 100 are supported."
+
+
+@pytest.mark.browser
+def test_forty_megapixels_are_read(read):
+    stored = encode(smooth((7_300, 5_500)), "JPEG", quality=80)
+    expected, _ = decoding.Crop((227, 227), "random", 256, False, 1.0).for_evaluation(stored, 3)
+    found = read(stored, expected.shape, {"resize": 256, "keep_aspect": False})
+    np.testing.assert_array_equal(found, expected)
+
+
+# The whole page
+
+
+@pytest.fixture(scope="module")
+def paper():
+    if not NET.exists():
+        pytest.skip(f"{NET} is not there; set SQUEEZE_JAX_SHARED")
+    return load(NET)
+
+
+@pytest.fixture(scope="module")
+def demo(paper, shared):
+    try:
+        web.runtime_files()
+    except ExportError as error:
+        pytest.skip(str(error))
+    folder = make_once(shared, "demo", lambda path: web.write(paper, path))
+    with serve(folder) as address:
+        yield folder, address
+
+
+RESULT = """async () => {
+  const {Classifier, activationMap} = await import("./classifier.js");
+  window.classifier ??= await Classifier.open();
+  const {logits, maps} = await window.classifier.classify(document.getElementById("file").files[0]);
+  const best = logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
+  return {logits: Array.from(logits), map: activationMap(maps, best)};
+}"""
+DONE = "name => document.getElementById('status').textContent.startsWith(`${name}: `)"
+COLOURS = """() => {
+  const canvas = document.getElementById("canvas");
+  const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return new Set(new Uint32Array(data.buffer)).size;
+}"""
+
+
+@pytest.mark.browser
+def test_photographs_in_the_browser(paper, demo, tab):
+    folder, address = demo
+    assert sum(path.stat().st_size for path in folder.iterdir()) < MEGABYTES * 1e6
+    paths = sorted((SHARED / "imagenet_sample").glob("*.JPEG"))[:: 200 // PHOTOGRAPHS]
+    assert len(paths) == PHOTOGRAPHS
+    images = np.stack([paper.read_image(path) for path in paths])
+    function, variables = forward(paper)
+    expected = np.asarray(jax.jit(function)(variables, images))
+    heads = paper.features(images)["conv10"]
+    tab.goto(address)
+    tab.wait_for_selector("#file:enabled")
+    assert not tab.is_visible("#result")
+    differences = []
+    for path, logits, head in zip(paths, expected, heads, strict=True):
+        tab.set_input_files("#file", path)
+        tab.wait_for_function(DONE, arg=path.name)
+        best = int(logits.argmax())
+        assert tab.inner_text("#classes tr:first-child button") == paper.class_names[best]
+        assert tab.get_attribute("#classes tr:first-child button", "aria-pressed") == "true"
+        assert tab.locator("#classes tr").count() == 5
+        found = tab.evaluate(RESULT)
+        differences.append(np.abs(np.array(found["logits"]) - logits).max())
+        drawn = np.array(found["map"]["values"]).reshape(found["map"]["rows"], found["map"]["columns"])
+        np.testing.assert_allclose(drawn, head[1:-1, 1:-1, best], atol=LOGITS)
+        assert tab.inner_text("#caption") == f"Class activation map of {paper.class_names[best]}"
+        assert tab.evaluate(COLOURS) > 1000
+    assert max(differences) < LOGITS, differences
+    print(f"largest difference of a logit: {max(differences):.2g}")
+
+
+@pytest.mark.browser
+def test_the_page_says_what_is_wrong_and_goes_on(paper, demo, tab, tmp_path):
+    _, address = demo
+    tab.goto(address)
+    tab.wait_for_selector("#file:enabled")
+    (tmp_path / "notes.txt").write_text("no image")
+    tab.set_input_files("#file", tmp_path / "notes.txt")
+    tab.wait_for_selector("#status.error")
+    assert tab.inner_text("#status") == "notes.txt is not an image that this browser can read."
+    assert not tab.is_visible("#result")
+    (tmp_path / "grey.png").write_bytes(encode(random_image("L"), "PNG"))
+    drop_file(tab, tmp_path / "grey.png")
+    tab.wait_for_selector("#result:visible")
+    assert tab.locator("#status.error").count() == 0
+    first = tab.evaluate("() => document.getElementById('canvas').toDataURL()")
+    tab.click("#classes tr:nth-child(3) button")
+    assert tab.get_attribute("#classes tr:nth-child(3) button", "aria-pressed") == "true"
+    assert tab.evaluate("() => document.getElementById('canvas').toDataURL()") != first
+
+
+def drop_file(tab, path):
+    """Drops a file on the page as a file manager does."""
+    tab.evaluate(
+        """([data, name]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
+          for (const type of ["dragenter", "dragover", "drop"]) {
+            document.getElementById("drop").dispatchEvent(
+              new DragEvent(type, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+          }
+        }""",
+        [base64.b64encode(path.read_bytes()).decode(), path.name],
+    )
