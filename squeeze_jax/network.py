@@ -205,8 +205,8 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     """Loads a network from the workdir of a run or from a weight file, on any machine and without writing anything.
 
     Args:
-      source: the workdir of a run of `python -m squeeze_jax.main`, or a file supported by `squeeze_jax.pretrained.read`,
-        or a name, such as "digits" or "torchvision/resnet18" (`squeeze_jax.pretrained.names`).
+      source: the workdir of a run of `python -m squeeze_jax.main`, or a file or a name ("digits",
+        "torchvision/resnet18") supported by `squeeze_jax.pretrained.read`.
       checkpoint: for a workdir: "best" (on the validation split; the latest if there was none), "latest" or a step.
 
     Raises:
