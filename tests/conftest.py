@@ -221,6 +221,18 @@ class Child:
 
 
 @pytest.fixture
+def short_networks(monkeypatch):
+    """The networks whose blocks are no options have few of them, and narrow ones: compiling is what tests wait for."""
+    narrow = (8, 8, 12, 8, 8)
+    monkeypatch.setattr("squeeze_jax.models.alexnet.FILTERS", {False: narrow, True: narrow})
+    monkeypatch.setattr("squeeze_jax.models.alexnet.HIDDEN", 16)
+    monkeypatch.setattr("squeeze_jax.models.resnet.STAGES", ((8, 1), (12, 2)))
+    monkeypatch.setattr("squeeze_jax.models.shufflenet.BLOCKS", (2, 1, 1))
+    for network in ("mobilenet.MobileNetV2", "efficientnet.EfficientNetB0"):
+        monkeypatch.setattr(f"squeeze_jax.models.{network}.table", ((1, 3, 8, 1, 1), (6, 5, 12, 2, 2)))
+
+
+@pytest.fixture
 def start(tmp_path, data_dir):
     """Starts a tiny experiment in a child process: start(workdir, *arguments, **overrides with __ for dots)."""
     children = []

@@ -30,6 +30,19 @@ from squeeze_jax.export.forward import forward
 from squeeze_jax.pretrained import own_file
 
 NARROW = {"base_filters": 8, "filter_increment": 8, "stem_filters": 8}
+SHORT = {"depths": (2, 1, 1, 1), "stage_filters": (8, 12, 16)}  # of SqueezeNext and ShuffleNetV2
+FAMILY = [name for name in models.list_models() if issubclass(models.registered(name).network, models.SqueezeNet)]
+# One of each kind.
+OTHERS = (
+    "alexnet",
+    "alexnet_grouped",
+    "efficientnet_b0",
+    "mobilenet_v2",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenext_1_0_23v5",
+    "squeezenext_1_0_g_23",
+)
 CLASSES = ("ant", "bee", "cow", "dog", "emu")
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
 
@@ -60,7 +73,7 @@ def network_of(name="squeezenet_v1_1", image_shape=(32, 35, 3), image_size=(), m
 def narrowed(name):
     """Returns those options that make a registered network narrow."""
     known = models.registered(name).overrides()
-    return {key: value for key, value in NARROW.items() if key in known}
+    return {key: value for key, value in (NARROW | SHORT).items() if key in known}
 
 
 def images_for(network, count, seed=0):
@@ -94,7 +107,7 @@ def kinds(data):
     return collections.Counter(node.op_type for node in onnx.load_model_from_string(data).graph.node)
 
 
-@pytest.mark.parametrize("name", models.list_models())
+@pytest.mark.parametrize("name", FAMILY)
 def test_every_network_gives_its_logits_in_every_format(name, tmp_path):
     network = network_of(name, **narrowed(name))
     for suffix in (".onnx", ".jaxexport"):
@@ -103,9 +116,21 @@ def test_every_network_gives_its_logits_in_every_format(name, tmp_path):
     assert "Transpose" not in counted and counted["GlobalAveragePool"] == 1
 
 
-@pytest.mark.parametrize("name", [name for name in models.list_models() if 3 in models.registered(name).network.ranks])
-def test_every_network_gives_its_logits_on_volumes(name, tmp_path):
-    options = {key: value for key, value in {"use_batch_norm": True}.items() if key in models.override_types()}
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_does_every_other_kind_of_network(name, short_networks, tmp_path):
+    network = network_of(name, (64, 67, 3), stem="3x3/1", **narrowed(name))
+    for suffix in (".onnx", ".jaxexport"):
+        assert_same_logits(network, exported(network, tmp_path, suffix))
+    counted = kinds((tmp_path / "net.onnx").read_bytes())
+    assert counted["Transpose"] == (4 if "shuffle" in name else 0)  # one per shuffle
+    # Batch norm is folded, also into grouped convolutions.
+    kernels = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(network.variables))
+    assert counted["Conv"] + counted["Gemm"] == kernels
+
+
+@pytest.mark.parametrize("name", [*FAMILY, "mobilenet_v2"])
+def test_networks_give_their_logits_on_volumes(name, short_networks, tmp_path):
+    options = {"use_batch_norm": True} if name in FAMILY else {}
     network = network_of(name, (28, 28, 28, 1), stem="3x3/2", **narrowed(name), **options)
     assert_same_logits(network, exported(network, tmp_path, ".onnx"))
     assert "Transpose" not in kinds((tmp_path / "net.onnx").read_bytes())

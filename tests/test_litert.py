@@ -14,9 +14,19 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, mutants
-from test_export import NET, assert_same_logits, expected_logits, exported, images_for, narrowed, network_of
+from test_export import (
+    FAMILY,
+    NET,
+    OTHERS,
+    assert_same_logits,
+    expected_logits,
+    exported,
+    images_for,
+    narrowed,
+    network_of,
+)
 
-from squeeze_jax import load, models
+from squeeze_jax import load
 from squeeze_jax.errors import ExportError, WeightError
 from squeeze_jax.export import litert
 from squeeze_jax.export.description import KEYS
@@ -49,10 +59,16 @@ def small():
 
 
 @pytest.mark.parametrize("shape", [(64, 67, 3), (28, 28, 28, 1)], ids=["2-D", "3-D"])
-@pytest.mark.parametrize("name", models.list_models())
+@pytest.mark.parametrize("name", FAMILY)
 def test_every_network_agrees_with_jax(name, shape, converter, tmp_path):
     options = {} if len(shape) == 3 else {"stem": "3x3/1"}
     network = network_of(name, shape, use_batch_norm=True, **narrowed(name), **options)
+    assert_same_logits(network, exported(network, tmp_path, ".tflite"))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_does_every_other_kind_of_network(name, short_networks, converter, tmp_path):
+    network = network_of(name, (64, 67, 3), stem="3x3/1", **narrowed(name))
     assert_same_logits(network, exported(network, tmp_path, ".tflite"))
 
 
