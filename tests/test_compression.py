@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, SHARED, TIME_LIMIT, configure, mutants
 from flax import linen as nn
 from PIL import Image
+from test_export import network_of as export_network_of
 
 from squeeze_jax import Network, commands, load, models
 from squeeze_jax.compression import arrays
@@ -26,6 +27,7 @@ from squeeze_jax.compression.sharing import cluster, share
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ConfigError, WeightError
 from squeeze_jax.experiment import build
+from squeeze_jax.models.summary import DENSE
 from squeeze_jax.network import evaluate
 from squeeze_jax.pretrained import deep_compression, sqz
 from squeeze_jax.training.fine_tuning import start_from
@@ -417,23 +419,23 @@ def test_layers_share_by_their_own_bits(plain):
             share(plain.variables, bits, initialisation)
 
 
-def outputs_of_convolutions(network, images):
+def outputs_of_layers(network, images):
     """Returns the mean output of each channel, by the name of the convolution."""
     _, captured = network.model.apply(
         network.variables,
         network.task.preprocessing.evaluate(images),
-        capture_intermediates=lambda module, _: isinstance(module, nn.Conv),
+        capture_intermediates=lambda module, _: isinstance(module, nn.Conv | DENSE),
         mutable=["intermediates"],
     )
     found = flax.traverse_util.flatten_dict(captured["intermediates"], sep="/")
-    return {name: np.asarray(output).mean((0, 1, 2)) for name, (output,) in found.items()}
+    return {name: np.asarray(output).reshape(-1, output.shape[-1]).mean(0) for name, (output,) in found.items()}
 
 
 def test_biases_give_each_layer_its_mean_back(plain):
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     shared = with_variables(plain, share(plain.variables, 2))
     corrected = with_variables(plain, correct_biases(shared, plain, images))
-    wanted, before, after = (outputs_of_convolutions(network, images) for network in (plain, shared, corrected))
+    wanted, before, after = (outputs_of_layers(network, images) for network in (plain, shared, corrected))
     assert len(wanted) == 26
     for name in wanted:
         np.testing.assert_allclose(after[name], wanted[name], atol=1e-4)
@@ -441,6 +443,24 @@ def test_biases_give_each_layer_its_mean_back(plain):
     kernels = [leaf for name, leaf in leaves_of(shared.variables).items() if name.endswith("kernel")]
     again = [leaf for name, leaf in leaves_of(corrected.variables).items() if name.endswith("kernel")]
     jax.tree.map(np.testing.assert_array_equal, again, kernels)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "efficientnet_b0", "shufflenet_v2_x0_5", "squeezenext_1_0_g_23"])
+def test_other_networks_are_compressed(name, short_networks, tmp_path):
+    """Dense layers of all kinds, squeeze-and-excitation, a shuffle, groups, a head without bias."""
+    known = models.registered(name).overrides()
+    options = {"depths": (1, 1, 0, 0), "stage_filters": (8, 12, 16)}
+    options = {key: value for key, value in options.items() if key in known}
+    network = export_network_of(name, (32, 32, 3), stem="3x3/1", **options)
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+    shared = with_variables(network, share(network.variables, 3))
+    corrected = with_variables(network, correct_biases(shared, network, images))
+    wanted, before, after = (outputs_of_layers(other, images) for other in (network, shared, corrected))
+    for layer in wanted.keys() - {"fc"}:  # the last layer of SqueezeNext cannot be corrected
+        np.testing.assert_allclose(after[layer], wanted[layer], atol=1e-3 * np.abs(wanted[layer]).max())
+    assert any(np.abs(before[layer] - wanted[layer]).max() > 1e-3 * np.abs(wanted[layer]).max() for layer in wanted)
+    sqz.save(corrected, tmp_path / "net.sqz")
+    assert_same(leaves_of(load(tmp_path / "net.sqz").variables), leaves_of(corrected.variables))
 
 
 def test_where_batch_norm_follows_its_mean_takes_the_correction(small):

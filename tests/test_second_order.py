@@ -12,6 +12,7 @@ import pytest
 from conftest import configure
 from flax import linen as nn
 from PIL import Image
+from test_export import network_of
 
 from experiments import compression_curve
 from squeeze_jax import Network, commands, load, models
@@ -75,7 +76,7 @@ def test_pruned_weights_are_zero_and_the_others_compensate():
 
 
 class Mixed(nn.Module):
-    """Layers of all kinds: strides, explicit padding, dilation, groups, batch norm, a residual, a dense layer."""
+    """Layers of all kinds: strides, explicit padding, dilation, groups, batch norm, a residual, dense layers."""
 
     scanned: bool = False
 
@@ -85,8 +86,9 @@ class Mixed(nn.Module):
         y = nn.Conv(8, (3, 3), kernel_dilation=2, feature_group_count=4, use_bias=False, name="b")(x)
         x = x + nn.relu(nn.BatchNorm(use_running_average=True, name="b_bn")(y))
         x = nn.Conv(8, (3, 3), padding="VALID", feature_group_count=8, name="c")(x)
+        y = nn.DenseGeneral(8, axis=(1, 2, 3), name="d")(x)
         dense = nn.remat(nn.Dense) if self.scanned else nn.Dense
-        return dense(3, name="head")(x.mean((1, 2)))
+        return dense(3, name="head")(x.mean((1, 2)) + y)
 
 
 def mixed_inputs():
@@ -98,7 +100,7 @@ def mixed_inputs():
 def test_the_inputs_of_each_layer_give_its_outputs():
     x, variables = mixed_inputs()
     forward = SegmentedForward(Mixed(), variables, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    assert [layer.name for layer in forward.layers] == ["a", "b", "c", "head"]
+    assert [layer.name for layer in forward.layers] == ["a", "b", "c", "d", "head"]
     _, outputs = Mixed().apply(variables, x, capture_intermediates=True)
     state = (x,)
     for index, layer in enumerate(forward.layers):
@@ -115,9 +117,18 @@ def test_the_inputs_of_each_layer_give_its_outputs():
     np.testing.assert_allclose(logits, Mixed().apply(variables, x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["squeezenet_v1_0", "squeezenodule_v2"])
-def test_segments_compute_the_network(name):
-    model = models.create(name, num_classes=3, use_batch_norm=True)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("squeezenet_v1_0", {"use_batch_norm": True}),
+        ("squeezenodule_v2", {"use_batch_norm": True}),
+        ("alexnet", {"stem": "3x3/1"}),
+        ("efficientnet_b0", {}),
+        ("shufflenet_v2_x0_5", {"stage_filters": (8, 12, 16)}),
+    ],
+)
+def test_segments_compute_the_network(name, options, short_networks):
+    model = models.create(name, num_classes=3, **options)
     x = np.random.default_rng(0).normal(size=(2, *(28,) * (3 if name == "squeezenodule_v2" else 2), 3))
     x = x.astype(np.float32)
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
@@ -199,6 +210,15 @@ def test_sequential_rounding_keeps_the_outputs(network, pictures):
         for v, s in ((variables, steps), (coarse, coarse_steps))
     ]
     assert sizes[1] < sizes[0]
+
+
+def test_a_head_without_bias_is_rounded(pictures):
+    """SqueezeNext's, which also has groups."""
+    grouped = network_of("squeezenext_1_0_g_23", (32, 32, 3), depths=(1, 1, 0, 0))
+    variables, steps = Sequential(grouped, pictures[:8]).quantise(1e-5)
+    leaves = flax.traverse_util.flatten_dict(variables, sep="/")
+    assert {name for name in leaves if name.endswith("kernel")} == steps.keys()
+    assert jax.tree.structure(variables) == jax.tree.structure(grouped.variables)
 
 
 def test_pruning_keeps_the_outputs(network, pictures):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from squeeze_jax.models.summary import DENSE
 from squeeze_jax.network import Network
 from squeeze_jax.runtime.devices import compile_often
 
@@ -19,7 +20,7 @@ BATCH = 32
 
 
 def correct_biases(network: Network, original: Network, images: np.ndarray) -> dict:
-    """Corrects the biases of a quantised network so that each convolution keeps its mean output.
+    """Corrects the biases of a quantised network so that each convolution and dense layer keeps its mean output.
 
     Args:
       network: the quantised network.
@@ -27,7 +28,7 @@ def correct_biases(network: Network, original: Network, images: np.ndarray) -> d
       images: raw images as for `predict`, uint8 (images, *image_shape); a few hundred are enough.
 
     Returns:
-      The variables of the quantised network with corrected biases. For convolutions followed by batch norm, the means
+      The variables of the quantised network with corrected biases. For layers followed by batch norm, the means
       in "batch_stats" are corrected instead.
     """
     gaps_of = _gaps(network)
@@ -42,13 +43,13 @@ def correct_biases(network: Network, original: Network, images: np.ndarray) -> d
             bias, mean = f"params/{name}/bias", f"batch_stats/{name}_bn/mean"
             if bias in leaves:
                 leaves[bias] = leaves[bias] + gap
-            else:
+            elif mean in leaves:  # SqueezeNext's head has neither
                 leaves[mean] = leaves[mean] - gap
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def _gaps(network: Network) -> Callable:
-    """Returns a compiled function that computes the correction of each convolution, by name, float32 (channels,).
+    """Returns a compiled function that computes the correction of each layer, by name, float32 (channels,).
 
     The inputs of a layer are those of the quantised network with its earlier layers already corrected on the same
     images. The average over batches is close to the result of a single batch with all images.
@@ -59,11 +60,11 @@ def _gaps(network: Network) -> Callable:
         wanted: dict[str, jax.Array] = {}
         found: dict[str, jax.Array] = {}
 
-        def each_convolution(function: Callable) -> Callable:
+        def each_layer(function: Callable) -> Callable:
             def intercept(method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
                 output = method(*args, **kwargs)
-                is_convolution = isinstance(context.module, nn.Conv) and context.method_name == "__call__"
-                return function("/".join(context.module.path), output) if is_convolution else output
+                is_layer = isinstance(context.module, nn.Conv | DENSE) and context.method_name == "__call__"
+                return function("/".join(context.module.path), output) if is_layer else output
 
             return intercept
 
@@ -79,7 +80,7 @@ def _gaps(network: Network) -> Callable:
             return output + found[name]
 
         for function, values in ((remember, original), (correct, variables)):
-            with nn.intercept_methods(each_convolution(function)):
+            with nn.intercept_methods(each_layer(function)):
                 network.model.apply(values, inputs)
         return found
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax.extend import core as jax_core
 
 from squeeze_jax.errors import ModelError
+from squeeze_jax.models.summary import DENSE
 from squeeze_jax.runtime.devices import compile_often
 
 _MARK = "inputs of "
@@ -28,7 +29,7 @@ class Layer:
 
     Attributes:
       name: its path, such as "fire2/squeeze1x1".
-      window: the size of the kernel along each axis; empty for a dense layer.
+      window: the size of the kernel along each axis; empty for a dense layer, the whole map for `nn.DenseGeneral`.
       strides: the stride along each axis.
       dilation: the dilation of the kernel along each axis.
       padding: (before, after) along each axis.
@@ -49,6 +50,10 @@ class Layer:
         if isinstance(module, nn.Dense):
             return cls(name, (), (), (), (), 1)
         rank = inputs.ndim - 2
+        if isinstance(module, nn.DenseGeneral):
+            if module.axis != tuple(range(1, inputs.ndim)):
+                raise ModelError(f"{name} is a nn.DenseGeneral of the axes {module.axis}; expected all but the first.")
+            return cls(name, inputs.shape[1:-1], (1,) * rank, (1,) * rank, ((0, 0),) * rank, 1)
 
         def each_axis(value: Any) -> tuple:
             return (1 if value is None else value,) * rank if value is None or np.ndim(value) == 0 else tuple(value)
@@ -117,13 +122,13 @@ class SegmentedForward:
           inputs: the shape and dtype of a batch of inputs.
 
         Raises:
-          ModelError: the network computes a layer inside a transformation such as `nn.scan` or `nn.remat`, or
-            combines examples of a batch.
+          ModelError: the network computes a layer inside a transformation such as `nn.scan` or `nn.remat`, combines
+            examples of a batch, or has a `nn.DenseGeneral` of some axes only.
         """
         self.layers: list[Layer] = []
 
         def mark(method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-            if isinstance(context.module, nn.Conv | nn.Dense) and context.method_name == "__call__":
+            if isinstance(context.module, nn.Conv | DENSE) and context.method_name == "__call__":
                 layer = Layer.of(context.module, args[0])
                 self.layers.append(layer)
                 args = (_marked(layer.name)(args[0]), *args[1:])

@@ -168,7 +168,7 @@ class Sequential:
             if rate_factor is not None:
                 leaves[bias], step = round_to_int8(leaves[bias])
                 steps |= {bias: step} if step else {}
-        else:
+        elif mean in leaves:  # SqueezeNext's head has neither
             leaves[mean] = leaves[mean] - gap
 
     def _importance(self, name: str, moments: Moments, uniform: bool) -> np.ndarray:
