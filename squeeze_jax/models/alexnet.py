@@ -101,7 +101,7 @@ class AlexNet(ConvNet):
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> jax.Array:
         """Computes the logits of a batch; arguments, output and errors are those of `PooledConvNet`."""
         *_, x = self._feature_maps(images, train, positions).values()
-        return x.reshape(len(x), -1).astype(layers.parameter_dtype(self.dtype))
+        return jnp.squeeze(x, tuple(range(1, x.ndim - 1))).astype(layers.parameter_dtype(self.dtype))
 
     def features(self, images: jax.Array) -> dict[str, jax.Array]:
         """Returns the named feature maps in order of computation, without dropout; fc6 to fc8 have one cell.

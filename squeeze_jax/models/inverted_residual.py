@@ -48,7 +48,7 @@ class InvertedResidual(nn.Module):
         y = block(y, self.features, 1, activate=False, name="project")
         if self.stride > 1 or channels != self.features:
             return y
-        kept = jnp.ones((len(y), *(1,) * (y.ndim - 1)), y.dtype)
+        kept = jnp.ones((y.shape[0], *(1,) * (y.ndim - 1)), y.dtype)
         drop = layers.Dropout(self.drop_rate, name="drop")
         return x + y * drop(kept, train=block.train, positions=positions)
 
