@@ -42,6 +42,7 @@ NOT_RUN = {
     '.venv/bin/pip install -e ".[prepare]" "jax[tpu]>=0.10,<0.13"': "downloads, for a TPU",
     ".venv/bin/pip install --no-compile -r requirements.txt -e .": "downloads; .ci/run runs it",
     ".venv/bin/python -m pytest": "is what runs this",
+    ".venv/bin/python -m pytest -m slow": "takes minutes",
     ".venv/bin/ruff check .": "tests/test_repository.py runs it",
     ".venv/bin/ruff format .": "tests/test_repository.py runs it with --check",
 }

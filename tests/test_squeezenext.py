@@ -88,7 +88,13 @@ class Net:
         return net.SerializeToString()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# These two have all options between them.
+QUICK = ("squeezenext_1_0_g_23", "squeezenext_1_0_23v5")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 def test_logits_are_those_of_the_prototxt(name, tmp_path):
     image = np.random.default_rng(1).normal(size=(75, 75, 3)).astype(np.float32)
     net = Net()
