@@ -220,9 +220,21 @@ class Child:
         return self.output_path.read_text()
 
 
+def options_of(name, **options):
+    """Those of the options that a network has."""
+    from squeeze_jax import models
+
+    known = models.registered(name).overrides()
+    return {key: value for key, value in options.items() if key in known}
+
+
+# Few and narrow blocks of SqueezeNext and ShuffleNetV2, whose tracing and compiling is what tests wait for.
+SHORT = {"depths": (2, 1, 1, 1), "stage_filters": (8, 12, 16)}
+
+
 @pytest.fixture
 def short_networks(monkeypatch):
-    """The networks whose blocks are no options have few of them, and narrow ones: compiling is what tests wait for."""
+    """The same for the networks whose blocks are no options."""
     narrow = (8, 8, 12, 8, 8)
     monkeypatch.setattr("squeeze_jax.models.alexnet.FILTERS", {False: narrow, True: narrow})
     monkeypatch.setattr("squeeze_jax.models.alexnet.HIDDEN", 16)

@@ -13,7 +13,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, TIME_LIMIT, configure, mutants
+from conftest import ROOT, SHARED, SHORT, TIME_LIMIT, configure, mutants, options_of
 from flax import linen as nn
 from PIL import Image
 from test_export import network_of as export_network_of
@@ -449,10 +449,7 @@ def test_biases_give_each_layer_its_mean_back(plain):
 @pytest.mark.parametrize("name", ["alexnet", "efficientnet_b0", "shufflenet_v2_x0_5", "squeezenext_1_0_g_23"])
 def test_other_networks_are_compressed(name, short_networks, tmp_path):
     """Dense layers of all kinds, squeeze-and-excitation, a shuffle, groups, a head without bias."""
-    known = models.registered(name).overrides()
-    options = {"depths": (1, 1, 0, 0), "stage_filters": (8, 12, 16)}
-    options = {key: value for key, value in options.items() if key in known}
-    network = export_network_of(name, (32, 32, 3), stem="3x3/1", **options)
+    network = export_network_of(name, (32, 32, 3), stem="3x3/1", **options_of(name, **SHORT))
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     shared = with_variables(network, share(network.variables, 3))
     corrected = with_variables(network, correct_biases(shared, network, images))

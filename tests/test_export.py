@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
-from conftest import SHARED, mutants
+from conftest import SHARED, SHORT, mutants, options_of
 from flax import linen as nn
 from PIL import Image
 
@@ -30,7 +30,6 @@ from squeeze_jax.export.forward import forward
 from squeeze_jax.pretrained import own_file
 
 NARROW = {"base_filters": 8, "filter_increment": 8, "stem_filters": 8}
-SHORT = {"depths": (2, 1, 1, 1), "stage_filters": (8, 12, 16)}  # of SqueezeNext and ShuffleNetV2
 FAMILY = [name for name in models.list_models() if issubclass(models.registered(name).network, models.SqueezeNet)]
 # One of each kind.
 OTHERS = (
@@ -72,8 +71,7 @@ def network_of(name="squeezenet_v1_1", image_shape=(32, 35, 3), image_size=(), m
 
 def narrowed(name):
     """Returns those options that make a registered network narrow."""
-    known = models.registered(name).overrides()
-    return {key: value for key, value in (NARROW | SHORT).items() if key in known}
+    return options_of(name, **NARROW, **SHORT)
 
 
 def images_for(network, count, seed=0):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import SHORT, options_of
 from flax import linen as nn
 
 from squeeze_jax import models
@@ -230,8 +231,8 @@ def test_receptive_field_is_where_gradients_come_from():
 
 @pytest.mark.parametrize("name", models.list_models())
 @pytest.mark.parametrize("input_shape", [(32, 32, 3), (32, 32, 32, 1)])
-def test_every_model_classifies_small_images_and_volumes(name, input_shape):
-    model = models.create(name, num_classes=4, stem="3x3/1")
+def test_every_model_classifies_small_images_and_volumes(name, input_shape, short_networks):
+    model = models.create(name, num_classes=4, stem="3x3/1", **options_of(name, **SHORT))
     if len(input_shape) - 1 not in model.ranks:
         with pytest.raises(ModelError, match=r"expected \(batch, height, width, channels\)\."):
             shapes(model, input_shape)
@@ -354,8 +355,9 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
 
 
 @pytest.mark.parametrize("name", models.list_models())
-def test_a_headless_network_has_no_head_and_returns_features(name):
-    model, whole = (models.create(name, num_classes=num_classes, stem="3x3/1") for num_classes in (0, 5))
+def test_a_headless_network_has_no_head_and_returns_features(name, short_networks):
+    options = {"stem": "3x3/1"} | options_of(name, **SHORT)
+    model, whole = (models.create(name, num_classes=num_classes, **options) for num_classes in (0, 5))
     variables, of_whole = shapes(model, (40, 40, 3)), shapes(whole, (40, 40, 3))
     assert variables["params"].keys() == of_whole["params"].keys() - {whole.head}
     names = feature_names(model, variables, jnp.zeros((2, 40, 40, 3)))

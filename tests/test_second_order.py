@@ -9,7 +9,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
-from conftest import configure
+from conftest import SHORT, configure, options_of
 from flax import linen as nn
 from PIL import Image
 from test_export import network_of
@@ -124,11 +124,11 @@ def test_the_inputs_of_each_layer_give_its_outputs():
         ("squeezenodule_v2", {"use_batch_norm": True}),
         ("alexnet", {"stem": "3x3/1"}),
         ("efficientnet_b0", {}),
-        ("shufflenet_v2_x0_5", {"stage_filters": (8, 12, 16)}),
+        ("shufflenet_v2_x0_5", SHORT),
     ],
 )
 def test_segments_compute_the_network(name, options, short_networks):
-    model = models.create(name, num_classes=3, **options)
+    model = models.create(name, num_classes=3, **options_of(name, **options))
     x = np.random.default_rng(0).normal(size=(2, *(28,) * (3 if name == "squeezenodule_v2" else 2), 3))
     x = x.astype(np.float32)
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
