@@ -40,7 +40,8 @@ class ShuffleUnit(nn.Module):
         x = block(x, half, 1, name="conv1")
         x = self._depthwise(x, block, "depthwise")
         x = block(x, half, 1, name="conv2")
-        return jnp.stack([kept, x], axis=-1).reshape(*x.shape[:-1], 2 * half)
+        both = jnp.concatenate([kept, x], axis=-1).reshape(*x.shape[:-1], 2, half)
+        return both.swapaxes(-1, -2).reshape(*x.shape[:-1], 2 * half)
 
     def _depthwise(self, x: jax.Array, block: layers.ConvBlock, name: str) -> jax.Array:
         return block(x, x.shape[-1], 3, strides=self.stride, groups=x.shape[-1], activate=False, name=name)
