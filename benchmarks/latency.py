@@ -217,7 +217,6 @@ def prepare(folder: pathlib.Path, weights: pathlib.Path, calibration: pathlib.Pa
     import jax
 
     from squeeze_jax import load
-    from squeeze_jax.export.formats import FORMATS
     from squeeze_jax.export.forward import forward
     from squeeze_jax.predict import find_images
     from squeeze_jax.pretrained import own_file
@@ -230,26 +229,39 @@ def prepare(folder: pathlib.Path, weights: pathlib.Path, calibration: pathlib.Pa
     images = np.resize(images, (LARGEST_BATCH, *images.shape[1:]))
     function, variables = forward(network)
     np.savez(folder / "given.npz", images=images, logits=jax.jit(function)(variables, images))
+    write_files(network, np.load(folder / "calibration.npy"), folder)
+
+
+def write_files(network: Any, images: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes net.onnx, int8.onnx and so on, which take uint8 pixels; a missing package is reported.
+
+    Args:
+      network: the `squeeze_jax.Network`.
+      images: raw images for calibration, uint8 (images, *image_shape).
+      folder: an existing folder.
+    """
+    from squeeze_jax.errors import ExportError
+    from squeeze_jax.export.formats import FORMATS
+
     for suffix, form in FORMATS.items():
         try:
             (folder / f"net{suffix}").write_bytes(form.serialise(network, "uint8"))
             if hasattr(form, "serialise_int8"):
-                quantised = form.serialise_int8(network, np.load(folder / "calibration.npy"), "uint8")
-                (folder / f"int8{suffix}").write_bytes(quantised)
-        except Exception as error:  # a missing package is no reason not to measure the others
+                (folder / f"int8{suffix}").write_bytes(form.serialise_int8(network, images, "uint8"))
+        except ExportError as error:
             print(f"{suffix}: {error}", file=sys.stderr)
     try:
-        quantise_by_nncf(folder)
+        quantise_by_nncf(images, folder)
     except ImportError as error:
         print(f"OpenVINO, int8: {error}", file=sys.stderr)
 
 
-def quantise_by_nncf(folder: pathlib.Path) -> None:
-    """Writes int8.xml, the file of docs/export.md."""
+def quantise_by_nncf(images: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes int8.xml and int8.bin, the files of docs/export.md, from net.onnx."""
     import nncf
     import openvino
 
-    images = channels_first(np.load(folder / "calibration.npy"))
+    images = channels_first(images)
     model = openvino.Core().read_model(folder / "net.onnx")
     quantised = nncf.quantize(model, nncf.Dataset([image[None] for image in images]), subset_size=len(images))
     openvino.save_model(quantised, folder / "int8.xml", compress_to_fp16=False)

@@ -67,7 +67,10 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS)
 def test_options_and_the_resize_inside(options, converter, tmp_path):
     network = network_of("squeezenet_v1_1", **narrowed("squeezenet_v1_1"), **OPTIONS[options])
-    assert_same_logits(network, exported(network, tmp_path, ".tflite"))
+    found = exported(network, tmp_path, ".tflite")
+    assert_same_logits(network, found)
+    # The resize has a fixed batch, and the file says so.
+    assert ("(1, 32, 35, 3)" if options == "image_size" else "(batch, 32, 35, 3)") in found.description["input"]
 
 
 @pytest.mark.parametrize("shape", [(32, 35, 3), (35, 32, 3), (33, 33, 3), (32, 32, 3)])
