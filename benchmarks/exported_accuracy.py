@@ -76,8 +76,8 @@ def main() -> int:
                 print(f"{program}: skipped, because {file} was not written", file=sys.stderr)
                 continue
             opened = OpenVINO(path) if program.startswith("OpenVINO") else open_exported(path)
-            weights = path.with_suffix(".bin")  # of an .xml file
-            size = path.stat().st_size + (weights.stat().st_size if weights.exists() else 0)
+            parts = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+            size = sum(part.stat().st_size for part in parts)
             for paths in filter(None, (rest if "int8" in program else images, others)):
                 found = compare(network, opened, read_images(network, paths, BATCH))
                 rows.append(
