@@ -16,6 +16,7 @@ and mean and standard deviation are part of every program.
 """
 
 import argparse
+import csv
 import dataclasses
 import json
 import os
@@ -33,6 +34,7 @@ import report
 import worker
 
 from squeeze_jax.runtime import memory
+from squeeze_jax.tables import markdown
 
 TURN_SECONDS = 1.0
 WARM_UP_CALLS = 5
@@ -345,7 +347,7 @@ def measure(folder: pathlib.Path, names: list[str], threads: int, batch: int, ro
     torch = [its.milliseconds for name, its in running.items() if name.startswith("PyTorch") and "int8" not in name]
     fastest = min(torch, key=np.median, default=None)
     return [
-        {"case": f"{threads} threads, batch {batch}", "threads": threads, "batch": batch}
+        {"case": f"{threads} thread{'s' * (threads > 1)}, batch {batch}", "threads": threads, "batch": batch}
         | {"program": name, "precision": PROGRAMS[name][0]}
         | report.spread(its.milliseconds, "milliseconds", 2)
         | {"over_torch": report.ratio(fastest, its.milliseconds) if fastest else ""}
@@ -362,6 +364,20 @@ def installed(package: str) -> str:
         return ""
 
 
+def table(path: pathlib.Path) -> str:
+    """Returns the table of docs/export.md from the CSV: milliseconds of a call, and the throughput over PyTorch's."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    cells = {(row["program"], row["case"]): f"{row['milliseconds']} ({row['over_torch']})" for row in rows}
+    lines = []
+    for row in rows:
+        if row["case"] == cases[0]:
+            sizes = [f"{int(row['bytes']) / 1e6:.2f}", row["peak_mib"]]
+            lines.append([row["program"], *(cells.get((row["program"], case), "") for case in cases), *sizes])
+    return markdown(["program", *cases, "file, MB", "peak memory, MiB"], lines)
+
+
 def main() -> int:
     """Runs the benchmark."""
     parser = report.parser(__doc__)
@@ -370,9 +386,13 @@ def main() -> int:
     parser.add_argument("--threads", type=int, action="append", help="may be repeated; default: 1 and 2")
     parser.add_argument("--batch", type=int, action="append", help="at most 32; may be repeated; default: 1 and 32")
     parser.add_argument("--program", action="append", choices=PROGRAMS, help="may be repeated; default: all")
+    parser.add_argument("--table", action="store_true", help="print --csv as a Markdown table, without measuring")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.table:
+        print(table(args.csv))
+        return 0
     if args.work == "prepare":
         prepare(args.folder, args.weights, args.calibration)
         return 0
