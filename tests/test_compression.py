@@ -19,7 +19,7 @@ from PIL import Image
 from test_export import network_of as export_network_of
 
 from squeeze_jax import Network, commands, load, models
-from squeeze_jax.compression import arrays
+from squeeze_jax.compression import arrays, rans
 from squeeze_jax.compression.__main__ import main
 from squeeze_jax.compression.bias_correction import correct_biases
 from squeeze_jax.compression.rounding import round_batch_norm, round_biases
@@ -349,8 +349,7 @@ import pathlib, resource, sys, zlib
 import numpy as np
 from squeeze_jax.compression import arrays, rans
 
-size = 2**23
-assert size <= arrays.LARGEST_ARRAYS
+size = arrays.FREE_VALUES
 one, full = np.array([rans.LARGEST_LEVEL], np.uint8), np.zeros(256, np.uint8)
 full[255] = rans.LARGEST_LEVEL
 tables = [rans.frequencies(one)], [rans.frequencies(full), rans.frequencies(one)]
@@ -371,12 +370,43 @@ print("done")
 """
 
 
-def test_large_arrays_take_a_few_times_their_memory():
-    """A file of a few kilobytes may contain a network of zeros or of equal weights: here 24 bytes per weight."""
+def test_the_largest_constant_arrays_stay_within_the_memory():
+    """A file of a few kilobytes may contain that many zeros or equal weights."""
     done = subprocess.run(
         [sys.executable, "-c", LARGEST, str(MEBIBYTES)], capture_output=True, text=True, cwd=ROOT, timeout=TIME_LIMIT
     )
     assert done.stdout == "done\n", done.stderr
+
+
+def test_few_bytes_hold_no_large_network(plain, tmp_path):
+    """Equal weights take no space at all: a file of a few kilobytes describes AlexNet, which is refused unread."""
+    description, rest = parts_of(sqz.serialise(plain))
+    model = models.create("alexnet", num_classes=3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
+    leaves = flax.traverse_util.flatten_dict(shapes, sep="/")
+    stored = [arrays.Description(name, leaf.shape, "codes", symbols=1) for name, leaf in leaves.items()]
+    assert sum(leaf.size for leaf in stored) > 2**25
+    base = base_config()
+    base.model.name = "alexnet"
+    description |= {"config": base.to_dict(), "image_shape": [224, 224, 3]}
+    description["arrays"] = [leaf.to_json() for leaf in stored]
+    level = np.array([rans.LARGEST_LEVEL], np.uint8)
+    numbers = zlib.compress(bytes(4 * len(stored)) + level.tobytes() * len(stored))  # codebooks of a zero, tables
+    codes = rans.encode([np.zeros(1, np.uint8)], [rans.frequencies(level)], description["lanes"])
+    data = with_description(description, struct.pack("<I", len(numbers)) + numbers + codes)
+    assert len(data) < 4096
+    _, (_, told, _) = outcomes(write_all(tmp_path, [sqz.serialise(plain), data]))
+    assert told == "refused"
+    with pytest.raises(WeightError, match=r"57\d{6} values in \d{4} bytes; expected at most 8388608 values"):
+        sqz.read(tmp_path / "1.sqz")
+    # Nor is it written: the file could not be read.
+    monotonous = {"x": np.broadcast_to(np.float32(0.5), (2**13, 2**11))}
+    with pytest.raises(WeightError, match="16777216 values in"):
+        arrays.pack(monotonous, {}, sqz.LANES)
+    noise = np.random.default_rng(0).random((2**12, 2**12)) < 0.02
+    described, numbers, codes = arrays.pack({"x": noise.astype(np.float32)}, {}, sqz.LANES)
+    assert arrays.VALUES_PER_BYTE * (len(numbers) + len(codes)) > 2 * noise.size
+    np.testing.assert_array_equal(arrays.unpack(described, numbers, codes, sqz.LANES)["x"], noise)
 
 
 def test_weights_share_values_and_zeros_stay_zero():
