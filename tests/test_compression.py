@@ -380,7 +380,7 @@ def test_the_largest_constant_arrays_stay_within_the_memory():
 
 def test_few_bytes_hold_no_large_network(plain, tmp_path):
     """Equal weights take no space at all: a file of a few kilobytes describes AlexNet, which is refused unread."""
-    description, rest = parts_of(sqz.serialise(plain))
+    description, _ = parts_of(sqz.serialise(plain))
     model = models.create("alexnet", num_classes=3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
     leaves = flax.traverse_util.flatten_dict(shapes, sep="/")
