@@ -26,8 +26,8 @@ from squeeze_jax.errors import WeightError
 FORMS = ("codes", "int8", "float16", "float32")
 BYTES = np.arange(256, dtype=np.uint8)  # the symbols of a mask: one bit for each of eight values
 LARGEST_ARRAYS = 2**26  # values in total; AlexNet, the largest network here, has 61 million
-# Equal values take no space. Beyond 2**23 values, a file therefore has at least one byte for every 256 of them, which is
-# the highest ratio of deflate (1032:1) for float32.
+# Equal values take no space. Beyond 2**23 values, a file therefore has at least one byte for every 256 of them: the
+# highest ratio of deflate (1032:1) for float32.
 FREE_VALUES = 2**23
 VALUES_PER_BYTE = 256
 LARGEST_RANK = 6
