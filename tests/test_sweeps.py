@@ -237,7 +237,7 @@ def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tm
 
 
 def test_points_that_differ_in_the_plots_x_alone_are_one_line():
-    dead_start = study("dead_start", "compact_networks")["digits"]
+    dead_start = study("dead_start")["digits"]
     rows = [{"trial": trial.name, "status": "finished"} for trial in dead_start.trials()]
     rows[0]["status"] = "not run"
     lines = report._lines(dead_start, rows, "optimizer.learning_rate")
