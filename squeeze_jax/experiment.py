@@ -180,6 +180,11 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         raise ConfigError("config.dataset.train_split is empty.")
     task = make_task(config, dataset.class_names, splits["train"])
     check_best_metric(config, task)
+    if task.fits_on_validation and "validation" not in splits:
+        raise ConfigError(
+            "config.task chooses a threshold or a temperature on the validation split, but there is none; set "
+            "config.dataset.validation_split or config.dataset.held_out."
+        )
     plan = Plan.of(config, len(splits["train"]))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
     optimizer = make_optimizer(config.optimizer, schedule)

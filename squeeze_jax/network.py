@@ -99,6 +99,8 @@ class Network:
     def evaluate(self, split: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Evaluation:
         """Evaluates the network on a split, without writing anything.
 
+        For the test split, a task that fits on validation data is fitted to the network's own validation split first.
+
         Args:
           split: "train", "validation" or "test".
           dataset: a dataset to use instead of the run's, with splits of these names; preprocessed like the run's. Its
@@ -120,8 +122,10 @@ class Network:
         num_devices = min(config.run.num_devices, jax.device_count()) if config.run.num_devices else None
         mesh = DeviceMesh.create(config.run.backend, num_devices)
         task = make_task(config, self.class_names)
-        evaluator = Evaluator(self.model, task, config, mesh, largest=len(examples))
-        return evaluator.measure(examples, mesh.replicate(self.variables))
+        fit_on = self.split("validation", config=config) if task.fits_on_validation and split == "test" else None
+        largest = max(len(examples), len(fit_on or ()))
+        evaluator = Evaluator(self.model, task, config, mesh, largest=largest)
+        return evaluator.measure(examples, mesh.replicate(self.variables), fit_on=fit_on)
 
     def split(self, name: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Split:
         """Returns the split that `evaluate` measures; arguments and errors are the same."""
@@ -243,8 +247,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a network and writes tables to `OUTPUT/evaluation/<split>_step_<step>/`.
 
-    The files are metrics.csv and the task's report; for a classifier per_class.csv, confusion.csv and confusion.png. If
-    `config.task` differs from the network's own, the changed options are appended to the folder name.
+    The files are metrics.csv and the task's report; for a classifier per_class.csv, confusion.csv and confusion.png,
+    and with `config.task.metrics="full"` also scores.csv, cases.csv and curves.png. If `config.task` differs from the
+    network's own, the changed options are appended to the folder name.
     Nothing else in OUTPUT changes.
 
     Args:
@@ -274,6 +279,6 @@ def evaluate(
         folder = folder_lib.create(pathlib.Path(output or source) / "evaluation" / subfolder)
         row = {"split": split, "step": network.step, "examples": examples, **evaluation.values}
         tables.write_csv(folder / "metrics.csv", [row])
-        make_task(config, network.class_names).report(folder, evaluation.sums, evaluation.records)
+        evaluation.task.report(folder, evaluation.sums, evaluation.records)
         logger.info("the tables are in %s", folder)
     return evaluation

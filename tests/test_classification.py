@@ -10,7 +10,7 @@ from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.tasks import Classification
-from squeeze_jax.tasks.classification import auc, balanced_weights, per_class
+from squeeze_jax.tasks.classification import balanced_weights, per_class
 from squeeze_jax.training.evaluation import add_up
 from squeeze_jax.training.steps import make_eval_step
 
@@ -91,14 +91,6 @@ def test_records_leave_the_padding_out():
     values = task.values(sums, records)
     # Of the four pairs of a positive and a negative, one is in the wrong order: 0.5 below 1.0.
     assert (values["auc"], values["sensitivity"], values["specificity"]) == (0.75, 1.0, 0.5)
-
-
-def test_auc_of_several_classes_is_the_mean_of_one_against_the_rest():
-    label = np.array([0, 0, 1, 1, 2, 2])
-    perfect = np.eye(3)[label]
-    assert auc(perfect, label) == 1.0
-    assert auc(np.ones((6, 3)) / 3, label) == 0.5
-    assert np.isnan(auc(perfect[:4], label[:4]))
 
 
 def test_balanced_weights_are_inverse_to_the_shares_and_average_to_one():

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "squeeze_jax"
 # From the ground up; a module may import from its own floor and those below it. A room stands where its files do.
 FLOORS = [
     {"version", "errors", "tables", "drawing", "runtime"},
-    {"models", "data", "compression.rans", "compression.huffman"},
+    {"models", "data", "metrics", "compression.rans", "compression.huffman"},
     {
         "compression.arrays",
         "compression.sharing",

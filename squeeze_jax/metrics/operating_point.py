@@ -42,6 +42,9 @@ class OperatingPoint:
         return probability.argmax(axis=1)
 
 
+UNFITTED = OperatingPoint()
+
+
 def parse_rule(text: str) -> float | tuple[str, float]:
     """Parses a rule for the threshold.
 

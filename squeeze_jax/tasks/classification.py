@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,10 +17,23 @@ from squeeze_jax import drawing, tables
 from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mixup
 from squeeze_jax.data.splits import VALID, Split
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.metrics import plots
+from squeeze_jax.metrics.cases import CASE, PATIENT, Cases
+from squeeze_jax.metrics.operating_point import (
+    UNFITTED,
+    OperatingPoint,
+    choose_threshold,
+    fit_temperature,
+    parse_rule,
+)
+from squeeze_jax.metrics.scores import available, explain_undefined, intervals, scores
 from squeeze_jax.tasks.task import Batch, Records, Sums, Values
+
+logger = logging.getLogger(__name__)
 
 TOP_K = 5
 MIXUP = 2**20  # folded into an example's key for mixup, because image augmentation splits the key itself
+METRICS = ("basic", "full")
 LABELLED_CLASSES = 30  # maximum number of classes for a confusion matrix with readable labels and counts
 
 
@@ -34,8 +48,14 @@ class Classification:
       class_weights: factor on the loss of each class; empty for none. The reported training loss includes them.
       mixup: alpha of mixup with the neighbouring example, see `data.augmentation.mixup`; 0 for none. The reported
         training loss is that of the mixed examples; the accuracies use an example's own label.
-      auc: whether to report AUC too and, with two classes, sensitivity and specificity.
+      auc: whether to report AUC too and, with two classes, sensitivity and specificity; by case, see `metrics.cases`.
+      metrics: "full" for all metrics of `metrics.scores` and, in the report, their intervals, the cases and curves.
+      threshold: a rule for the threshold on the probability of the second of two classes, see
+        `metrics.operating_point.parse_rule`.
+      calibrate: whether to fit a temperature to the validation split.
+      specificity: of the metric "sensitivity_at_specificity".
       mirror: axes; in evaluation the logits are averaged over an image and its mirror images along these axes.
+      point: the threshold and the temperature.
     """
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {
@@ -43,6 +63,10 @@ class Classification:
         "class_weights": "none",  # "balanced" (inverse to the class frequencies), or factors: "1, 2.5"
         "mixup": 0.0,  # alpha of the Beta distribution of the mixing share; 0 for no mixup
         "auc": False,
+        "metrics": "basic",  # "full": AUC, average precision, F1, Brier score, calibration and others, with intervals
+        "threshold": "0.5",  # of two classes; "youden", "sensitivity=0.9", "specificity=0.9": chosen in validation
+        "calibrate": False,  # scale the logits by a temperature that is fitted to the validation data
+        "specificity": 0.9,  # at which the sensitivity is reported with "full"
         "mirror": (),
     }
 
@@ -52,7 +76,12 @@ class Classification:
     class_weights: tuple[float, ...] = ()
     mixup: float = 0.0
     auc: bool = False
+    metrics: str = "basic"
+    threshold: str = "0.5"
+    calibrate: bool = False
+    specificity: float = 0.9
     mirror: tuple[str, ...] = ()
+    point: OperatingPoint = UNFITTED
 
     @classmethod
     def create(
@@ -70,6 +99,17 @@ class Classification:
         known = set().union(*AXES.values())
         if not set(options["mirror"]) <= known:
             raise ConfigError(f"config.task.mirror={options['mirror']}; expected some of {', '.join(sorted(known))}.")
+        if options["metrics"] not in METRICS:
+            raise ConfigError(f"config.task.metrics={options['metrics']!r}; expected {' or '.join(METRICS)}.")
+        if not 0 < options["specificity"] < 1:
+            raise ConfigError(f"config.task.specificity={options['specificity']}; expected 0 < value < 1.")
+        rule = parse_rule(options["threshold"])
+        if rule != 0.5 and len(class_names) != 2:
+            raise ConfigError(
+                f"config.task.threshold={options['threshold']!r} is for two classes, but there are {len(class_names)}; "
+                f"leave it out."
+            )
+        point = OperatingPoint(threshold=rule) if isinstance(rule, float) else UNFITTED
         values = {name: options[name] for name in cls.OPTIONS}
         weights = parse_class_weights(options["class_weights"])
         if weights == "balanced":
@@ -78,7 +118,7 @@ class Classification:
             raise ConfigError(
                 f"config.task.class_weights has {len(weights)} factors; expected {len(class_names)}, one per class."
             )
-        return cls(class_names, preprocessing, **{**values, "class_weights": weights})
+        return cls(class_names, preprocessing, **{**values, "class_weights": weights}, point=point)
 
     @property
     def num_outputs(self) -> int:
@@ -87,8 +127,40 @@ class Classification:
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:
-        """See `Task`: "top1", "loss" and, with `auc`, "auc"."""
-        return {"top1": True, "loss": False} | ({"auc": True} if self.auc else {})
+        """See `Task`: "top1", "loss" and, with `auc` or `metrics`, those of `metrics.scores`."""
+        known = available(self.num_outputs)
+        return {"top1": True, "loss": False} | {name: known[name] for name in self._case_metrics}
+
+    @property
+    def _case_metrics(self) -> tuple[str, ...]:
+        """The metrics that are computed from the records, by case."""
+        if self.metrics == "full":
+            return tuple(available(self.num_outputs))
+        return ("auc", *(("sensitivity", "specificity") if self.num_outputs == 2 else ())) if self.auc else ()
+
+    @property
+    def fits_on_validation(self) -> bool:
+        """See `Task`: whether the threshold or the temperature is chosen on the validation split."""
+        return self.calibrate or not isinstance(parse_rule(self.threshold), float)
+
+    def fitted(self, records: Records) -> "Classification":
+        """See `Task`. The temperature is fitted to the examples, then the threshold to the cases.
+
+        Raises:
+          MetricError: the threshold needs cases of both classes.
+        """
+        point = self.point
+        if self.calibrate:
+            temperature = fit_temperature(records["label"], records["probability"])
+            point = dataclasses.replace(point, temperature=temperature)
+        cases = Cases.of(records, point)
+        if self.num_outputs == 2:
+            threshold = choose_threshold(self.threshold, cases.label, cases.probability[:, 1])
+            point = dataclasses.replace(point, threshold=threshold)
+        logger.info(
+            "on %d validation cases: threshold %.4f, temperature %.4f", len(cases), point.threshold, point.temperature
+        )
+        return dataclasses.replace(self, point=point)
 
     @property
     def chance_loss(self) -> float:
@@ -141,21 +213,32 @@ class Classification:
         }
 
     def records(self, outputs: jax.Array, batch: Batch) -> Records:
-        """Returns "label" and "prediction", int32 (batch,), and with `auc` "probability", float (batch, classes)."""
+        """Returns "label" and "prediction", int32 (batch,).
+
+        For metrics by case also "probability", float (batch, classes), and the ids "case" and "patient" of the batch.
+        """
         found = {"label": batch["label"], "prediction": jnp.argmax(outputs, -1).astype(jnp.int32)}
-        return found | ({"probability": jax.nn.softmax(outputs)} if self.auc else {})
+        if not self._case_metrics and not self.fits_on_validation:
+            return found
+        ids = {name: batch[name] for name in (CASE, PATIENT) if name in batch}
+        return found | {"probability": jax.nn.softmax(outputs)} | ids
 
     def values(self, sums: Sums, records: Records) -> Values:
         """Returns the mean loss and the accuracies in 0..1 ("top5" only with more than five classes).
 
-        With `auc`, evaluation also returns "auc" and, with two classes, "sensitivity" and "specificity".
+        These are by example. Evaluation also returns the metrics by case that `auc` or `metrics` asks for, at the
+        threshold and temperature of `point`. Those that cannot be computed because a class has no cases are left out,
+        and logged.
         """
         names = ["loss", "top1"] + (["top5"] if self.num_outputs > TOP_K else [])
         values = {name: float(sums[name]) / int(sums["examples"]) for name in names}
         if "probability" in records:
-            values["auc"] = auc(records["probability"], records["label"])
-            if self.num_outputs == 2:
-                values |= sensitivity_and_specificity(records["probability"], records["label"])
+            cases = Cases.of(records, self.point)
+            values |= scores(cases, self._case_metrics, self.specificity)
+            if left_out := explain_undefined(cases, self._case_metrics, self.class_names):
+                logger.warning(left_out)
+            if self.fits_on_validation:
+                values |= dataclasses.asdict(self.point)
         return values
 
     def predict(self, outputs: jax.Array) -> jax.Array:
@@ -179,7 +262,10 @@ class Classification:
         return counts
 
     def report(self, folder: pathlib.Path, sums: Sums, records: Records) -> None:
-        """Writes per_class.csv, confusion.csv and confusion.png."""
+        """Writes per_class.csv, confusion.csv and confusion.png, by example.
+
+        With `metrics="full"` also scores.csv, the metrics with their intervals, cases.csv and curves.png.
+        """
         confusion = self.confusion(records)
         tables.write_csv(folder / "per_class.csv", per_class(confusion, self.class_names))
         rows = [
@@ -188,6 +274,34 @@ class Classification:
         ]
         tables.write_csv(folder / "confusion.csv", rows)
         draw_confusion(folder / "confusion.png", confusion, self.class_names)
+        if self.metrics == "full":
+            cases = Cases.of(records, self.point)
+            tables.write_csv(folder / "cases.csv", cases.rows(self.class_names))
+            plots.draw_curves(folder / "curves.png", {"": cases}, self.class_names)
+            units = {"case": cases}
+            if len(cases) < len(records["label"]):
+                of_patients = {**records, PATIENT: records.get(PATIENT, records[CASE])}
+                del of_patients[CASE]
+                units["example"] = Cases.of(of_patients, self.point)
+            rows = [row for unit, judged in units.items() for row in self.score_rows(judged, unit=unit)]
+            tables.write_csv(folder / "scores.csv", rows)
+
+    def score_rows(self, cases: Cases, **columns: Any) -> list[dict[str, Any]]:
+        """Returns a row for each metric of `metrics="full"`, with its 95 % interval over patients.
+
+        Args:
+          cases: the cases.
+          columns: the first columns of every row.
+        """
+        names = available(self.num_outputs)
+        values, ranges = scores(cases, names, self.specificity), intervals(cases, names, self.specificity)
+        rows = []
+        for name in names:
+            low, high = ranges.get(name, ("", ""))
+            note = "" if name in values else explain_undefined(cases, [name], self.class_names)
+            row = {"metric": name, "value": values.get(name, ""), "low": low, "high": high, "note": note}
+            rows.append({**columns, **row})
+        return rows
 
     def draw(self, path: pathlib.Path, batch: Batch) -> None:
         """Draws a sheet of images with their class names."""
@@ -235,38 +349,6 @@ def balanced_weights(split: Split) -> tuple[float, ...]:
             f"{counts}. Use factors instead."
         )
     return tuple((counts.sum() / (len(counts) * counts)).tolist())
-
-
-def auc(probability: np.ndarray, label: np.ndarray) -> float:
-    """Returns the area under the ROC curve, as in MedMNIST's evaluator; NaN if a class has no examples.
-
-    With two classes this is the AUC of the second one, else the mean AUC of each class against the rest.
-
-    Args:
-      probability: float (examples, num_classes).
-      label: int (examples,).
-    """
-    from sklearn.metrics import roc_auc_score
-
-    num_classes = probability.shape[1]
-    if len(np.unique(label)) < num_classes:
-        return float("nan")
-    classes = [num_classes - 1] if num_classes == 2 else range(num_classes)
-    return float(np.mean([roc_auc_score(label == i, probability[:, i]) for i in classes]))
-
-
-def sensitivity_and_specificity(probability: np.ndarray, label: np.ndarray) -> Values:
-    """Returns sensitivity and specificity of a binary classifier at a threshold of 0.5; NaN if undefined.
-
-    Args:
-      probability: float (examples, 2); class 1 is the positive class.
-      label: int (examples,).
-    """
-    positive = probability[:, 1] > 0.5
-    rates = {}
-    for name, hit, of in (("sensitivity", positive, label == 1), ("specificity", ~positive, label == 0)):
-        rates[name] = float((hit & of).sum() / of.sum()) if of.any() else float("nan")
-    return rates
 
 
 def per_class(confusion: np.ndarray, class_names: tuple[str, ...]) -> list[dict[str, Any]]:

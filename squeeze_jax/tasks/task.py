@@ -43,6 +43,10 @@ class Task(Protocol):
     def chance_loss(self) -> float | None:
         """The loss of a network that has learned nothing; the log warns if a run stays there. None if unknown."""
 
+    @property
+    def fits_on_validation(self) -> bool:
+        """Whether the test split is judged by what `fitted` chooses on the validation split."""
+
     @classmethod
     def create(
         cls,
@@ -99,6 +103,15 @@ class Task(Protocol):
         Args:
           sums: the sums over all examples; in evaluation int64 and float64.
           records: the records of all examples; {} in training.
+        """
+
+    def fitted(self, records: Records) -> "Task":
+        """Returns the task with what it chooses on the validation split; called only if `fits_on_validation`.
+
+        What it chooses must not change `forward`, `sums` and `records`.
+
+        Args:
+          records: those of all examples of the validation split.
         """
 
     def predict(self, outputs: Any) -> Any:
