@@ -9,7 +9,7 @@ import numpy as np
 from squeeze_jax.errors import MetricError
 from squeeze_jax.metrics.operating_point import OperatingPoint
 
-CASE, PATIENT = "case", "patient"  # ids, int (batch,), that batches and records may have
+CASE, PATIENT, SCAN = "case", "patient", "scan"  # ids, int (batch,), that batches and records may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Cases:
     Attributes:
       case: the id of each case, int (cases,).
       patient: the id of its patient, int (cases,).
+      scan: the id of its scan, int (cases,).
       slices: the number of its examples, int (cases,).
       label: its class, int (cases,).
       probability: the mean over its examples, float64 (cases, classes).
@@ -27,6 +28,7 @@ class Cases:
 
     case: np.ndarray
     patient: np.ndarray
+    scan: np.ndarray
     slices: np.ndarray
     label: np.ndarray
     probability: np.ndarray
@@ -37,19 +39,20 @@ class Cases:
         """Joins the examples of each case.
 
         Args:
-          records: "label", int (examples,), "probability", float (examples, classes), and, if known, "case" and
-            "patient", int (examples,). Without "case", every example is its own case; without "patient", every case is
-            its own patient.
+          records: "label", int (examples,), "probability", float (examples, classes), and, if known, "case",
+            "patient" and "scan", int (examples,). Without "case", every example is its own case; without "patient",
+            every case is its own patient; without "scan", every patient has one.
           point: the temperature is applied to each example, the threshold to each case.
           first: the id of the first example where examples have no ids.
 
         Raises:
-          MetricError: the examples of a case have different labels or patients.
+          MetricError: the examples of a case have different labels, patients or scans.
         """
         label = np.asarray(records["label"])
         ids = np.asarray(records.get(CASE, np.arange(first, first + len(label))))
         case, starts, inverse, slices = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-        columns = {"labels": label, "patients": np.asarray(records.get(PATIENT, ids))}
+        patients = np.asarray(records.get(PATIENT, ids))
+        columns = {"labels": label, "patients": patients, "scans": np.asarray(records.get(SCAN, patients))}
         for name, column in columns.items():
             differs = column != column[starts][inverse]
             if differs.any():
@@ -60,8 +63,8 @@ class Cases:
         sums = np.zeros((len(case), scaled.shape[1]))
         np.add.at(sums, inverse, scaled)
         probability = sums / slices[:, None]
-        first_label, patient = (column[starts] for column in columns.values())
-        return cls(case, patient, slices, first_label, probability, point.decide(probability))
+        first_label, patient, scan = (column[starts] for column in columns.values())
+        return cls(case, patient, scan, slices, first_label, probability, point.decide(probability))
 
     def __len__(self) -> int:
         return len(self.case)

@@ -1,5 +1,6 @@
 """The metrics of a classifier, from scikit-learn where it has them, with bootstrap intervals over patients."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
@@ -170,7 +171,10 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Returns percentile intervals of a statistic, by resampling patients with all of their cases.
+    """Returns bootstrap intervals of a statistic, by resampling patients with all of their cases.
+
+    They are percentile intervals, widened for a small number of patients (Hesterberg 2015, "What Teachers Should Know
+    About the Bootstrap", section 5.3).
 
     The cases of one patient are alike, so resampling cases or slices would give intervals that are too narrow (Field
     and Welsh 2007, "Bootstrapping clustered data").
@@ -185,6 +189,8 @@ def bootstrap(
     Returns:
       (low, high) by name, at a level of 95 %; without values that fewer than 90 % of the draws define.
     """
+    from scipy.stats import norm, t
+
     _, inverse, sizes = np.unique(patient, return_inverse=True, return_counts=True)
     members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
     rng = np.random.default_rng(seed)
@@ -193,9 +199,10 @@ def bootstrap(
         drawn = rng.integers(len(members), size=len(members))
         for name, value in statistic(np.concatenate([members[i] for i in drawn])).items():
             found.setdefault(name, []).append(value)
-    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    count = len(members)
+    tail = norm.cdf(math.sqrt(count / (count - 1)) * t.ppf((1 - LEVEL) / 2, count - 1)) if count > 1 else 0.0
     return {
-        name: tuple(map(float, np.quantile(values, tails)))
+        name: tuple(map(float, np.quantile(values, (tail, 1 - tail))))
         for name, values in found.items()
         if len(values) >= NEEDED_SHARE * resamples
     }

@@ -18,7 +18,7 @@ from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mi
 from squeeze_jax.data.splits import VALID, Split
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.metrics import plots
-from squeeze_jax.metrics.cases import CASE, PATIENT, Cases
+from squeeze_jax.metrics.cases import CASE, PATIENT, SCAN, Cases
 from squeeze_jax.metrics.operating_point import (
     UNFITTED,
     OperatingPoint,
@@ -215,12 +215,12 @@ class Classification:
     def records(self, outputs: jax.Array, batch: Batch) -> Records:
         """Returns "label" and "prediction", int32 (batch,).
 
-        For metrics by case also "probability", float (batch, classes), and the ids "case" and "patient" of the batch.
+        For metrics by case also "probability", float (batch, classes), and the ids "case", "patient" and "scan" of the batch.
         """
         found = {"label": batch["label"], "prediction": jnp.argmax(outputs, -1).astype(jnp.int32)}
         if not self._case_metrics and not self.fits_on_validation:
             return found
-        ids = {name: batch[name] for name in (CASE, PATIENT) if name in batch}
+        ids = {name: batch[name] for name in (CASE, PATIENT, SCAN) if name in batch}
         return found | {"probability": jax.nn.softmax(outputs)} | ids
 
     def values(self, sums: Sums, records: Records) -> Values:
