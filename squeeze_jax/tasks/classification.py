@@ -215,7 +215,8 @@ class Classification:
     def records(self, outputs: jax.Array, batch: Batch) -> Records:
         """Returns "label" and "prediction", int32 (batch,).
 
-        For metrics by case also "probability", float (batch, classes), and the ids "case", "patient" and "scan" of the batch.
+        For metrics by case also "probability", float (batch, classes), and the ids "case", "patient" and "scan" that
+        the batch has.
         """
         found = {"label": batch["label"], "prediction": jnp.argmax(outputs, -1).astype(jnp.int32)}
         if not self._case_metrics and not self.fits_on_validation:
