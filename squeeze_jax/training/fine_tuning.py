@@ -84,9 +84,9 @@ def start_from(
 def inflate(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Makes a 3-D kernel from a 2-D one (Carreira and Zisserman 2017, arXiv 1705.07750, section 2.4).
 
-    It is repeated along the depth and divided by the depth, so that a volume that is constant along its depth gives what
-    each of its slices gives, but for padding. A kernel for colour images also becomes one for grey volumes, by the sum
-    over its 3 input channels, if the volumes have 1 channel.
+    It is repeated along the depth and divided by the depth, so that a volume that is constant along its depth gives
+    what each of its slices gives, but for padding. If the volumes have 1 channel, a kernel for colour images becomes one
+    for grey volumes by the sum over its 3 input channels.
 
     Args:
       kernel: (height, width, inputs, outputs).
