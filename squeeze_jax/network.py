@@ -29,6 +29,8 @@ from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
 
 logger = logging.getLogger(__name__)
 
+ARRAY = ".npy"
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -57,6 +59,8 @@ class Network:
 
     def read_image(self, path: str | pathlib.Path) -> np.ndarray:
         """Reads an image file as for evaluation: resized and cropped, uint8 of shape `image_shape`.
+
+        An array in a .npy file, such as a volume, must have that shape, without or with the axis of a single channel.
 
         Raises:
           InputError: the file cannot be read, or the image does not have the shape that the network needs.
@@ -193,16 +197,19 @@ def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[
     """Reads an image file as for evaluation; see `Network.read_image`."""
     crop, channels = make_crop(config), image_shape[-1]
     try:
-        stored = pathlib.Path(path).read_bytes()
-        if crop is None:
-            image = decoding.decode(stored, channels)
+        if pathlib.Path(path).suffix == ARRAY:
+            image = np.load(path, mmap_mode="r", allow_pickle=False)  # a file of another shape is not read
+            if image_shape == (*image.shape, 1):
+                image = image[..., None]
+        elif crop is None:
+            image = decoding.decode(pathlib.Path(path).read_bytes(), channels)
         else:
-            image, _ = crop.for_evaluation(stored, channels)
-    except (OSError, ValueError) as error:  # of Pillow
+            image, _ = crop.for_evaluation(pathlib.Path(path).read_bytes(), channels)
+    except (OSError, ValueError) as error:  # of Pillow and NumPy
         raise InputError(f"{path} cannot be read: {error}") from error
-    if image.shape != image_shape:
-        raise InputError(f"{path} has shape {image.shape}; the network expects {image_shape}.")
-    return image
+    if image.shape != image_shape or image.dtype != np.uint8:
+        raise InputError(f"{path} has shape {image.shape}, {image.dtype}; the network expects {image_shape}, uint8.")
+    return np.array(image)
 
 
 def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:

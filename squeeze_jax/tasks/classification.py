@@ -1,11 +1,13 @@
 """Classification: one label per image."""
 
+import base64
 import dataclasses
 import functools
+import html
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -34,6 +36,17 @@ logger = logging.getLogger(__name__)
 TOP_K = 5
 MIXUP = 2**20  # folded into an example's key for mixup, because image augmentation splits the key itself
 METRICS = ("basic", "full")
+CASE_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px sans-serif; margin: 2em auto; max-width: 60em }}
+td {{ padding-right: 1em }} img {{ max-width: 100% }}
+</style></head><body>
+<h1>{title}</h1>
+<p>The mean probability over {count} image(s) of the case:</p><table>{rows}</table>
+<p>The map shows where the evidence for the most probable class of each image is (class activation map). It is not a
+segmentation. For research only.</p>
+{images}</body></html>
+"""
 LABELLED_CLASSES = 30  # maximum number of classes for a confusion matrix with readable labels and counts
 
 
@@ -307,6 +320,27 @@ class Classification:
     def draw(self, path: pathlib.Path, batch: Batch) -> None:
         """Draws a sheet of images with their class names."""
         drawing.draw_sheet(path, batch["image"], [self.class_names[int(label)] for label in batch["label"]])
+
+    def report_case(
+        self, path: pathlib.Path, names: Sequence[str], pictures: Sequence[bytes], predicted: Sequence[np.ndarray]
+    ) -> None:
+        """Writes an HTML page: the mean probability over the images, and each image with its map and probability."""
+
+        def rows(probability: np.ndarray) -> str:
+            cells = [(row["label"], f"{row['probability']:.1%}") for row in self.describe(probability)["top5"]]
+            return "".join(f"<tr><td>{html.escape(label)}</td><td>{share}</td></tr>" for label, share in cells)
+
+        mean = np.mean(predicted, axis=0)
+        images = "".join(
+            f"<h2>{html.escape(name)}</h2><table>{rows(probability)}</table>"
+            f'<img alt="image and map" src="data:image/png;base64,{base64.b64encode(picture).decode()}">\n'
+            for name, picture, probability in zip(names, pictures, predicted, strict=True)
+        )
+        title = f"{self.class_names[int(np.argmax(mean))]}, {mean.max():.1%}"
+        page = CASE_PAGE.format(title=html.escape(title), count=len(names), rows=rows(mean), images=images)
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(page)
+        temporary.replace(path)
 
     def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
         """Draws the class activation map (Zhou et al. 2016, arXiv 1512.04150) of the most probable class."""

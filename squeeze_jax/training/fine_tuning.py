@@ -85,8 +85,8 @@ def inflate(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Makes a 3-D kernel from a 2-D one (Carreira and Zisserman 2017, arXiv 1705.07750, section 2.4).
 
     It is repeated along the depth and divided by the depth, so that a volume that is constant along its depth gives
-    what each of its slices gives, but for padding. If the volumes have 1 channel, a kernel for colour images becomes one
-    for grey volumes by the sum over its 3 input channels.
+    what each of its slices gives, but for padding. If the volumes have 1 channel, the 3 input channels of a kernel for
+    colour images are added up.
 
     Args:
       kernel: (height, width, inputs, outputs).
