@@ -13,7 +13,14 @@ from squeeze_jax.training.fine_tuning import inflate, start_from
 from squeeze_jax.training.state import create_state
 
 # Small enough to compile quickly, and its receptive field fits into the depth of the volume.
-MODEL = {"stem": "3x3/1", "stem_filters": 4, "base_filters": 4, "filter_increment": 4, "pool_after": (1,)}
+MODEL = {
+    "stem": "3x3/1",
+    "stem_filters": 4,
+    "base_filters": 4,
+    "filter_increment": 4,
+    "squeeze_ratio": 0.5,
+    "pool_after": (1,),
+}
 DEPTH, SIDE = 64, 8
 
 
