@@ -430,7 +430,7 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
     full = configure(data_dir, **options, **{"task.metrics": "full", "task.calibrate": True})
     evaluation = network.evaluate(tmp_path / "skips", config=full)
     assert evaluation.task.point.temperature != 1 and len(evaluation.values) == 14
-    (folder,) = (tmp_path / "skips" / "evaluation").glob("*_metrics-full_calibrate-True")
+    (folder,) = (tmp_path / "skips" / "evaluation").glob("*metrics-full*")
     assert {"scores.csv", "cases.csv", "curves.png", "confusion.png"} <= {path.name for path in folder.iterdir()}
     with pytest.raises(ConfigError, match="chooses a threshold or a temperature on the validation split, but there is"):
         trainer.train_and_evaluate(

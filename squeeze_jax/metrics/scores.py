@@ -1,4 +1,4 @@
-"""The metrics of a classifier, from scikit-learn where it has them, with bootstrap intervals over patients."""
+"""The metrics of a classifier, with bootstrap intervals over patients."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -62,26 +62,58 @@ def scores(cases: Cases, names: Collection[str], specificity: float = 0.9) -> di
       names: some of `available`.
       specificity: of "sensitivity_at_specificity", the highest sensitivity at which the specificity is at least this.
     """
-    from sklearn import metrics
+    wanted = defined(cases.label, cases.num_classes).intersection(names)
+    found = _decisions(cases) | _probabilities(cases)
+    if wanted & {"auc", "average_precision", "sensitivity_at_specificity"}:
+        found |= _rankings(cases, specificity)
+    return {name: found[name] for name in available(cases.num_classes) if name in wanted}
 
-    label, probability, prediction = cases.label, cases.probability, cases.prediction
-    binary = cases.num_classes == 2
-    score = probability[:, 1] if binary else probability
-    one_hot = label if binary else np.eye(cases.num_classes)[label]
-    functions: dict[str, Callable[[], float]] = {
-        "auc": lambda: metrics.roc_auc_score(one_hot, score),
-        "average_precision": lambda: metrics.average_precision_score(one_hot, score),
-        "accuracy": lambda: metrics.accuracy_score(label, prediction),
-        "balanced_accuracy": lambda: metrics.balanced_accuracy_score(label, prediction),
-        "f1": lambda: metrics.f1_score(label, prediction, average="binary" if binary else "macro", zero_division=0),
-        "brier": lambda: metrics.brier_score_loss(label, score, labels=range(cases.num_classes)),
-        "calibration_error": lambda: expected_calibration_error(*confidence_and_hit(cases)),
-        "sensitivity": lambda: metrics.recall_score(label, prediction),
-        "specificity": lambda: metrics.recall_score(label, prediction, pos_label=0),
-        "sensitivity_at_specificity": lambda: sensitivity_at(specificity, label, score),
+
+def _decisions(cases: Cases) -> dict[str, float]:
+    """Returns the metrics of the predicted classes; those that are not defined are NaN.
+
+    They are counted here, because the checks of scikit-learn's functions would take most of the time of the bootstrap.
+    """
+    size = cases.num_classes
+    confusion = np.bincount(cases.label * size + cases.prediction, minlength=size**2).reshape(size, size)
+    hits, labels, predictions = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        recall = hits / labels
+        f1 = 2 * hits / (labels + predictions)
+    found = {"accuracy": hits.sum() / labels.sum(), "balanced_accuracy": recall.mean()}
+    if size == 2:
+        found |= {"f1": f1[1], "specificity": recall[0], "sensitivity": recall[1]}
+    else:
+        found["f1"] = f1.mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def _probabilities(cases: Cases) -> dict[str, float]:
+    distance = np.sum((cases.probability - np.eye(cases.num_classes)[cases.label]) ** 2, axis=1)
+    if cases.num_classes == 2:
+        distance = distance / 2  # that of class 1 alone
+    return {
+        "brier": float(distance.mean()),
+        "calibration_error": expected_calibration_error(*confidence_and_hit(cases)),
     }
-    known = defined(label, cases.num_classes)
-    return {name: float(function()) for name, function in functions.items() if name in names and name in known}
+
+
+def _rankings(cases: Cases, specificity: float) -> dict[str, float]:
+    from sklearn.metrics import average_precision_score, roc_curve
+
+    if cases.num_classes > 2:
+        one_hot = np.eye(cases.num_classes)[cases.label]
+        return {
+            "auc": auc(cases.probability, cases.label),
+            "average_precision": float(average_precision_score(one_hot, cases.probability)),
+        }
+    score = cases.probability[:, 1]
+    false_positives, sensitivity, _ = roc_curve(cases.label, score, drop_intermediate=False)
+    return {
+        "auc": float(np.trapezoid(sensitivity, false_positives)),
+        "average_precision": float(average_precision_score(cases.label, score)),
+        "sensitivity_at_specificity": float(sensitivity[1 - false_positives >= specificity].max()),
+    }
 
 
 def explain_undefined(cases: Cases, names: Collection[str], class_names: Collection[str]) -> str:
@@ -115,20 +147,6 @@ def auc(probability: np.ndarray, label: np.ndarray) -> float:
     if num_classes == 2:
         return float(roc_auc_score(label, probability[:, 1]))
     return float(roc_auc_score(np.eye(num_classes)[label], probability))
-
-
-def sensitivity_at(specificity: float, label: np.ndarray, score: np.ndarray) -> float:
-    """Returns the highest sensitivity of a threshold whose specificity is at least the given one.
-
-    Args:
-      specificity: in 0..1.
-      label: int (cases,), 0 or 1, both present.
-      score: float (cases,), higher for class 1.
-    """
-    from sklearn.metrics import roc_curve
-
-    false_positives, sensitivity, _ = roc_curve(label, score, drop_intermediate=False)
-    return float(sensitivity[1 - false_positives >= specificity].max())
 
 
 def confidence_and_hit(cases: Cases) -> tuple[np.ndarray, np.ndarray]:

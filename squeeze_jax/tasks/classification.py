@@ -67,8 +67,8 @@ class Classification:
         `metrics.operating_point.parse_rule`.
       calibrate: whether to fit a temperature to the validation split.
       specificity: of the metric "sensitivity_at_specificity".
-      mirror: axes; in evaluation the logits are averaged over an image and its mirror images along these axes.
       point: the threshold and the temperature.
+      mirror: axes; in evaluation the logits are averaged over an image and its mirror images along these axes.
     """
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {
