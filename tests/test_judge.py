@@ -85,8 +85,7 @@ def test_models_are_compared_seed_by_seed_on_the_same_cases(runs):
         compare(other)
 
 
-def test_the_report(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("squeeze_jax.metrics.scores.intervals.__kwdefaults__", {"resamples": 20}, raising=False)
+def test_the_report(runs, tmp_path, capsys):
     found = judged([r for r in runs if r.seed == 0], ensemble=False)
     write(found, TASK, tmp_path, "lung", num_nodules=100)
     text = capsys.readouterr().out

@@ -300,7 +300,7 @@ class Classification:
             rows = [row for unit, judged in units.items() for row in self.score_rows(judged, unit=unit)]
             tables.write_csv(folder / "scores.csv", rows)
 
-    def score_rows(self, cases: Cases, **columns: Any) -> list[dict[str, Any]]:
+    def score_rows(self, cases: Cases, /, **columns: Any) -> list[dict[str, Any]]:
         """Returns a row for each metric of `metrics="full"`, with its 95 % interval over patients.
 
         Args:
