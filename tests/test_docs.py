@@ -25,7 +25,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 README_LINES = 170
 LINE = 120
 
-WITHOUT_RUNS = ("experiments.compare", "experiments.compression_curve", "experiments.judge")  # commands that start no runs
+WITHOUT_RUNS = (
+    "experiments.compare",
+    "experiments.compression_curve",
+    "experiments.judge",
+)  # commands that start no runs
 
 # Commands of the documentation that nothing here can try, and why. All other commands are checked.
 NOT_RUN = {
