@@ -160,6 +160,7 @@ def main() -> int:
         if args.report:
             case.append((str(path), _picture(network, image, predicted), predicted))
     if case:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
         network.task.report_case(args.report, *zip(*case, strict=True))
     _print(results, network.task, args.format)
     return 1 if unreadable else 0

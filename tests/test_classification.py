@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from squeeze_jax.config import base_config
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, InputError
+from squeeze_jax.network import read_image
 from squeeze_jax.tasks import Classification
 from squeeze_jax.tasks.classification import balanced_weights, per_class
 from squeeze_jax.training.evaluation import add_up
@@ -181,3 +183,22 @@ def test_maps_over_the_slices_of_a_volume_and_the_page_of_a_case(tmp_path):
     page = (tmp_path / "case.html").read_text()
     assert "<h1>&lt;malignant&gt;, 60.0%</h1>" in page and "<h2>a&amp;b.npy</h2>" in page
     assert page.count("data:image/png;base64,") == 2 and "80.0%" in page and not (tmp_path / "case.html.tmp").exists()
+
+
+def test_a_volume_is_read_from_an_array(tmp_path):
+    volume, path = np.arange(64, dtype=np.uint8).reshape(4, 4, 4), tmp_path / "volume.npy"
+    np.save(path, volume)
+    config = base_config()
+    np.testing.assert_array_equal(read_image(path, config, (4, 4, 4, 1)), volume[..., None])
+    with pytest.raises(
+        InputError, match=r"volume.npy has shape \(4, 4, 4\), uint8; the network expects \(5, 4, 4, 1\)"
+    ):
+        read_image(path, config, (5, 4, 4, 1))
+    np.save(path, volume / 255)
+    with pytest.raises(
+        InputError, match=r"has shape \(4, 4, 4, 1\), float64; the network expects \(4, 4, 4, 1\), uint8"
+    ):
+        read_image(path, config, (4, 4, 4, 1))
+    np.save(path, np.array([object()]), allow_pickle=True)
+    with pytest.raises(InputError, match="volume.npy cannot be read: .*Python objects"):
+        read_image(path, config, (4, 4, 4, 1))
