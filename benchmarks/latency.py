@@ -16,6 +16,7 @@ and mean and standard deviation are part of every program.
 """
 
 import argparse
+import csv
 import dataclasses
 import json
 import os
@@ -33,6 +34,7 @@ import report
 import worker
 
 from squeeze_jax.runtime import memory
+from squeeze_jax.tables import markdown
 
 TURN_SECONDS = 1.0
 WARM_UP_CALLS = 5
@@ -217,7 +219,6 @@ def prepare(folder: pathlib.Path, weights: pathlib.Path, calibration: pathlib.Pa
     import jax
 
     from squeeze_jax import load
-    from squeeze_jax.export.formats import FORMATS
     from squeeze_jax.export.forward import forward
     from squeeze_jax.predict import find_images
     from squeeze_jax.pretrained import own_file
@@ -230,26 +231,39 @@ def prepare(folder: pathlib.Path, weights: pathlib.Path, calibration: pathlib.Pa
     images = np.resize(images, (LARGEST_BATCH, *images.shape[1:]))
     function, variables = forward(network)
     np.savez(folder / "given.npz", images=images, logits=jax.jit(function)(variables, images))
+    write_files(network, np.load(folder / "calibration.npy"), folder)
+
+
+def write_files(network: Any, images: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes net.onnx, int8.onnx and so on, which take uint8 pixels; a missing package is reported.
+
+    Args:
+      network: the `squeeze_jax.Network`.
+      images: raw images for calibration, uint8 (images, *image_shape).
+      folder: an existing folder.
+    """
+    from squeeze_jax.errors import ExportError
+    from squeeze_jax.export.formats import FORMATS
+
     for suffix, form in FORMATS.items():
         try:
             (folder / f"net{suffix}").write_bytes(form.serialise(network, "uint8"))
             if hasattr(form, "serialise_int8"):
-                quantised = form.serialise_int8(network, np.load(folder / "calibration.npy"), "uint8")
-                (folder / f"int8{suffix}").write_bytes(quantised)
-        except Exception as error:  # a missing package is no reason not to measure the others
+                (folder / f"int8{suffix}").write_bytes(form.serialise_int8(network, images, "uint8"))
+        except ExportError as error:
             print(f"{suffix}: {error}", file=sys.stderr)
     try:
-        quantise_by_nncf(folder)
+        quantise_by_nncf(images, folder)
     except ImportError as error:
         print(f"OpenVINO, int8: {error}", file=sys.stderr)
 
 
-def quantise_by_nncf(folder: pathlib.Path) -> None:
-    """Writes int8.xml, the file of docs/export.md."""
+def quantise_by_nncf(images: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes int8.xml and int8.bin, the files of docs/export.md, from net.onnx."""
     import nncf
     import openvino
 
-    images = channels_first(np.load(folder / "calibration.npy"))
+    images = channels_first(images)
     model = openvino.Core().read_model(folder / "net.onnx")
     quantised = nncf.quantize(model, nncf.Dataset([image[None] for image in images]), subset_size=len(images))
     openvino.save_model(quantised, folder / "int8.xml", compress_to_fp16=False)
@@ -333,7 +347,7 @@ def measure(folder: pathlib.Path, names: list[str], threads: int, batch: int, ro
     torch = [its.milliseconds for name, its in running.items() if name.startswith("PyTorch") and "int8" not in name]
     fastest = min(torch, key=np.median, default=None)
     return [
-        {"case": f"{threads} threads, batch {batch}", "threads": threads, "batch": batch}
+        {"case": f"{threads} thread{'s' * (threads > 1)}, batch {batch}", "threads": threads, "batch": batch}
         | {"program": name, "precision": PROGRAMS[name][0]}
         | report.spread(its.milliseconds, "milliseconds", 2)
         | {"over_torch": report.ratio(fastest, its.milliseconds) if fastest else ""}
@@ -350,6 +364,20 @@ def installed(package: str) -> str:
         return ""
 
 
+def table(path: pathlib.Path) -> str:
+    """Returns the table of docs/export.md from the CSV: milliseconds of a call, and the throughput over PyTorch's."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    cells = {(row["program"], row["case"]): f"{row['milliseconds']} ({row['over_torch']})" for row in rows}
+    lines = []
+    for row in rows:
+        if row["case"] == cases[0]:
+            sizes = [f"{int(row['bytes']) / 1e6:.2f}", row["peak_mib"]]
+            lines.append([row["program"], *(cells.get((row["program"], case), "") for case in cases), *sizes])
+    return markdown(["program", *cases, "file, MB", "peak memory, MiB"], lines)
+
+
 def main() -> int:
     """Runs the benchmark."""
     parser = report.parser(__doc__)
@@ -358,9 +386,13 @@ def main() -> int:
     parser.add_argument("--threads", type=int, action="append", help="may be repeated; default: 1 and 2")
     parser.add_argument("--batch", type=int, action="append", help="at most 32; may be repeated; default: 1 and 32")
     parser.add_argument("--program", action="append", choices=PROGRAMS, help="may be repeated; default: all")
+    parser.add_argument("--table", action="store_true", help="print --csv as a Markdown table, without measuring")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.table:
+        print(table(args.csv))
+        return 0
     if args.work == "prepare":
         prepare(args.folder, args.weights, args.calibration)
         return 0

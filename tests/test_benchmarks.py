@@ -1,6 +1,7 @@
 """The peers that benchmarks/ measures are the same network as ours, and its figures are what they say."""
 
 import csv
+import importlib
 
 import flax
 import jax
@@ -49,12 +50,11 @@ def test_a_table_holds_medians_and_keeps_other_rows(tmp_path):
     assert [(row["case"], row["seconds"], row["rounds"]) for row in found] == [("a", "3.0", "5"), ("b", "7.0", "5")]
 
 
-def test_the_documentation_has_the_table_of_the_csv():
-    import networks
-
-    table = networks.table(ROOT / "benchmarks" / "results" / "networks.csv")
+@pytest.mark.parametrize(("benchmark", "page"), [("networks", "speed.md"), ("latency", "export.md")])
+def test_the_documentation_has_the_table_of_the_csv(benchmark, page):
+    table = importlib.import_module(benchmark).table(ROOT / "benchmarks" / "results" / f"{benchmark}.csv")
     assert table.count("\n") > 2
-    assert table in (ROOT / "docs" / "speed.md").read_text()
+    assert table in (ROOT / "docs" / page).read_text()
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -158,6 +158,22 @@ def test_openvino_reads_the_onnx_file(tmp_path):
     assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+def test_nncf_quantises_the_onnx_file(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    nncf = pytest.importorskip("nncf", reason="nncf is not installed")
+    network = network_of(**NARROW)
+    (tmp_path / "net.onnx").write_bytes(onnx_file.serialise(network))
+    images = np.moveaxis(images_for(network, 64), -1, 1).astype(np.float32)
+    model = openvino.Core().read_model(tmp_path / "net.onnx")
+    quantised = nncf.quantize(model, nncf.Dataset(list(images[:, None])), subset_size=len(images))
+    openvino.save_model(quantised, tmp_path / "int8.xml", compress_to_fp16=False)
+    assert (tmp_path / "int8.bin").stat().st_size < 0.5 * (tmp_path / "net.onnx").stat().st_size
+    compiled = openvino.Core().compile_model(str(tmp_path / "int8.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    expected = expected_logits(network, images_for(network, 64))
+    difference = np.abs(compiled(images)[0] - expected).max()
+    assert 0 < difference < 0.1 * np.abs(expected).max()
+
+
 class Zoo(nn.Module):
     """Layers that the registered networks do not have."""
 

@@ -47,13 +47,16 @@ UNSEALED = b"sha256:" + b"0" * 64
 SEALED = re.compile(rb"sha256:[0-9a-f]{64}")
 
 
-def describe(network: Network, *, channels_first: bool = False, pixels: str = "float32") -> dict[str, str]:
+def describe(
+    network: Network, *, channels_first: bool = False, pixels: str = "float32", batch: str = "batch"
+) -> dict[str, str]:
     """Describes an exported network; the checksum is added by `seal`.
 
     Args:
       network: the network.
       channels_first: the order of the axes of the file's input.
       pixels: the dtype of the file's input, "float32" or "uint8".
+      batch: the size of a batch; "batch" for any.
     """
     *spatial, channels = network.image_shape
     names = [str(channels), *map(str, spatial)] if channels_first else [*map(str, spatial), str(channels)]
@@ -64,8 +67,8 @@ def describe(network: Network, *, channels_first: bool = False, pixels: str = "f
         "image_shape": json.dumps(network.image_shape),
         "layout": "channels_first" if channels_first else "channels_last",
         "pixels": pixels,
-        "input": f"{pixels} (batch, {', '.join(names)}): {colours}, pixels in 0..255, not normalised",
-        "output": f"logits, float32 (batch, {len(network.class_names)}); softmax gives probabilities",
+        "input": f"{pixels} ({batch}, {', '.join(names)}): {colours}, pixels in 0..255, not normalised",
+        "output": f"logits, float32 ({batch}, {len(network.class_names)}); softmax gives probabilities",
         "crop": json.dumps(crop),
         "preprocessing": _in_words(crop, network.image_shape),
         "config": json.dumps(network.config.to_dict()),

@@ -79,7 +79,9 @@ def _convert(network: Network, pixels: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         module, metadata, target = (pathlib.Path(folder) / name for name in ("module", "metadata", "output"))
         module.write_bytes(exported.mlir_module_serialized)
-        metadata.write_text(json.dumps(describe(network, pixels=pixels)))
+        # The resize inside the file has the batch of the image that was traced.
+        batch = "1" if network.config.dataset.image_size else "batch"
+        metadata.write_text(json.dumps(describe(network, pixels=pixels, batch=batch)))
         _run_child("convert", module, metadata, target)
         return target.read_bytes()
 
