@@ -68,6 +68,10 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.dataset.validation_split = "validation"  # selects the best checkpoint; "" for none
     config.dataset.test_split = "test"  # evaluated once, at the end of the run; "" for none
     config.dataset.held_out = 0  # training examples (always the same ones) to use as the validation split instead
+    # Cross-validation: a number of folds that `train_split` is divided into, by patient if the dataset names patients,
+    # or the names of stored splits, such as ("subset0", "subset1", "subset2"). 0 for none.
+    config.dataset.folds = config_dict.FieldReference(0, field_type=object)
+    config.dataset.fold = 0  # the fold that is the test split; the next one is the validation split
     config.dataset.channels = config_dict.placeholder(int)  # 3 converts grey images to RGB; None: as stored
     config.dataset.skip_unreadable = False  # replace an unusable image by the next one and count it
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
@@ -249,6 +253,15 @@ def validate(config: ConfigDict) -> None:
             f"config.dataset.held_out={config.dataset.held_out} already creates a validation split; set "
             f"config.dataset.validation_split='' or leave held_out at 0."
         )
+    _require(config, "dataset.folds", _is_folds, "0, at least 3 folds, or the names of at least 3 stored splits")
+    if config.dataset.folds:
+        count = number_of_folds(config.dataset.folds)
+        _require(config, "dataset.fold", lambda value: 0 <= value < count, f"0 to {count - 1}")
+        if config.dataset.held_out:
+            raise ConfigError(
+                f"config.dataset.folds={config.dataset.folds} already gives a validation split; leave "
+                f"config.dataset.held_out at 0."
+            )
     _require(
         config,
         "optimizer.learning_rate_multipliers",
@@ -337,6 +350,17 @@ def _is_by_pattern(value: Any, accept: Callable[[float], bool]) -> bool:
         return all(re.compile(pattern) and accept(float(number)) for pattern, number in value)
     except (TypeError, ValueError, re.error):
         return False
+
+
+def _is_folds(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return len(set(value)) == len(value) >= 3 and all(isinstance(name, str) for name in value)
+    return type(value) is int and (value == 0 or value >= 3)
+
+
+def number_of_folds(folds: int | tuple[str, ...]) -> int:
+    """Returns the number of folds of `config.dataset.folds`."""
+    return len(folds) if isinstance(folds, tuple) else folds
 
 
 def size_of(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -44,6 +44,8 @@ DATASETS = {
     "medmnist/pneumoniamnist_early": ((28, 28, 1), 2),
     "medmnist/adrenalmnist3d": ((28, 28, 28, 1), 2),
     "medmnist/nodulemnist3d": ((28, 28, 28, 1), 2),
+    "luna16_candidates_50x50": ((50, 50, 1), 2),
+    "lidc_malignancy_slices_64x64": ((64, 64, 1), 2),
     "fake/224x224x3/1000": ((224, 224, 3), 1000),
     "fake/32x32x3/1000": ((32, 32, 3), 1000),
 }
@@ -60,7 +62,7 @@ def test_config_file_loads_locks_and_is_traced(variant):
     if crop is not None:
         image_shape = (*crop.size, config.dataset.channels)
     # Random images in the place of the dataset: what is tested needs shapes alone.
-    config.dataset.update({"held_out": 0, "train_split": "train", "validation_split": "", "test_split": ""})
+    config.dataset.update({"folds": 0, "held_out": 0, "train_split": "train", "validation_split": "", "test_split": ""})
     source = Fake(f"fake/{'x'.join(map(str, image_shape))}/{num_classes}")
     experiment = build(config, Dataset(config.dataset.name, source, image_shape))
     state = jax.eval_shape(experiment.initial_state, 0)

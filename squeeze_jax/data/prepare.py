@@ -3,7 +3,7 @@
     python -m squeeze_jax.data.prepare cifar10                          # downloads and prepares a TFDS dataset
     python -m squeeze_jax.data.prepare medmnist/adrenalmnist3d --file adrenalmnist3d.npz   # from a downloaded file
     python -m squeeze_jax.data.prepare imagenet2012 --from ~/tensorflow_datasets/imagenet2012/5.1.0   # from tfrecord
-    python -m squeeze_jax.data.prepare photographs.zip                  # unpacks a zip of images in split/class/
+    python -m squeeze_jax.data.prepare photographs.zip                  # unpacks a zip of images (folders.ImageFolder)
 
 Datasets are stored as array_record, which gives the training process random access without TensorFlow. A dataset that
 is already prepared is not changed.

@@ -14,7 +14,7 @@ import optax
 
 from squeeze_jax import drawing, tables
 from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mixup
-from squeeze_jax.data.splits import VALID, Split
+from squeeze_jax.data.splits import GROUPS, VALID, Split
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.tasks.task import Batch, Records, Sums, Values
 
@@ -141,8 +141,12 @@ class Classification:
         }
 
     def records(self, outputs: jax.Array, batch: Batch) -> Records:
-        """Returns "label" and "prediction", int32 (batch,), and with `auc` "probability", float (batch, classes)."""
+        """Returns "label" and "prediction", int32 (batch,), and with `auc` "probability", float (batch, classes).
+
+        If the examples name their patient, scan or case, so do the records, see `data.splits.GROUPS`.
+        """
         found = {"label": batch["label"], "prediction": jnp.argmax(outputs, -1).astype(jnp.int32)}
+        found |= {group: batch[group] for group in GROUPS if group in batch}
         return found | ({"probability": jax.nn.softmax(outputs)} if self.auc else {})
 
     def values(self, sums: Sums, records: Records) -> Values:
