@@ -8,7 +8,8 @@ swethasubramanian/LungCancerDetection published: 5,187 for training, 1,297 for v
 six of them a nodule. It does not name patients, so one may be in two splits. Images are cut to 48 x 48, which also
 shifts them; a few at the border of a scan are smaller than 50 x 50 and are enlarged.
 
-Expected: SqueezeNodule-Net's article reports an accuracy of 94.3 % for v2 on other cuts of these scans. Not run here yet.
+Expected: SqueezeNodule-Net's article reports an accuracy of 94.3 % for v2 on other cuts of these scans. Not run
+here yet.
 """
 
 from ml_collections import ConfigDict

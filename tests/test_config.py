@@ -17,7 +17,7 @@ from squeeze_jax.config import base_config, duration_in_steps
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.sources import Dataset, open_dataset
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.experiment import build, make_crop, make_model, make_task
+from squeeze_jax.experiment import build, find_split, make_crop, make_model, make_task
 from squeeze_jax.training import trainer
 from squeeze_jax.training.fine_tuning import clustered
 from squeeze_jax.training.optimizers import make_schedule
@@ -162,6 +162,8 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         make_schedule(config.schedule, 0.1, 100, 0)
     config.sharing.bits = 2
     clustered({"params": {"conv1": {"kernel": np.arange(9, dtype=np.float32).reshape(3, 3)}}}, config.sharing)
+    config.dataset.folds = 3
+    find_split(open_dataset("digits", data_dir), config, "test")
     # The keys of the model are the attributes of the networks, which `make_model` passes on as they are.
     assert sorted(key for key in keys - read if not key.startswith("model.")) == []
     assert np.isfinite(result.metrics["test"]["loss"])
