@@ -28,6 +28,7 @@ OPTIMIZERS = ("sgd", "caffe_sgd", "adamw", "muon")
 SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
 CROPS = ("random_resized", "random")
+SAMPLINGS = ("uniform", "balanced")
 PRUNING_SCOPES = ("layer", "global")
 PRUNING_SCHEDULES = ("cubic", "geometric")
 
@@ -90,15 +91,18 @@ def base_config(task: str = "classification") -> ConfigDict:
     # Augmentation on the device; in training only, except `intensity`.
     config.augment = ConfigDict()
     config.augment.flip = ()  # axes, each mirrored with probability 1/2: ("width",), ("depth", "height", "width")
-    config.augment.quarter_turns = False  # rotate by a random multiple of 90 degrees; volumes in a random plane
+    config.augment.quarter_turns = False  # rotate by a multiple of 90 degrees; volumes: the cube's 24 rotations
     config.augment.rotate = 0.0  # largest rotation angle in degrees, in either direction; 2-D images only
     config.augment.pad_and_crop = 0  # width in pixels of the black border added before a random crop
+    config.augment.scale = ()  # (low, high) of a random factor on the size of what is shown
+    config.augment.brightness = 0.0  # largest value added to all pixels, in either direction
     config.augment.cutout = 0  # side in pixels of the square that is set to the mean
     config.augment.intensity = ()  # (low, high) of a random factor on the pixels; evaluation uses the midpoint
 
     config.train = ConfigDict()
     config.train.duration = "20 epochs"
     config.train.batch_size = 128  # examples per update, over all hosts and devices
+    config.train.sampling = "uniform"  # every example once an epoch; or "balanced": every class equally often
     config.train.micro_batches = 1  # number of parts that the batch of an update is split into
     config.train.ema_decay = 0.0  # decay of the averaged weights used in evaluation; 0 disables averaging
     config.train.patience = "0 epochs"  # stop if the best metric has not improved for this long; 0 never stops
@@ -207,6 +211,7 @@ def validate(config: ConfigDict) -> None:
         ("schedule.name", SCHEDULES),
         ("run.backend", BACKENDS),
         ("crop.train", CROPS),
+        ("train.sampling", SAMPLINGS),
         ("pruning.scope", PRUNING_SCOPES),
         ("pruning.schedule", PRUNING_SCHEDULES),
         ("sharing.initialisation", INITIALISATIONS),
@@ -225,6 +230,7 @@ def validate(config: ConfigDict) -> None:
         "augment.pad_and_crop",
         "augment.cutout",
         "augment.rotate",
+        "augment.brightness",
         "dataset.held_out",
         "optimizer.weight_decay",
         "optimizer.gradient_clip",
@@ -241,6 +247,12 @@ def validate(config: ConfigDict) -> None:
         "augment.intensity",
         lambda value: len(value) in (0, 2) and tuple(sorted(value)) == tuple(value),
         "(low, high)",
+    )
+    _require(
+        config,
+        "augment.scale",
+        lambda value: len(value) == 0 or (len(value) == 2 and 0 < value[0] <= value[1]),
+        "(low, high), above 0",
     )
     _require(config, "crop.size", lambda value: value == 0 or _is_size(value), f"{SIZE}; 0 for no crop")
     _require(config, "crop.resize", _is_size, SIZE)

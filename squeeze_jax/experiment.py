@@ -210,6 +210,8 @@ def make_preprocessing(config: ConfigDict) -> Preprocessing:
         quarter_turns=config.augment.quarter_turns,
         rotate=config.augment.rotate,
         pad_and_crop=config.augment.pad_and_crop,
+        scale=tuple(config.augment.scale),
+        brightness=config.augment.brightness,
         cutout=config.augment.cutout,
         intensity=tuple(config.augment.intensity),
         dtype="float64" if config.model.dtype == "float64" else "float32",

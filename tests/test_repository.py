@@ -46,7 +46,16 @@ FLOORS = [
     },
     {"export"},
     {"training.trainer", "compression.compressor"},
-    {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__", "export.__main__"},
+    {
+        "main",
+        "predict",
+        "summary",
+        "show_data",
+        "data.prepare",
+        "data.generate_scans",
+        "compression.__main__",
+        "export.__main__",
+    },
     {"compression.sensitivity"},
 ]
 

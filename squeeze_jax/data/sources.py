@@ -167,16 +167,21 @@ class _Tfds:
 
         info = builder.info
         keys = info.supervised_keys
-        if not keys or len(keys) != 2 or not hasattr(info.features[keys[1]], "num_classes"):
+        label = info.features[keys[1]] if keys and len(keys) == 2 else None
+        several = isinstance(label, tfds.features.Sequence)  # labels per example
+        label = label.feature if several else label
+        if not hasattr(label, "num_classes"):
             raise DataError(
-                f"{name} does not have one image and one class label per example; its supervised keys are {keys}."
+                f"{name} does not have one image and its class label or labels per example; its supervised keys are "
+                f"{keys}."
             )
         self._builder, (self._image, self._label) = builder, keys
-        if info.features[self._label].num_classes is None:
+        if label.num_classes is None:
             raise DataError(f"{name} does not declare its number of classes.")
+        self._num_labels = label.num_classes if several else 0
         self.version = str(info.version)
         # TFDS uses 0, 1, 2, ... if the classes have no names.
-        self.class_names = tuple(info.features[self._label].names)
+        self.class_names = tuple(label.names)
         self.image_shape = tuple(info.features[self._image].shape)
         self.split_sizes = {split: info.splits[split].num_examples for split in info.splits}
         self.group_names = {
@@ -191,11 +196,11 @@ class _Tfds:
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         stored = self._builder.as_data_source(split=split, decoders=self._decoders)
-        return _TfdsExamples(stored, self._image, self._label, tuple(self.group_names))
+        return _TfdsExamples(stored, self._image, self._label, tuple(self.group_names), self._num_labels)
 
 
 class _TfdsExamples(Sequence):
-    def __init__(self, stored: Sequence, image_key: str, label_key: str, groups: tuple[str, ...]):
+    def __init__(self, stored: Sequence, image_key: str, label_key: str, groups: tuple[str, ...], num_labels: int):
         self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in groups}}
 
     def __len__(self) -> int:
@@ -203,7 +208,10 @@ class _TfdsExamples(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._stored[index]
-        return {name: example[key] for name, key in self._keys.items()}
+        example = {name: example[key] for name, key in self._keys.items()}
+        if self._num_labels:  # stored as the indices of those that the example has
+            example["label"] = np.isin(np.arange(self._num_labels), example["label"]).astype(np.uint8)
+        return example
 
 
 def default_data_dir(data_dir: str | None) -> pathlib.Path:

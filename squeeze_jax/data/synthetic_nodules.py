@@ -1,27 +1,17 @@
 """Generated CT scans of the lung with nodules, benign or malignant: the same for the same seed, on every machine.
 
-    python -m squeeze_jax.data.synthetic_nodules scans --patients 20
-    python -m squeeze_jax.data.synthetic_nodules scans_dicom --patients 20 --dicom
-
-This writes volumes (.mhd or DICOM) to OUTPUT/subset0/ to subset4/, and two lists: candidates.csv, nodules (1) among
-places on vessels (0), as LUNA16 has them, and nodules.csv, benign or malignant, with the features of each nodule. It
-needs SimpleITK (the extra `ct`).
-
 Voxels are anisotropic and axes may be reversed. Malignant nodules tend to be larger, spiculated and lobulated, benign
 ones to be calcified, but each of these overlaps. The images are no substitute for patients: they test code and show
 whether a network learns shape.
 """
 
-import argparse
 import csv
 import dataclasses
 import pathlib
-import sys
 
 import numpy as np
 from scipy import ndimage
 
-from squeeze_jax import commands
 from squeeze_jax.data.scans import Candidate, Scan, simple_itk
 
 CLASSES = ("benign", "malignant")
@@ -189,7 +179,10 @@ def _draw_nodule(
 
 
 def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = False) -> None:
-    """Writes scans and lists, see the module.
+    """Writes volumes to subset0/ to subset4/, and two lists of candidates, which `scans.read_candidates` reads.
+
+    candidates.csv has the nodules (1) among places on vessels (0), as LUNA16 does; nodules.csv has the nodules, benign
+    or malignant, with their features.
 
     Args:
       folder: where to; files of the same names are replaced.
@@ -255,18 +248,3 @@ def _write_dicom(sitk, image, folder: pathlib.Path, uid: str) -> None:
             part.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{i:04}.dcm"))
         writer.Execute(part)
-
-
-def main() -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=pathlib.Path, help="the folder to write to")
-    parser.add_argument("--patients", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dicom", action="store_true", help="write DICOM series instead of .mhd files")
-    args = parser.parse_args()
-    write(args.output, args.patients, seed=args.seed, dicom=args.dicom)
-
-
-if __name__ == "__main__":
-    sys.exit(commands.run(main))
