@@ -4,7 +4,7 @@
     python -m squeeze_jax.main --config configs/luna_scans.py --workdir runs/luna --config.dataset.fold=0
     python -m squeeze_jax.main --config configs/luna_scans.py:generated --workdir runs/generated_scans
 
-The subsets are folders subset0/ to subset9/ of scans; patients are in one subset each. Cubes of 32 mm are cut around the
+The subsets are folders subset0/ to subset9/ of scans; a patient is in one subset. Cubes of 32 mm are cut around the
 candidates, and shifted by up to 3 mm in training. One candidate in five hundred of LUNA16's is a nodule, so the classes
 are drawn equally often, and the loss is focal. `generated` is the same on the five subsets that
 squeeze_jax.data.generate_scans writes, prepared as scans/generated.

@@ -30,6 +30,9 @@ ARGUMENTS = {
     "finetune_pneumonia": ("early",),
     "imagenet_bypass": ("complex",),
     "imagenet_torchvision": ("v1_0",),
+    "luna_scans": ("generated",),
+    "medmnist": ("chestmnist", "organmnist3d_64"),
+    "nodules_3d": ("rating",),
     "pneumonia_mnist": ("early",),
     "prune_imagenet": ("shared",),
 }
@@ -44,6 +47,13 @@ DATASETS = {
     "medmnist/pneumoniamnist_early": ((28, 28, 1), 2),
     "medmnist/adrenalmnist3d": ((28, 28, 28, 1), 2),
     "medmnist/nodulemnist3d": ((28, 28, 28, 1), 2),
+    "medmnist/chestmnist": ((28, 28, 1), 14),
+    "medmnist/retinamnist": ((28, 28, 3), 5),
+    "medmnist/organmnist3d_64": ((64, 64, 64, 1), 11),
+    "pulmonary_nodules/malignancy": ((51, 51, 51, 1), 2),
+    "pulmonary_nodules/malignancy_rating": ((51, 51, 51, 1), 5),
+    "scans/luna": ((32, 32, 32, 1), 2),
+    "scans/generated": ((32, 32, 32, 1), 2),
     "luna16_candidates_50x50": ((50, 50, 1), 2),
     "lidc_malignancy_slices_64x64": ((64, 64, 1), 2),
     "fake/224x224x3/1000": ((224, 224, 3), 1000),
@@ -64,11 +74,17 @@ def test_config_file_loads_locks_and_is_traced(variant):
     # Random images in the place of the dataset: what is tested needs shapes alone.
     config.dataset.update({"folds": 0, "held_out": 0, "train_split": "train", "validation_split": "", "test_split": ""})
     source = Fake(f"fake/{'x'.join(map(str, image_shape))}/{num_classes}")
+    label = jax.ShapeDtypeStruct((config.train.batch_size,), jnp.int32)
+    if config.task.labels == "multilabel":
+        label = jax.ShapeDtypeStruct((config.train.batch_size, num_classes), jnp.uint8)
+        example = {"image": np.zeros(image_shape, np.uint8), "label": np.zeros(num_classes, np.uint8)}
+        source.split_sizes = {"train": 1000}
+        source.examples = lambda split: [example] * 1000
     experiment = build(config, Dataset(config.dataset.name, source, image_shape))
     state = jax.eval_shape(experiment.initial_state, 0)
     size = config.train.batch_size
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
-    batch = {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    batch = {"image": images, "label": label}
     assert jax.eval_shape(experiment.train_step(), state, batch, 0) == state
 
 

@@ -19,7 +19,8 @@ ADDRESS = "https://zenodo.org/records/10519652/files/{name}.npz?download=1"
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 SIZES_2D = (28, 64, 128, 224)
 SIZES_3D = (28, 64)
-MULTI_LABEL = ("chestmnist",)
+MULTI_LABEL = ("chestmnist",)  # MedMNIST's task "multi-label, binary-class"
+ORDINAL = ("retinamnist",)  # "ordinal-regression"
 
 ORGANS = (
     "bladder",

@@ -1,4 +1,4 @@
-"""134 lung nodules of LIDC-IDRI as volumes with radiologists' ratings, from franciscapessanha/Pulmonary-nodules-analysis.
+"""134 lung nodules of LIDC-IDRI as volumes with ratings, from franciscapessanha/Pulmonary-nodules-analysis.
 
 `pulmonary_nodules/malignancy` has two classes, ratings below and above 3; nodules rated 3 are left out.
 `pulmonary_nodules/malignancy_rating` has all five ratings as ordered classes. The other characteristics likewise.
