@@ -20,9 +20,7 @@ from squeeze_jax.errors import ConfigError
 
 def get_config(name: str = "retinamnist") -> ConfigDict:
     if name not in MedMNIST.builder_configs:
-        raise ConfigError(
-            f"configs/medmnist.py has no dataset {name!r}; expected one such as pathmnist or pathmnist_64."
-        )
+        raise ConfigError(f"configs/medmnist.py has no {name!r}; expected a dataset such as pathmnist or pathmnist_64.")
     dataset = MedMNIST.builder_configs[name]
     config = adrenal_mnist3d.get_config()
     config.dataset.name = f"medmnist/{name}"

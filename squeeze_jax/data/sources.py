@@ -202,6 +202,7 @@ class _Tfds:
 class _TfdsExamples(Sequence):
     def __init__(self, stored: Sequence, image_key: str, label_key: str, groups: tuple[str, ...], num_labels: int):
         self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in groups}}
+        self._num_labels = num_labels
 
     def __len__(self) -> int:
         return len(self._stored)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -353,7 +354,9 @@ def make_folds(split: Split, count: int) -> list[np.ndarray]:
         raise DataError(f"{split.name} has {len(np.unique(patients))} patients; expected at least {count}, one a fold.")
     divide = StratifiedKFold if patients is None else StratifiedGroupKFold
     try:
-        folds = divide(count, shuffle=True, random_state=HELD_OUT_SEED).split(classes, classes, patients)
-        return [np.sort(part) for _, part in folds]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer examples than folds
+            folds = divide(count, shuffle=True, random_state=HELD_OUT_SEED).split(classes, classes, patients)
+            return [np.sort(part) for _, part in folds]
     except ValueError as error:
         raise DataError(f"{split.name} cannot be divided into {count} folds: {error}") from error
