@@ -138,6 +138,7 @@ class Network:
             config = config.copy_and_resolve_references()
             config.dataset.name = dataset
             config.dataset.held_out = 0
+            config.dataset.folds = 0
             for split in SPLITS:
                 config.dataset[f"{split}_split"] = split
         opened = open_config_dataset(config)

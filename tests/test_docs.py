@@ -263,6 +263,7 @@ def test_other_commands_have_the_documented_options():
         "squeeze_jax.compression",
         "squeeze_jax.export",
         "squeeze_jax.data.prepare",
+        "squeeze_jax.data.generate_scans",
         *WITHOUT_RUNS,
     )
     checked = commands_of(*modules, *benchmarks)
@@ -335,7 +336,7 @@ def test_python_code_runs(tmp_path, reference, compilation_cache):
     program = "\n".join(f"exec({code!r}, {{'__name__': '__main__'}})" for code in pages.values())
     # docs/extending.md has defined a model and a task.
     program += "\nfrom squeeze_jax.experiment import build\n"
-    program += "from squeeze_jax.config import base_config; config = base_config('focal')\n"
+    program += "from squeeze_jax.config import base_config; config = base_config('robust')\n"
     program += "config.dataset.name = 'fake/32x32x3/10'; config.model.name = 'three_thin_fires'\n"
     program += "print(build(config).sums)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from squeeze_jax.data.splits import CASE, PATIENT, SCAN
 from squeeze_jax.errors import MetricError
 from squeeze_jax.metrics.operating_point import OperatingPoint
-
-CASE, PATIENT, SCAN = "case", "patient", "scan"  # ids, int (batch,), that batches and records may have
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,6 +144,7 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
             batch_size=config.train.batch_size,
             seed=config.seed,
             first_step=first_step,
+            balanced=config.train.sampling == "balanced",
             num_threads=config.run.num_threads,
             num_workers=config.run.num_workers,
             process_index=jax.process_index(),
