@@ -61,7 +61,7 @@ def describe(
     Raises:
       ExportError: the network does not classify into one of unordered classes.
     """
-    if (labels := network.config.task.labels) != "multiclass":
+    if (labels := network.config.task.get("labels", "multiclass")) != "multiclass":
         raise ExportError(f"networks with config.task.labels={labels!r} cannot be exported; use 'multiclass'.")
     *spatial, channels = network.image_shape
     names = [str(channels), *map(str, spatial)] if channels_first else [*map(str, spatial), str(channels)]
