@@ -38,6 +38,7 @@ NOT_RUN = {
     "pip install torch onnxruntime onnx": "downloads the peers",
     'pip install "squeeze_jax[export]"': "downloads",
     'pip install -e ".[docs]"': "downloads",
+    'pip install "squeeze_jax[export]" openvino nncf torch torchao': "downloads the peers",
     "pip install playwright": "downloads",
     "python -m venv litert": "of Python",
     "litert/bin/pip install litert-converter==0.5.0 litert-quantizer==0.11.0": "downloads",
