@@ -32,7 +32,7 @@ def get_config(scans: str = "luna") -> ConfigDict:
     config.augment.quarter_turns = True
     config.augment.pad_and_crop = 3
     config.augment.scale = (0.9, 1.1)
-    config.augment.brightness = 10.0
+    config.augment.intensity_shift = 10.0
 
     config.model.name = "squeezenodule_v2"
     config.model.stem = "3x3/2"

@@ -95,7 +95,7 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.augment.rotate = 0.0  # largest rotation angle in degrees, in either direction; 2-D images only
     config.augment.pad_and_crop = 0  # width in pixels of the black border added before a random crop
     config.augment.scale = ()  # (low, high) of a random factor on the size of what is shown
-    config.augment.brightness = 0.0  # largest value added to all pixels, in either direction
+    config.augment.intensity_shift = 0.0  # largest value added to all pixels, in either direction
     config.augment.cutout = 0  # side in pixels of the square that is set to the mean
     config.augment.intensity = ()  # (low, high) of a random factor on the pixels; evaluation uses the midpoint
 
@@ -230,7 +230,7 @@ def validate(config: ConfigDict) -> None:
         "augment.pad_and_crop",
         "augment.cutout",
         "augment.rotate",
-        "augment.brightness",
+        "augment.intensity_shift",
         "dataset.held_out",
         "optimizer.weight_decay",
         "optimizer.gradient_clip",

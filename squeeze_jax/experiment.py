@@ -216,7 +216,7 @@ def make_preprocessing(config: ConfigDict) -> Preprocessing:
         rotate=config.augment.rotate,
         pad_and_crop=config.augment.pad_and_crop,
         scale=tuple(config.augment.scale),
-        brightness=config.augment.brightness,
+        intensity_shift=config.augment.intensity_shift,
         cutout=config.augment.cutout,
         intensity=tuple(config.augment.intensity),
         dtype="float64" if config.model.dtype == "float64" else "float32",

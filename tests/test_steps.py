@@ -12,7 +12,7 @@ from squeeze_jax.data.augmentation import (
     Preprocessing,
     mirror_images,
     mixup,
-    random_brightness,
+    shift_intensity,
     random_crop,
     random_cutout,
     random_flip,
@@ -261,7 +261,7 @@ def test_a_volume_gets_all_rotations_of_the_cube_equally_often():
     assert counts.min() > 25 and counts.max() < 85  # 50 each on average
 
 
-def test_scale_and_brightness_of_volumes():
+def test_scale_and_intensity_shift_of_volumes():
     volume = jnp.zeros((2, 9, 9, 9, 1)).at[:, 3:6, 3:6, 3:6].set(100.0)
     keys = jax.random.split(jax.random.key(3), 2)
     same = random_scale(volume, keys, (1.0, 1.0))
@@ -270,7 +270,7 @@ def test_scale_and_brightness_of_volumes():
     assert twice[4, 4, 4] == pytest.approx(100) and twice[2, 4, 4] == pytest.approx(100) and twice[0, 4, 4] < 1
     half = np.asarray(random_scale(volume + 100, keys, (0.5, 0.5)))[0, ..., 0]
     assert half[0].max() == 0 and half[4, 4, 4] > 150  # what lies outside is black
-    bright = np.asarray(random_brightness(volume, keys, 20.0))
+    bright = np.asarray(shift_intensity(volume, keys, 20.0))
     shifts = bright[:, 4, 4, 4, 0] - 100
     assert (abs(shifts) <= 20).all() and shifts[0] != shifts[1] and bright.min() >= 0
     alone = random_scale(volume[1:], keys[1:], (0.8, 1.2))

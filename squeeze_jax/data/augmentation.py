@@ -13,7 +13,7 @@ import numpy as np
 
 from squeeze_jax.errors import ConfigError
 
-SCALE, BRIGHTNESS = 2**20, 2**20 + 1  # folded into an example's key, which is split for the other augmentations
+SCALE, INTENSITY_SHIFT = 2**20, 2**20 + 1  # folded into an example's key, which is split for the other augmentations
 AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -34,7 +34,7 @@ class Preprocessing:
       pad_and_crop: width in pixels of the black border that is added before a random crop of the original size.
       scale: (low, high) of a factor on the size of what is shown, which stays in the middle (bilinear, black outside);
         empty for none.
-      brightness: largest value that is added to all pixels, in either direction.
+      intensity_shift: largest value that is added to all pixels, in either direction.
       cutout: side in pixels of a square (cube) at a random place that is set to `mean`.
       intensity: (low, high) of a factor on the pixels; random in training, the midpoint in evaluation; empty for none.
       dtype: dtype of the result.
@@ -48,7 +48,7 @@ class Preprocessing:
     rotate: float = 0.0
     pad_and_crop: int = 0
     scale: tuple[float, ...] = ()
-    brightness: float = 0.0
+    intensity_shift: float = 0.0
     cutout: int = 0
     intensity: tuple[float, ...] = ()
     dtype: str = "float32"
@@ -83,8 +83,8 @@ class Preprocessing:
             images = random_rotation(images, rotate, self.rotate)
         if self.scale:
             images = random_scale(images, _folded(keys, SCALE), self.scale)
-        if self.brightness:
-            images = random_brightness(images, _folded(keys, BRIGHTNESS), self.brightness)
+        if self.intensity_shift:
+            images = shift_intensity(images, _folded(keys, INTENSITY_SHIFT), self.intensity_shift)
         if self.intensity:
             factors = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, *self.intensity))(factor)
             images = images * factors.reshape(-1, *(1,) * (images.ndim - 1))
@@ -212,7 +212,7 @@ def random_scale(images: jax.Array, keys: jax.Array, limits: tuple[float, float]
     return jax.vmap(scale)(images, keys)
 
 
-def random_brightness(images: jax.Array, keys: jax.Array, largest: float) -> jax.Array:
+def shift_intensity(images: jax.Array, keys: jax.Array, largest: float) -> jax.Array:
     """Adds a random value in +-`largest` to all pixels of each image, and keeps them in 0..255."""
     values = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, -largest, largest))(keys)
     return jnp.clip(images + values.reshape(-1, *(1,) * (images.ndim - 1)), 0, 255)
