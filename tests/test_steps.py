@@ -12,13 +12,13 @@ from squeeze_jax.data.augmentation import (
     Preprocessing,
     mirror_images,
     mixup,
-    shift_intensity,
     random_crop,
     random_cutout,
     random_flip,
     random_quarter_turns,
     random_rotation,
     random_scale,
+    shift_intensity,
 )
 from squeeze_jax.errors import ConfigError, TrainingError
 from squeeze_jax.tasks import Classification
