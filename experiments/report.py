@@ -34,6 +34,10 @@ def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
     """
     output.mkdir(parents=True, exist_ok=True)
     rows = [_row(sweep, trial, workdir / trial.name) for trial in sweep.trials()]
+    metric = _metric_of(sweep, rows)
+    for row in rows:
+        if row["status"] == "finished" and metric not in row:  # undefined on this test split
+            row["status"] = f"finished, but has no {metric}"
     columns = dict.fromkeys(key for row in rows for key in row)
     write_csv(output / f"{sweep.name}.csv", [{key: row.get(key, "") for key in columns} for row in rows])
     missing = [f"- {row['trial']}: {row['status']}" for row in rows if row["status"] != "finished"]

@@ -29,6 +29,7 @@ SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
 CROPS = ("random_resized", "random")
 INTERPOLATIONS = ("bilinear", "bicubic")
+SAMPLINGS = ("uniform", "balanced")
 PRUNING_SCOPES = ("layer", "global")
 PRUNING_SCHEDULES = ("cubic", "geometric")
 
@@ -69,6 +70,10 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.dataset.validation_split = "validation"  # selects the best checkpoint; "" for none
     config.dataset.test_split = "test"  # evaluated once, at the end of the run; "" for none
     config.dataset.held_out = 0  # training examples (always the same ones) to use as the validation split instead
+    # Cross-validation: a number of folds that `train_split` is divided into, by patient if the dataset names patients,
+    # or the names of stored splits, such as ("subset0", "subset1", "subset2"). 0 for none.
+    config.dataset.folds = config_dict.FieldReference(0, field_type=object)
+    config.dataset.fold = 0  # the fold that is the test split; the next one is the validation split
     config.dataset.channels = config_dict.placeholder(int)  # 3 converts grey images to RGB; None: as stored
     config.dataset.skip_unreadable = False  # replace an unusable image by the next one and count it
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
@@ -88,15 +93,18 @@ def base_config(task: str = "classification") -> ConfigDict:
     # Augmentation on the device; in training only, except `intensity`.
     config.augment = ConfigDict()
     config.augment.flip = ()  # axes, each mirrored with probability 1/2: ("width",), ("depth", "height", "width")
-    config.augment.quarter_turns = False  # rotate by a random multiple of 90 degrees; volumes in a random plane
+    config.augment.quarter_turns = False  # rotate by a multiple of 90 degrees; volumes: the cube's 24 rotations
     config.augment.rotate = 0.0  # largest rotation angle in degrees, in either direction; 2-D images only
     config.augment.pad_and_crop = 0  # width in pixels of the black border added before a random crop
+    config.augment.scale = ()  # (low, high) of a random factor on the size of what is shown
+    config.augment.intensity_shift = 0.0  # largest value added to all pixels, in either direction
     config.augment.cutout = 0  # side in pixels of the square that is set to the mean
     config.augment.intensity = ()  # (low, high) of a random factor on the pixels; evaluation uses the midpoint
 
     config.train = ConfigDict()
     config.train.duration = "20 epochs"
     config.train.batch_size = 128  # examples per update, over all hosts and devices
+    config.train.sampling = "uniform"  # every example once an epoch; or "balanced": every class equally often
     config.train.micro_batches = 1  # number of parts that the batch of an update is split into
     config.train.ema_decay = 0.0  # decay of the averaged weights used in evaluation; 0 disables averaging
     config.train.patience = "0 epochs"  # stop if the best metric has not improved for this long; 0 never stops
@@ -209,6 +217,7 @@ def validate(config: ConfigDict) -> None:
         ("run.backend", BACKENDS),
         ("crop.train", CROPS),
         ("crop.interpolation", INTERPOLATIONS),
+        ("train.sampling", SAMPLINGS),
         ("pruning.scope", PRUNING_SCOPES),
         ("pruning.schedule", PRUNING_SCHEDULES),
         ("sharing.initialisation", INITIALISATIONS),
@@ -227,6 +236,7 @@ def validate(config: ConfigDict) -> None:
         "augment.pad_and_crop",
         "augment.cutout",
         "augment.rotate",
+        "augment.intensity_shift",
         "dataset.held_out",
         "optimizer.weight_decay",
         "optimizer.epsilon",
@@ -245,6 +255,12 @@ def validate(config: ConfigDict) -> None:
         lambda value: len(value) in (0, 2) and tuple(sorted(value)) == tuple(value),
         "(low, high)",
     )
+    _require(
+        config,
+        "augment.scale",
+        lambda value: len(value) == 0 or (len(value) == 2 and 0 < value[0] <= value[1]),
+        "(low, high), above 0",
+    )
     _require(config, "crop.size", lambda value: value == 0 or _is_size(value), f"{SIZE}; 0 for no crop")
     _require(config, "crop.resize", _is_size, SIZE)
     if config.crop.size and any(map(operator.gt, size_of(config.crop.size), size_of(config.crop.resize))):
@@ -256,6 +272,15 @@ def validate(config: ConfigDict) -> None:
             f"config.dataset.held_out={config.dataset.held_out} already creates a validation split; set "
             f"config.dataset.validation_split='' or leave held_out at 0."
         )
+    _require(config, "dataset.folds", _is_folds, "0, at least 3 folds, or the names of at least 3 stored splits")
+    if config.dataset.folds:
+        count = number_of_folds(config.dataset.folds)
+        _require(config, "dataset.fold", lambda value: 0 <= value < count, f"0 to {count - 1}")
+        if config.dataset.held_out:
+            raise ConfigError(
+                f"config.dataset.folds={config.dataset.folds} already gives a validation split; leave "
+                f"config.dataset.held_out at 0."
+            )
     _require(
         config,
         "optimizer.learning_rate_multipliers",
@@ -344,6 +369,17 @@ def _is_by_pattern(value: Any, accept: Callable[[float], bool]) -> bool:
         return all(re.compile(pattern) and accept(float(number)) for pattern, number in value)
     except (TypeError, ValueError, re.error):
         return False
+
+
+def _is_folds(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return len(set(value)) == len(value) >= 3 and all(isinstance(name, str) for name in value)
+    return type(value) is int and (value == 0 or value >= 3)
+
+
+def number_of_folds(folds: int | tuple[str, ...]) -> int:
+    """Returns the number of folds of `config.dataset.folds`."""
+    return len(folds) if isinstance(folds, tuple) else folds
 
 
 def size_of(value: int | tuple[int, int]) -> tuple[int, int]:

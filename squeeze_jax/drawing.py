@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 TILE, TILE_MARGIN, TILE_TEXT, TILE_LETTER = 96, 8, 14, 6
 SHEET = 32  # examples
 SHEET_COLUMNS = 8
+SLICES = 8  # of a volume with a heat map
 
 
 def new_figure(rows: int, columns: int, *, width: float, height: float, layout: str | None = "tight") -> Any:
@@ -64,18 +65,46 @@ def draw_sheet(path: pathlib.Path, images: np.ndarray, captions: Sequence[str]) 
 
 
 def draw_overlay(path: pathlib.Path, image: np.ndarray, heat: np.ndarray) -> pathlib.Path:
-    """Draws an image, and next to it the same image overlaid with a heat map; returns the path of the PNG.
+    """Draws an image, and the same image overlaid with a heat map; returns the path of the PNG.
+
+    Of a volume, up to 8 evenly spaced slices are drawn, with the overlaid ones below.
 
     Args:
       path: the file to write.
-      image: (height, width, channels), pixels in 0..255.
-      heat: (rows, columns), of any size; it is stretched over the image.
+      image: (height, width, channels) or (depth, height, width, channels), pixels in 0..255.
+      heat: (rows, columns) or (planes, rows, columns), of any size; it is stretched over the image.
     """
-    height, width = image.shape[:2]
-    figure, axes = new_figure(1, 2, width=8, height=4 * height / width)
-    grey = image.shape[-1] == 1
-    for axis in axes.flat:
-        axis.axis("off")
-        axis.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, extent=(0, width, height, 0))
-    axes.flat[1].imshow(heat, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=(0, width, height, 0))
+    is_volume = image.ndim == 4
+    slices = _slices(image, heat) if is_volume else [("", image, heat)]
+    height, width = image.shape[-3:-1]
+    if is_volume:
+        figure, axes = new_figure(2, len(slices), width=2 * len(slices), height=4.4 * height / width)
+    else:
+        figure, axes = new_figure(1, 2, width=8, height=4 * height / width)
+    extent = (0, width, height, 0)
+    for (title, plane, map_), plain, overlaid in zip(slices, *axes.reshape(2, -1), strict=True):
+        grey = plane.shape[-1] == 1
+        for axis in (plain, overlaid):
+            axis.axis("off")
+            pixels, limits = (
+                (plane[..., 0], {"cmap": "gray", "vmin": image.min(), "vmax": image.max()}) if grey else (plane, {})
+            )
+            axis.imshow(pixels, extent=extent, **limits)
+        # All slices of a volume have one scale.
+        colour = {"cmap": "inferno", "vmin": heat.min(), "vmax": heat.max()}
+        overlaid.imshow(map_, alpha=0.6, interpolation="bilinear", extent=extent, **colour)
+        plain.set_title(title, fontsize=8)
     return save(figure, path)
+
+
+def _slices(volume: np.ndarray, heat: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Returns title, pixels and interpolated heat of evenly spaced slices of a volume."""
+    depth, planes = len(volume), len(heat)
+    found = []
+    for index in np.unique(np.linspace(0, depth - 1, SLICES).round().astype(int)):
+        place = np.clip((index + 0.5) / depth * planes - 0.5, 0, planes - 1)
+        below = int(place)
+        above = min(below + 1, planes - 1)
+        share = place - below
+        found.append((f"slice {index}", volume[index], (1 - share) * heat[below] + share * heat[above]))
+    return found

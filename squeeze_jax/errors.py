@@ -17,6 +17,10 @@ class DataError(SqueezeJaxError, ValueError):
     """An unusable dataset or example."""
 
 
+class MetricError(SqueezeJaxError, ValueError):
+    """A metric that is not defined for these labels, or ids of cases and patients that contradict each other."""
+
+
 class WeightError(SqueezeJaxError, ValueError):
     """An unusable weight file."""
 

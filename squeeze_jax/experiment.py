@@ -12,11 +12,11 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.config import SPLITS, duration_in_steps, is_pruned, validate
+from squeeze_jax.config import SPLITS, duration_in_steps, is_pruned, number_of_folds, validate
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.data.splits import Split, hold_out
+from squeeze_jax.data.splits import Split, hold_out, make_folds
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
@@ -180,6 +180,11 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         raise ConfigError("config.dataset.train_split is empty.")
     task = make_task(config, dataset.class_names, splits["train"])
     check_best_metric(config, task)
+    if task.fits_on_validation and "validation" not in splits:
+        raise ConfigError(
+            "config.task chooses a threshold or a temperature on the validation split, but there is none; set "
+            "config.dataset.validation_split or config.dataset.held_out."
+        )
     plan = Plan.of(config, len(splits["train"]))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -210,6 +215,8 @@ def make_preprocessing(config: ConfigDict) -> Preprocessing:
         quarter_turns=config.augment.quarter_turns,
         rotate=config.augment.rotate,
         pad_and_crop=config.augment.pad_and_crop,
+        scale=tuple(config.augment.scale),
+        intensity_shift=config.augment.intensity_shift,
         cutout=config.augment.cutout,
         intensity=tuple(config.augment.intensity),
         dtype="float64" if config.model.dtype == "float64" else "float32",
@@ -270,11 +277,27 @@ def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
     """
     if name not in SPLITS:
         raise ConfigError(f"no split is called {name!r}; expected one of {', '.join(SPLITS)}.")
+    if config.dataset.folds:
+        return _find_folds(dataset, config, name)
     if config.dataset.held_out and name != "test":
         train, held_out = hold_out(dataset.split(config.dataset.train_split), config.dataset.held_out)
         return train if name == "train" else held_out
     stored = config.dataset[f"{name}_split"]
     return dataset.split(stored) if stored else None
+
+
+def _find_folds(dataset: Dataset, config: ConfigDict, name: str) -> Split:
+    """Returns a split of cross-validation, see `config.dataset.folds`."""
+    folds, test = config.dataset.folds, config.dataset.fold
+    count = number_of_folds(folds)
+    validation = (test + 1) % count
+    train = [fold for fold in range(count) if fold not in (test, validation)]
+    chosen = {"train": train, "validation": [validation], "test": [test]}[name]
+    if isinstance(folds, tuple):
+        return dataset.split("+".join(folds[fold] for fold in chosen))
+    whole = dataset.split(config.dataset.train_split)
+    parts = make_folds(whole, count)
+    return whole.subset(np.sort(np.concatenate([parts[fold] for fold in chosen])))
 
 
 def check_best_metric(config: ConfigDict, task: Task) -> None:

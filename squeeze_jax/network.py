@@ -29,6 +29,8 @@ from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
 
 logger = logging.getLogger(__name__)
 
+ARRAY = ".npy"
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -57,6 +59,8 @@ class Network:
 
     def read_image(self, path: str | pathlib.Path) -> np.ndarray:
         """Reads an image file as for evaluation: resized and cropped, uint8 of shape `image_shape`.
+
+        An array in a .npy file, such as a volume, must have that shape, without or with the axis of a single channel.
 
         Raises:
           InputError: the file cannot be read, or the image does not have the shape that the network needs.
@@ -99,6 +103,8 @@ class Network:
     def evaluate(self, split: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Evaluation:
         """Evaluates the network on a split, without writing anything.
 
+        For the test split, a task that fits on validation data is fitted to the network's own validation split first.
+
         Args:
           split: "train", "validation" or "test".
           dataset: a dataset to use instead of the run's, with splits of these names; preprocessed like the run's. Its
@@ -120,8 +126,10 @@ class Network:
         num_devices = min(config.run.num_devices, jax.device_count()) if config.run.num_devices else None
         mesh = DeviceMesh.create(config.run.backend, num_devices)
         task = make_task(config, self.class_names)
-        evaluator = Evaluator(self.model, task, config, mesh, largest=len(examples))
-        return evaluator.measure(examples, mesh.replicate(self.variables))
+        fit_on = self.split("validation", config=config) if task.fits_on_validation and split == "test" else None
+        largest = max(len(examples), len(fit_on or ()))
+        evaluator = Evaluator(self.model, task, config, mesh, largest=largest)
+        return evaluator.measure(examples, mesh.replicate(self.variables), fit_on=fit_on)
 
     def split(self, name: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Split:
         """Returns the split that `evaluate` measures; arguments and errors are the same."""
@@ -130,6 +138,7 @@ class Network:
             config = config.copy_and_resolve_references()
             config.dataset.name = dataset
             config.dataset.held_out = 0
+            config.dataset.folds = 0
             for split in SPLITS:
                 config.dataset[f"{split}_split"] = split
         opened = open_config_dataset(config)
@@ -189,16 +198,19 @@ def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[
     """Reads an image file as for evaluation; see `Network.read_image`."""
     crop, channels = make_crop(config), image_shape[-1]
     try:
-        stored = pathlib.Path(path).read_bytes()
-        if crop is None:
-            image = decoding.decode(stored, channels)
+        if pathlib.Path(path).suffix == ARRAY:
+            image = np.load(path, mmap_mode="r", allow_pickle=False)  # a file of another shape is not read
+            if image_shape == (*image.shape, 1):
+                image = image[..., None]
+        elif crop is None:
+            image = decoding.decode(pathlib.Path(path).read_bytes(), channels)
         else:
-            image, _ = crop.for_evaluation(stored, channels)
-    except (OSError, ValueError) as error:  # of Pillow
+            image, _ = crop.for_evaluation(pathlib.Path(path).read_bytes(), channels)
+    except (OSError, ValueError) as error:  # of Pillow and NumPy
         raise InputError(f"{path} cannot be read: {error}") from error
-    if image.shape != image_shape:
-        raise InputError(f"{path} has shape {image.shape}; the network expects {image_shape}.")
-    return image
+    if image.shape != image_shape or image.dtype != np.uint8:
+        raise InputError(f"{path} has shape {image.shape}, {image.dtype}; the network expects {image_shape}, uint8.")
+    return np.array(image)
 
 
 def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
@@ -243,8 +255,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a network and writes tables to `OUTPUT/evaluation/<split>_step_<step>/`.
 
-    The files are metrics.csv and the task's report; for a classifier per_class.csv, confusion.csv and confusion.png. If
-    `config.task` differs from the network's own, the changed options are appended to the folder name.
+    The files are metrics.csv and the task's report; for a classifier per_class.csv, confusion.csv and confusion.png,
+    and with `config.task.metrics="full"` also scores.csv, cases.csv and curves.png. If `config.task` differs from the
+    network's own, the changed options are appended to the folder name.
     Nothing else in OUTPUT changes.
 
     Args:
@@ -274,6 +287,6 @@ def evaluate(
         folder = folder_lib.create(pathlib.Path(output or source) / "evaluation" / subfolder)
         row = {"split": split, "step": network.step, "examples": examples, **evaluation.values}
         tables.write_csv(folder / "metrics.csv", [row])
-        make_task(config, network.class_names).report(folder, evaluation.sums, evaluation.records)
+        evaluation.task.report(folder, evaluation.sums, evaluation.records)
         logger.info("the tables are in %s", folder)
     return evaluation

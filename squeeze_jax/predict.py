@@ -3,10 +3,12 @@
     python -m squeeze_jax.predict --weights compressed_SqueezeNet.net photographs/ tench.jpg 'more/*.png'
     python -m squeeze_jax.predict --weights runs/cifar10 --format json image.png
     python -m squeeze_jax.predict --weights runs/cifar10 --cam maps image.png
+    python -m squeeze_jax.predict --weights runs/nodules --report nodule7.html nodule7/*.png
 
 --weights is a weight file (see squeeze_jax.pretrained), the workdir of a run, the name of a network that comes with
 this package, such as digits, or a file that squeeze_jax.export wrote, which is run by its own runtime; it includes the
-preprocessing. Images that cannot be read are reported and skipped; the exit status is then 1.
+preprocessing. A volume is a uint8 array in a .npy file. With --report, all images are slices of one case. Images that
+cannot be read are reported and skipped; the exit status is then 1.
 """
 
 from squeeze_jax.runtime.memory import keep_freed_memory
@@ -21,6 +23,7 @@ import glob
 import json
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +35,7 @@ from squeeze_jax.data.folders import EXTENSIONS
 from squeeze_jax.errors import InputError
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import is_exported, open_exported
-from squeeze_jax.network import Network, load
+from squeeze_jax.network import ARRAY, Network, load
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tasks import Task
 
@@ -47,7 +50,7 @@ def find_images(arguments: list[str]) -> list[pathlib.Path]:
     for argument in arguments:
         path = pathlib.Path(argument)
         if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*EXTENSIONS, ARRAY))
         elif path.exists():
             images = [path]
         else:
@@ -135,26 +138,39 @@ def main() -> int:
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     parser.add_argument("--labels", type=pathlib.Path, help="file with one label per line, in the order of the classes")
     parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="folder for class activation maps")
+    parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="HTML page about the images as one case")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
     compilation_cache.enable()
     unreadable: list[str] = []
     paths = find_images(args.images)
     network = open_exported(args.weights) if is_exported(args.weights) else load(args.weights)
-    if args.cam and isinstance(network, Exported):
+    if (args.cam or args.report) and isinstance(network, Exported):
         raise InputError(
-            "--cam needs feature maps, which an exported file does not have; use what it was exported from."
+            "--cam and --report need feature maps, which an exported file does not have; use what it was exported from."
         )
     if args.labels:
         network = dataclasses.replace(network, class_names=read_labels(args.labels, network.class_names))
-    results = []
+    results, case = [], []
     for path, image, predicted in predictions(network, paths, args.batch_size, unreadable):
         results.append({"file": str(path), **network.task.describe(predicted)})
         if args.cam:
             args.cam.mkdir(parents=True, exist_ok=True)
             network.explain(args.cam / f"{path.stem}.png", image, predicted)
+        if args.report:
+            case.append((str(path), _picture(network, image, predicted), predicted))
+    if case:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        network.task.report_case(args.report, *zip(*case, strict=True))
     _print(results, network.task, args.format)
     return 1 if unreadable else 0
+
+
+def _picture(network: Network, image: np.ndarray, predicted: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "map.png"
+        network.explain(path, image, predicted)
+        return path.read_bytes()
 
 
 def _print(results: list[dict[str, Any]], task: Task, form: str) -> None:

@@ -37,11 +37,16 @@ def class_counts(splits: dict[str, Split], class_names: tuple[str, ...]) -> list
     targets = {name: split.targets() for name, split in splits.items()}
     if not all("label" in found for found in targets.values()):
         return []
-    counts = {name: np.bincount(found["label"], minlength=len(class_names)) for name, found in targets.items()}
+    counts = {name: _counts(found["label"], len(class_names)) for name, found in targets.items()}
     return [
         {"class": i, "name": name, **{split: int(counts[split][i]) for split in splits}}
         for i, name in enumerate(class_names)
     ]
+
+
+def _counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the number of examples of each class; `labels` are (examples,), or 0 and 1 of (examples, classes)."""
+    return np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else np.sum(labels, axis=0)
 
 
 def pixel_statistics(split: Split, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +81,7 @@ def images_per_second(split: Split, config: ConfigDict, seconds: float) -> float
         split,
         batch_size=config.train.batch_size,
         seed=config.seed,
+        balanced=config.train.sampling == "balanced",
         num_threads=config.run.num_threads,
         num_workers=config.run.num_workers,
     )

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from squeeze_jax.config import base_config
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, InputError
+from squeeze_jax.network import read_image
 from squeeze_jax.tasks import Classification
-from squeeze_jax.tasks.classification import auc, balanced_weights, per_class
+from squeeze_jax.tasks.classification import balanced_weights, per_class
 from squeeze_jax.training.evaluation import add_up
 from squeeze_jax.training.steps import make_eval_step
 
@@ -93,14 +95,6 @@ def test_records_leave_the_padding_out():
     assert (values["auc"], values["sensitivity"], values["specificity"]) == (0.75, 1.0, 0.5)
 
 
-def test_auc_of_several_classes_is_the_mean_of_one_against_the_rest():
-    label = np.array([0, 0, 1, 1, 2, 2])
-    perfect = np.eye(3)[label]
-    assert auc(perfect, label) == 1.0
-    assert auc(np.ones((6, 3)) / 3, label) == 0.5
-    assert np.isnan(auc(perfect[:4], label[:4]))
-
-
 def test_balanced_weights_are_inverse_to_the_shares_and_average_to_one():
     examples = [{"image": np.zeros((2, 2, 1), np.uint8), "label": label} for label in (0, 0, 0, 1)]
     weights = np.array(balanced_weights(Split("four", examples, (2, 2, 1), 2)))
@@ -115,3 +109,96 @@ def test_the_best_classes_are_described_in_order():
     rows = task.describe(np.array([0.1, 0, 0, 0.6, 0, 0, 0, 0.3, 0, 0]))["top5"]
     assert [row["label"] for row in rows] == ["d", "h", "a", "b", "c"]
     assert task.line(rows[0]) == " 60.0%  d (3)"
+
+
+def test_metrics_are_by_case_and_a_class_without_cases_is_named(caplog):
+    """Three slices of one nodule and one of another; by slices, one of three positives would be missed."""
+    logits = jnp.array([[0.0, 3.0], [0.0, 2.0], [1.0, 0.0], [1.0, 0.0]])
+    batch = {
+        "image": jnp.zeros((4, 4, 4, 1)),
+        "label": jnp.array([1, 1, 1, 0]),
+        "case": jnp.array([5, 5, 5, 6]),
+        "patient": jnp.array([1, 1, 1, 2]),
+        "valid": jnp.ones(4, bool),
+    }
+
+    class Fixed(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return logits
+
+    task = classifier(2, metrics="full")
+    sums, records = add_up([make_eval_step(Fixed(), task)({}, batch)])
+    assert records["case"].tolist() == [5, 5, 5, 6] and records["patient"].tolist() == [1, 1, 1, 2]
+    values = task.values(sums, records)
+    assert values["top1"] == 0.75 and values["accuracy"] == values["sensitivity"] == values["auc"] == 1.0
+    assert set(values) == set(task.higher_is_better) and not caplog.records
+    one_class = task.values(sums, {**records, "label": np.ones(4, int)})
+    assert "auc" not in one_class and one_class["accuracy"] == 0.5
+    assert "none of the 2 cases is of class a" in caplog.text
+
+
+def test_what_is_chosen_on_validation_data_changes_the_judgement():
+    rng = np.random.default_rng(0)
+    label = rng.integers(2, size=200)
+    logit = 4 * (rng.normal(size=200) + 2 * label)  # far too sure, and 2 too high
+    p = 1 / (1 + np.exp(-logit))
+    records = {"label": label, "probability": np.stack([1 - p, p], 1)}
+    sums = {"examples": 200, "loss": 0.0, "top1": 0}
+    plain, chosen = classifier(2, metrics="full"), classifier(2, metrics="full", threshold="youden", calibrate=True)
+    assert chosen.fits_on_validation and not plain.fits_on_validation
+    before, after = plain.values(sums, records), chosen.fitted(records).values(sums, records)
+    assert after["temperature"] > 1.5 and 0.5 < after["threshold"] < 1
+    assert after["calibration_error"] < before["calibration_error"] and after["brier"] < before["brier"]
+    assert after["balanced_accuracy"] > before["balanced_accuracy"] and after["auc"] == before["auc"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": "all"}, "config.task.metrics='all'; expected basic or full"),
+        ({"specificity": 1.0}, "config.task.specificity=1.0; expected 0 < value < 1"),
+        ({"threshold": "best"}, "config.task.threshold='best'; expected a probability"),
+        ({"threshold": "youden"}, "config.task.threshold='youden' is for two classes, but there are 3"),
+    ],
+)
+def test_wrong_options_of_judging(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Classification.create({**Classification.OPTIONS, **options}, ("a", "b", "c"), Preprocessing())
+    given = {**Classification.OPTIONS, "threshold": "0.3"}
+    assert Classification.create(given, ("a", "b"), Preprocessing()).point.threshold == 0.3
+
+
+def test_maps_over_the_slices_of_a_volume_and_the_page_of_a_case(tmp_path):
+    task = Classification(("benign", "<malignant>"), Preprocessing())
+    rng = np.random.default_rng(0)
+    volume, head = rng.integers(0, 256, (12, 16, 16, 1)).astype(np.uint8), rng.normal(size=(3, 4, 4, 2))
+    task.explain(tmp_path / "map.png", volume, np.array([0.2, 0.8]), head)
+    task.explain(tmp_path / "flat.png", volume[0], np.array([0.2, 0.8]), head[0])
+    pictures = [(tmp_path / name).read_bytes() for name in ("map.png", "flat.png")]
+    assert min(map(len, pictures)) > 5000 and len(pictures[0]) > len(pictures[1])
+    task.report_case(
+        tmp_path / "case.html", ["a&b.npy", "c.png"], pictures, [np.array([0.2, 0.8]), np.array([0.6, 0.4])]
+    )
+    page = (tmp_path / "case.html").read_text()
+    assert "<h1>&lt;malignant&gt;, 60.0%</h1>" in page and "<h2>a&amp;b.npy</h2>" in page
+    assert page.count("data:image/png;base64,") == 2 and "80.0%" in page and not (tmp_path / "case.html.tmp").exists()
+
+
+def test_a_volume_is_read_from_an_array(tmp_path):
+    volume, path = np.arange(64, dtype=np.uint8).reshape(4, 4, 4), tmp_path / "volume.npy"
+    np.save(path, volume)
+    config = base_config()
+    np.testing.assert_array_equal(read_image(path, config, (4, 4, 4, 1)), volume[..., None])
+    with pytest.raises(
+        InputError, match=r"volume.npy has shape \(4, 4, 4\), uint8; the network expects \(5, 4, 4, 1\)"
+    ):
+        read_image(path, config, (5, 4, 4, 1))
+    np.save(path, volume / 255)
+    with pytest.raises(
+        InputError, match=r"has shape \(4, 4, 4, 1\), float64; the network expects \(4, 4, 4, 1\), uint8"
+    ):
+        read_image(path, config, (4, 4, 4, 1))
+    np.save(path, np.array([object()]), allow_pickle=True)
+    with pytest.raises(InputError, match="volume.npy cannot be read: .*Python objects"):
+        read_image(path, config, (4, 4, 4, 1))

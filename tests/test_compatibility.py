@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, Child
 
 from squeeze_jax import load
+from squeeze_jax.tasks import Classification
 from squeeze_jax.workdir.checkpoints import Checkpoints
 from squeeze_jax.workdir.records import read_metrics
 
@@ -25,6 +26,7 @@ def test_old_keys_are_found_where_they_are_now(old):
     config = load(old / "w", "latest").config
     assert "version" not in json.loads((old / "w" / "config.json").read_text())
     assert config.task.to_dict() == {
+        **Classification.OPTIONS,  # of what came later
         "name": "classification",
         "label_smoothing": 0.1,
         "class_weights": "balanced",

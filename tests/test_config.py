@@ -18,7 +18,7 @@ from squeeze_jax.config import base_config, duration_in_steps
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.sources import Dataset, open_dataset
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.experiment import build, make_crop, make_model, make_task
+from squeeze_jax.experiment import build, find_split, make_crop, make_model, make_task
 from squeeze_jax.training import trainer
 from squeeze_jax.training.fine_tuning import clustered
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
@@ -33,6 +33,9 @@ ARGUMENTS = {
     "finetune_pneumonia": ("early", "early,resnet18"),
     "imagenet_bypass": ("complex",),
     "imagenet_torchvision": ("v1_0", "resnet18", "mobilenet_v2"),
+    "luna_scans": ("generated",),
+    "medmnist": ("chestmnist", "organmnist3d_64"),
+    "nodules_3d": ("rating",),
     "pneumonia_mnist": ("early",),
     "prune_imagenet": ("shared",),
 }
@@ -47,6 +50,15 @@ DATASETS = {
     "medmnist/pneumoniamnist_early": ((28, 28, 1), 2),
     "medmnist/adrenalmnist3d": ((28, 28, 28, 1), 2),
     "medmnist/nodulemnist3d": ((28, 28, 28, 1), 2),
+    "medmnist/chestmnist": ((28, 28, 1), 14),
+    "medmnist/retinamnist": ((28, 28, 3), 5),
+    "medmnist/organmnist3d_64": ((64, 64, 64, 1), 11),
+    "pulmonary_nodules/malignancy": ((51, 51, 51, 1), 2),
+    "pulmonary_nodules/malignancy_rating": ((51, 51, 51, 1), 5),
+    "scans/luna": ((32, 32, 32, 1), 2),
+    "scans/generated": ((32, 32, 32, 1), 2),
+    "luna16_candidates_50x50": ((50, 50, 1), 2),
+    "lidc_malignancy_slices_64x64": ((64, 64, 1), 2),
     "fake/224x224x3/1000": ((224, 224, 3), 1000),
     "fake/32x32x3/1000": ((32, 32, 3), 1000),
 }
@@ -63,13 +75,19 @@ def test_config_file_loads_locks_and_is_traced(variant):
     if crop is not None:
         image_shape = (*crop.size, config.dataset.channels)
     # Random images in the place of the dataset: what is tested needs shapes alone.
-    config.dataset.update({"held_out": 0, "train_split": "train", "validation_split": "", "test_split": ""})
+    config.dataset.update({"folds": 0, "held_out": 0, "train_split": "train", "validation_split": "", "test_split": ""})
     source = Fake(f"fake/{'x'.join(map(str, image_shape))}/{num_classes}")
+    label = jax.ShapeDtypeStruct((config.train.batch_size,), jnp.int32)
+    if config.task.labels == "multilabel":
+        label = jax.ShapeDtypeStruct((config.train.batch_size, num_classes), jnp.uint8)
+        example = {"image": np.zeros(image_shape, np.uint8), "label": np.zeros(num_classes, np.uint8)}
+        source.split_sizes = {"train": 1000}
+        source.examples = lambda split: [example] * 1000
     experiment = build(config, Dataset(config.dataset.name, source, image_shape))
     state = jax.eval_shape(experiment.initial_state, 0)
     size = config.train.batch_size
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
-    batch = {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    batch = {"image": images, "label": label}
     assert jax.eval_shape(experiment.train_step(), state, batch, 0) == state
 
 
@@ -165,6 +183,8 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         make_schedule(config.schedule, 0.1, 100, 0)
     config.sharing.bits = 2
     clustered({"params": {"conv1": {"kernel": np.arange(9, dtype=np.float32).reshape(3, 3)}}}, config.sharing)
+    config.dataset.folds = 3
+    find_split(open_dataset("digits", data_dir), config, "test")
     # The keys of the model are the attributes of the networks, which `make_model` passes on as they are.
     assert sorted(key for key in keys - read if not key.startswith("model.")) == []
     assert np.isfinite(result.metrics["test"]["loss"])

@@ -25,7 +25,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 README_LINES = 170
 LINE = 120
 
-WITHOUT_RUNS = ("experiments.compare", "experiments.compression_curve")  # commands that start no runs
+WITHOUT_RUNS = (
+    "experiments.compare",
+    "experiments.compression_curve",
+    "experiments.judge",
+)  # commands that start no runs
 
 # Commands of the documentation that nothing here can try, and why. All other commands are checked.
 NOT_RUN = {
@@ -261,6 +265,7 @@ def test_other_commands_have_the_documented_options():
         "squeeze_jax.compression",
         "squeeze_jax.export",
         "squeeze_jax.data.prepare",
+        "squeeze_jax.data.generate_scans",
         *WITHOUT_RUNS,
     )
     checked = commands_of(*modules, *benchmarks)
@@ -333,7 +338,7 @@ def test_python_code_runs(tmp_path, reference, compilation_cache):
     program = "\n".join(f"exec({code!r}, {{'__name__': '__main__'}})" for code in pages.values())
     # docs/extending.md has defined a model and a task.
     program += "\nfrom squeeze_jax.experiment import build\n"
-    program += "from squeeze_jax.config import base_config; config = base_config('focal')\n"
+    program += "from squeeze_jax.config import base_config; config = base_config('robust')\n"
     program += "config.dataset.name = 'fake/32x32x3/10'; config.model.name = 'three_thin_fires'\n"
     program += "print(build(config).sums)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -495,7 +495,7 @@ def test_predict_prints_the_same_for_the_file_as_for_the_weights(
     status, _, error = run(
         monkeypatch, capsys, predict.main, "--weights", path, "--cam", tmp_path / "maps", photographs
     )
-    assert status == 1 and "--cam needs feature maps" in error
+    assert status == 1 and "--cam and --report need feature maps" in error
 
 
 def test_no_file_is_replaced_where_the_logits_differ(small, tmp_path, monkeypatch):

@@ -78,8 +78,19 @@ def test_other_wrong_requests(tmp_path, data_dir):
         open_dataset("medmnist/lungmnist", str(tmp_path))
 
 
-def test_a_multi_label_set_is_refused(tmp_path):
+def test_a_multi_label_set_has_labels_with_names(tmp_path):
     builder = MedMNIST(config="chestmnist", data_dir=tmp_path)
-    assert builder.info.features["label"].shape == (14,)
-    with pytest.raises(DataError, match="medmnist/chestmnist does not have one image and one class label per example"):
-        sources._Tfds("medmnist/chestmnist", builder)
+    assert builder.info.features["label"].feature.num_classes == 14 and str(builder.version) == "3.0.3"
+    assert str(MedMNIST(config="retinamnist", data_dir=tmp_path).version) == "3.0.2"
+
+    class Stored(sources._Tfds):
+        def examples(self, split):
+            rows = [{"image": np.zeros((28, 28, 1), np.uint8), "label": label} for label in ([], [0, 13])]
+            return sources._TfdsExamples(rows, self._image, self._label, (), self._num_labels)
+
+    source = Stored("medmnist/chestmnist", builder)
+    source.split_sizes = {"train": 2}
+    dataset = sources.Dataset("medmnist/chestmnist", source, (28, 28, 1))
+    assert dataset.class_names[13] == "hernia"
+    labels = dataset.split("train").batch([0, 1])["label"]
+    assert labels.dtype == np.uint8 and labels.sum(1).tolist() == [0, 2] and labels[1, [0, 13]].all()

@@ -22,6 +22,7 @@ FLOORS = [
     {"version", "errors", "tables", "drawing", "runtime"},
     {"models", "data", "compression.rans", "compression.huffman"},
     {
+        "metrics",
         "compression.arrays",
         "compression.sharing",
         "compression.rounding",
@@ -46,7 +47,16 @@ FLOORS = [
     },
     {"export"},
     {"training.trainer", "compression.compressor"},
-    {"main", "predict", "summary", "show_data", "data.prepare", "compression.__main__", "export.__main__"},
+    {
+        "main",
+        "predict",
+        "summary",
+        "show_data",
+        "data.prepare",
+        "data.generate_scans",
+        "compression.__main__",
+        "export.__main__",
+    },
     {"compression.sensitivity"},
 ]
 

@@ -17,6 +17,8 @@ from squeeze_jax.data.augmentation import (
     random_flip,
     random_quarter_turns,
     random_rotation,
+    random_scale,
+    shift_intensity,
 )
 from squeeze_jax.errors import ConfigError, TrainingError
 from squeeze_jax.tasks import Classification
@@ -148,13 +150,10 @@ def test_mirror_images_are_all_that_the_axes_allow():
         mirror_images(volume[0], ("depth",))
 
 
-@pytest.mark.parametrize(("shape", "count"), [((3, 3, 1), 4), ((3, 3, 3, 2), 10)])
-def test_quarter_turns_reach_every_turn_in_every_plane(shape, count):
-    image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    turned = random_quarter_turns(jnp.tile(image, (256, *[1] * len(shape))), KEYS)
-    planes = [(0, 1)] if len(shape) == 3 else [(0, 1), (0, 2), (1, 2)]
-    expected = {np.rot90(image, k, plane).tobytes() for plane in planes for k in range(4)}
-    assert {np.asarray(t).tobytes() for t in turned} == expected and len(expected) == count
+def test_quarter_turns_reach_every_turn():
+    image = np.arange(9, dtype=np.float32).reshape(3, 3, 1)
+    turned = random_quarter_turns(jnp.tile(image, (256, 1, 1, 1)), KEYS)
+    assert {np.asarray(t).tobytes() for t in turned} == {np.rot90(image, k).tobytes() for k in range(4)}
 
 
 def test_rotation_is_pillows():
@@ -247,3 +246,32 @@ def test_a_state_that_is_not_finite_is_seen():
     bad = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params))
     with pytest.raises(TrainingError, match="not finite between steps 3 and 3"):
         health.check_finite(bad, 3, 0.1)
+
+
+def test_a_volume_gets_all_rotations_of_the_cube_equally_often():
+    cube = jnp.arange(27.0).reshape(3, 3, 3, 1)
+    keys = jax.random.split(jax.random.key(0), 1200)
+    found = np.asarray(random_quarter_turns(jnp.tile(cube, (1200, 1, 1, 1, 1)), keys))[..., 0]
+    rotations = set()
+    grid = np.asarray(cube)[..., 0]
+    for turned in (grid, *(np.rot90(grid, i, (0, 1)) for i in (1, 2, 3)), *(np.rot90(grid, i, (0, 2)) for i in (1, 3))):
+        rotations |= {np.rot90(turned, i, (1, 2)).tobytes() for i in range(4)}
+    seen, counts = np.unique(found.reshape(1200, -1), axis=0, return_counts=True)
+    assert {row.astype(grid.dtype).tobytes() for row in seen} == rotations and len(rotations) == 24
+    assert counts.min() > 25 and counts.max() < 85  # 50 each on average
+
+
+def test_scale_and_intensity_shift_of_volumes():
+    volume = jnp.zeros((2, 9, 9, 9, 1)).at[:, 3:6, 3:6, 3:6].set(100.0)
+    keys = jax.random.split(jax.random.key(3), 2)
+    same = random_scale(volume, keys, (1.0, 1.0))
+    np.testing.assert_allclose(same, volume, atol=1e-4)
+    twice = np.asarray(random_scale(volume, keys, (2.0, 2.0)))[0, ..., 0]
+    assert twice[4, 4, 4] == pytest.approx(100) and twice[2, 4, 4] == pytest.approx(100) and twice[0, 4, 4] < 1
+    half = np.asarray(random_scale(volume + 100, keys, (0.5, 0.5)))[0, ..., 0]
+    assert half[0].max() == 0 and half[4, 4, 4] > 150  # what lies outside is black
+    bright = np.asarray(shift_intensity(volume, keys, 20.0))
+    shifts = bright[:, 4, 4, 4, 0] - 100
+    assert (abs(shifts) <= 20).all() and shifts[0] != shifts[1] and bright.min() >= 0
+    alone = random_scale(volume[1:], keys[1:], (0.8, 1.2))
+    np.testing.assert_array_equal(random_scale(volume, keys, (0.8, 1.2))[1:], alone)

@@ -275,3 +275,19 @@ def test_a_difference_has_a_p_value_where_the_seeds_differ():
     assert report.difference(trials(0.5, 0.5), trials(1.0, 1.0), "test_top1") == "+0.5000"
     assert report.difference(trials(0.7, 0.8), trials(0.8, 0.9), "test_top1") == "+0.1000"  # but for rounding
     assert report.difference(trials(0.5)[:0], trials(1.0), "test_top1") == ""
+
+
+def test_a_trial_without_the_metric_is_named_and_left_out(tmp_path, monkeypatch):
+    sweep = Sweep("s", "none.py", [{"model.x": x} for x in (0, 1)], seeds=(0,))
+    size = {"status": "finished", "parameters": 1, "mebibytes": 0.0, "macs": 1, "metric": "test_auc"}
+    monkeypatch.setattr(
+        report,
+        "_row",
+        lambda sweep, trial, folder: {
+            "trial": trial.name,
+            **size,
+            **({"test_auc": 0.5} if "0" in trial.name[:3] else {}),
+        },
+    )
+    text = report.write(sweep, tmp_path, tmp_path)
+    assert "- x=1,seed=0: finished, but has no test_auc" in text and "| 0 | 1 | 0.00 | 0.0 | 0.5000 | 1 |" in text

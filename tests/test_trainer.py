@@ -410,6 +410,7 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
         "train.duration": "30 steps",
         "model.dropout_rate": 0.0,
         "task.auc": True,
+        "task.threshold": "youden",
     }
     with pytest.raises(DataError, match=f"{broken} cannot be read"):
         trainer.train_and_evaluate(configure(data_dir, **options), tmp_path / "stops")
@@ -417,13 +418,24 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
     result = trainer.train_and_evaluate(configure(data_dir, **options), tmp_path / "skips")
     assert f"replaced by the next example (1 so far): {broken}" in capfd.readouterr().err
     assert read_metrics(tmp_path / "skips")[-3]["speed"]["unreadable_examples"] == 1
-    assert set(result.metrics["test"]) == {"loss", "top1", "auc", "sensitivity", "specificity"}
+    measured = {"loss", "top1", "auc", "sensitivity", "specificity"}
+    assert set(result.metrics["validation"]) == set(result.metrics["test"]) == measured | {"threshold", "temperature"}
+    assert result.metrics["validation"]["threshold"] == 0.5, "chosen and judged on the same data"
 
     mirrored = configure(data_dir, **options, **{"task.mirror": ("width",)})
     values = network.evaluate(tmp_path / "skips", config=mirrored).values
     assert set(values) == set(result.metrics["test"]) and values["loss"] != result.metrics["test"]["loss"]
     folders = [folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()]
     assert folders == [f"test_step_{result.best_step}_mirror-width"]
+    full = configure(data_dir, **options, **{"task.metrics": "full", "task.calibrate": True})
+    evaluation = network.evaluate(tmp_path / "skips", config=full)
+    assert evaluation.task.point.temperature != 1 and len(evaluation.values) == 14
+    (folder,) = (tmp_path / "skips" / "evaluation").glob("*metrics-full*")
+    assert {"scores.csv", "cases.csv", "curves.png", "confusion.png"} <= {path.name for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match="chooses a threshold or a temperature on the validation split, but there is"):
+        trainer.train_and_evaluate(
+            configure(data_dir, **options, **{"dataset.validation_split": ""}), tmp_path / "no_validation"
+        )
     mirrored.seed += 1
     with pytest.raises(ConfigError, match=r"seed: 0 in the workdir, 1 now(.|\n)*config.run.\* and config.evaluation"):
         network.evaluate(tmp_path / "skips", config=mirrored)

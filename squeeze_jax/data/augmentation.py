@@ -4,13 +4,16 @@ Every random choice uses the key of its example, so it depends neither on the de
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from squeeze_jax.errors import ConfigError
 
+SCALE, INTENSITY_SHIFT = 2**20, 2**20 + 1  # folded into an example's key, which is split for the other augmentations
 AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -25,9 +28,13 @@ class Preprocessing:
       mean: the mean of the pixels in 0..255; one value per channel, or one for all channels.
       std: the standard deviation, likewise.
       flip: axes ("depth", "height", "width"), each mirrored with probability 1/2.
-      quarter_turns: rotate by a random multiple of 90 degrees, a volume in a random plane; needs equal sides.
+      quarter_turns: rotate by a random multiple of 90 degrees, a volume by one of the cube's 24 rotations; needs equal
+        sides.
       rotate: largest angle in degrees of a random rotation of 2-D images (nearest pixel, black outside).
       pad_and_crop: width in pixels of the black border that is added before a random crop of the original size.
+      scale: (low, high) of a factor on the size of what is shown, which stays in the middle (bilinear, black outside);
+        empty for none.
+      intensity_shift: largest value that is added to all pixels, in either direction.
       cutout: side in pixels of a square (cube) at a random place that is set to `mean`.
       intensity: (low, high) of a factor on the pixels; random in training, the midpoint in evaluation; empty for none.
       dtype: dtype of the result.
@@ -40,6 +47,8 @@ class Preprocessing:
     quarter_turns: bool = False
     rotate: float = 0.0
     pad_and_crop: int = 0
+    scale: tuple[float, ...] = ()
+    intensity_shift: float = 0.0
     cutout: int = 0
     intensity: tuple[float, ...] = ()
     dtype: str = "float32"
@@ -63,7 +72,7 @@ class Preprocessing:
         """
         images = self.resize(images)
         self._check(images.shape[1:-1])
-        crop, flip, turn, rotate, cut, scale = jax.vmap(lambda key: jax.random.split(key, 6), out_axes=1)(keys)
+        crop, flip, turn, rotate, cut, factor = jax.vmap(lambda key: jax.random.split(key, 6), out_axes=1)(keys)
         if self.pad_and_crop:
             images = random_crop(images, crop, self.pad_and_crop)
         if self.flip:
@@ -72,8 +81,12 @@ class Preprocessing:
             images = random_quarter_turns(images, turn)
         if self.rotate:
             images = random_rotation(images, rotate, self.rotate)
+        if self.scale:
+            images = random_scale(images, _folded(keys, SCALE), self.scale)
+        if self.intensity_shift:
+            images = shift_intensity(images, _folded(keys, INTENSITY_SHIFT), self.intensity_shift)
         if self.intensity:
-            factors = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, *self.intensity))(scale)
+            factors = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, *self.intensity))(factor)
             images = images * factors.reshape(-1, *(1,) * (images.ndim - 1))
         if self.cutout:
             images = random_cutout(images, cut, self.cutout, jnp.array(self.mean, images.dtype))
@@ -152,17 +165,57 @@ def random_crop(images: jax.Array, keys: jax.Array, padding: int) -> jax.Array:
 
 
 def random_quarter_turns(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Rotates each image by 0, 90, 180 or 270 degrees at random, a volume in one of its three planes."""
+    """Rotates each image by 0, 90, 180 or 270 degrees at random, a volume by one of the 24 rotations of a cube."""
     rank = images.ndim - 2
-    planes = [(a, b) for a in range(rank) for b in range(a + 1, rank)]
-    choices = [
-        lambda image, a=a, b=b, turns=turns: jnp.rot90(image, turns, (a, b)) for a, b in planes for turns in range(4)
-    ]
+    if rank == 2:
+        turns = jax.vmap(lambda key: jax.random.randint(key, (), 0, 4))(keys)
+        return _choose([jnp.rot90(images, i, (1, 2)) for i in range(4)], turns)
+    # A rotation permutes the axes and reverses an even number of them if the permutation is even, else an odd number.
+    permutations = list(itertools.permutations(range(rank)))
+    odd = jnp.array([round(np.linalg.det(np.eye(rank)[list(order)])) < 0 for order in permutations])
+    order, bits = jax.vmap(
+        lambda key: (
+            jax.random.randint(key, (), 0, len(permutations)),
+            jax.random.bernoulli(jax.random.fold_in(key, 1), shape=(rank - 1,)),
+        )
+    )(keys)
+    last = odd[order] ^ (jnp.sum(bits, axis=1) % 2 == 1)
+    turned = [images.transpose(0, *(axis + 1 for axis in axes), rank + 1) for axes in permutations]
+    images = _choose(turned, order)
+    for axis, reverse in enumerate([*bits.T, last]):
+        images = _choose([images, jnp.flip(images, axis + 1)], reverse.astype(jnp.int32))
+    return images
 
-    def turn(image: jax.Array, key: jax.Array) -> jax.Array:
-        return jax.lax.switch(jax.random.randint(key, (), 0, len(choices)), choices, image)
 
-    return jax.vmap(turn)(images, keys)
+def _choose(views: list[jax.Array], index: jax.Array) -> jax.Array:
+    """Returns for each example the view with this index."""
+    chosen = views[0]
+    for i, view in enumerate(views[1:], start=1):
+        chosen = jnp.where((index == i).reshape(-1, *(1,) * (chosen.ndim - 1)), view, chosen)
+    return chosen
+
+
+def _folded(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def random_scale(images: jax.Array, keys: jax.Array, limits: tuple[float, float]) -> jax.Array:
+    """Enlarges each image by a random factor between two limits about its centre; outside it is black."""
+    spatial = images.shape[1:-1]
+    sizes, axes = jnp.array(spatial, images.dtype), tuple(range(len(spatial)))
+
+    def scale(image: jax.Array, key: jax.Array) -> jax.Array:
+        factors = jnp.full(len(spatial), jax.random.uniform(key, (), images.dtype, *limits))
+        shift = (1 - factors) * sizes / 2
+        return jax.image.scale_and_translate(image, image.shape, axes, factors, shift, "linear", antialias=False)
+
+    return jax.vmap(scale)(images, keys)
+
+
+def shift_intensity(images: jax.Array, keys: jax.Array, largest: float) -> jax.Array:
+    """Adds a random value in +-`largest` to all pixels of each image, and keeps them in 0..255."""
+    values = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, -largest, largest))(keys)
+    return jnp.clip(images + values.reshape(-1, *(1,) * (images.ndim - 1)), 0, 255)
 
 
 def random_rotation(images: jax.Array, keys: jax.Array, degrees: float) -> jax.Array:

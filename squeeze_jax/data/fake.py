@@ -33,6 +33,7 @@ class Fake:
         self.image_shape = tuple(map(int, match[1].split("x")))
         self.class_names = tuple(map(str, range(int(match[2]))))
         self.split_sizes = SIZES
+        self.group_names: dict[str, tuple[str, ...]] = {}
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         """Returns the examples of a split: dicts of "image" (uint8) and "label"."""

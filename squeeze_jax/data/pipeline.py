@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from squeeze_jax.data.splits import UNREADABLE, VALID, Split
+from squeeze_jax.errors import DataError
 
 Batch = dict[str, Any]
 
@@ -25,12 +26,15 @@ def train_batches(
     batch_size: int,
     seed: int,
     first_step: int = 0,
+    balanced: bool = False,
     num_threads: int = 2,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Returns an endless iterator of shuffled batches; each epoch contains every example exactly once.
+
+    If `balanced`, every class is drawn equally often instead: the examples of a class are shuffled and repeated.
 
     The examples are first shuffled, repeated and batched; each host then takes a contiguous slice of every global
     batch. A random crop is keyed by (seed, step, position in the global batch). So nothing depends on the number of
@@ -41,6 +45,7 @@ def train_batches(
       batch_size: the size of the global batch; a multiple of `process_count`.
       seed: the seed of the order and of random crops.
       first_step: the step of the first batch.
+      balanced: whether every class is drawn equally often.
       num_threads: threads that read, decode and assemble batches, in this process or in each worker.
       num_workers: worker processes that do so instead of this process; 0 for none.
       process_index: the index of this host.
@@ -52,6 +57,7 @@ def train_batches(
 
     Raises:
       ValueError: `batch_size` is not a multiple of `process_count`.
+      DataError: `balanced`, but the examples do not have one class each.
     """
     rows = _host_rows(batch_size, process_index, process_count)
 
@@ -62,7 +68,8 @@ def train_batches(
             rngs = [np.random.default_rng((seed, step, position)) for position in range(batch_size)[rows]]
         return split.batch(indices[rows], rngs)
 
-    batches = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat().batch(batch_size)
+    uniform = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
+    batches = (_balanced(split, seed) if balanced else uniform).batch(batch_size)
     return _iterate(batches[first_step:].map_with_index(load), num_threads, num_workers)
 
 
@@ -95,6 +102,20 @@ def eval_batches(
         return {**batch, VALID: valid}
 
     return _iterate(grain.MapDataset.range(0, size, batch_size).map(load), num_threads, num_workers)
+
+
+def _balanced(split: Split, seed: int) -> grain.MapDataset:
+    """Returns an endless order of indices in which the classes take turns, those without examples left out."""
+    labels = split.targets().get("label")
+    if labels is None or labels.ndim != 1:
+        raise DataError(
+            f"the examples of {split.name} do not have one class each; set config.train.sampling='uniform'."
+        )
+    classes = [
+        grain.MapDataset.source(np.flatnonzero(labels == label)).shuffle(seed=(seed + i) % 2**32).repeat()
+        for i, label in enumerate(np.unique(labels))
+    ]
+    return grain.MapDataset.mix(classes, weights=[1 / len(classes)] * len(classes))
 
 
 def prefetched_batches(num_threads: int) -> int:

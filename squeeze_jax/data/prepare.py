@@ -3,7 +3,8 @@
     python -m squeeze_jax.data.prepare cifar10                          # downloads and prepares a TFDS dataset
     python -m squeeze_jax.data.prepare medmnist/adrenalmnist3d --file adrenalmnist3d.npz   # from a downloaded file
     python -m squeeze_jax.data.prepare imagenet2012 --from ~/tensorflow_datasets/imagenet2012/5.1.0   # from tfrecord
-    python -m squeeze_jax.data.prepare photographs.zip                  # unpacks a zip of images in split/class/
+    python -m squeeze_jax.data.prepare photographs.zip                  # unpacks a zip of images (folders.ImageFolder)
+    python -m squeeze_jax.data.prepare scans/luna --scans luna16/ --candidates candidates.csv   # cut from CT scans
 
 Datasets are stored as array_record, which gives the training process random access without TensorFlow. A dataset that
 is already prepared is not changed.
@@ -15,6 +16,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from collections.abc import Iterator
 from squeeze_jax import commands
 from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.folders import ImageFolder
+from squeeze_jax.data.scans import CUTS, Cut, find_scans, read_candidates
 from squeeze_jax.data.sources import default_data_dir
 from squeeze_jax.errors import DataError, SqueezeJaxError
 
@@ -129,6 +132,47 @@ def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pat
     return target
 
 
+def cut_scans(
+    name: str, scans: pathlib.Path, candidates: pathlib.Path, cut: Cut, data_dir: str | None = None
+) -> pathlib.Path:
+    """Cuts patches around the candidates of CT scans, and stores them as a dataset.
+
+    Scans in folders such as subset0/ are in splits of these names, as LUNA16 publishes them; others are in "train".
+
+    Args:
+      name: the name of the new dataset, "scans/" and a name of your own.
+      scans: the folder of the scans, see `scans.find_scans`.
+      candidates: the list of candidates, see `scans.read_candidates`.
+      cut: the patches.
+      data_dir: as in `prepare`.
+
+    Returns:
+      The dataset's folder.
+
+    Raises:
+      DataError: a row, a scan or the name is wrong, or the dataset exists with another cut.
+    """
+    import tensorflow_datasets as tfds
+
+    from squeeze_jax.data.builders.scans import Scans, ScansConfig
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    kind, _, own = name.partition("/")
+    if kind != Scans.name or not re.fullmatch(r"\w+", own):
+        raise DataError(f"a dataset of scans cannot be called {name!r}; expected a name such as scans/luna.")
+    listed = read_candidates(candidates)
+    config = ScansConfig(name=own, candidates=listed, scans=find_scans(scans), cut=cut)
+    folder = default_data_dir(data_dir)
+    with _locked(folder, name):
+        builder = Scans(config=config, data_dir=folder, file_format="array_record")
+        stored = pathlib.Path(builder.data_dir)
+        if builder.is_prepared() and str(cut) not in tfds.builder_from_directory(stored).info.description:
+            raise DataError(f"{stored} exists, but was not cut as {cut}; use another name, or delete it.")
+        builder.download_and_prepare()
+    return stored
+
+
 def unpack(archive: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
     """Unpacks a zip of images in `split/class/` to a folder with the archive's name.
 
@@ -184,17 +228,30 @@ def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="a dataset of this project or of TFDS, or a zip of images in split/class/")
+    parser.add_argument("name", help="a dataset of this project or of TFDS, a zip of images, or scans/NAME")
     parser.add_argument("--data_dir", help="folder for datasets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--from", dest="source", type=pathlib.Path, metavar="DIR", help="a prepared tfrecord dataset to convert"
     )
     what.add_argument("--file", type=pathlib.Path, help="the dataset's file, if it is already downloaded")
+    scans = parser.add_argument_group("patches of CT scans")
+    scans.add_argument("--scans", type=pathlib.Path, help="folder of .mhd, .mha, NIfTI or DICOM files")
+    scans.add_argument("--candidates", type=pathlib.Path, help="CSV: seriesuid, coordX, coordY, coordZ in mm, class")
+    scans.add_argument("--cut", choices=CUTS, default="cube")
+    scans.add_argument("--size", type=int, help="voxels on a side; default: 32 of a cube, 50 of a slice")
+    scans.add_argument("--spacing", type=float, default=1.0, help="mm between voxels")
+    scans.add_argument("--window", type=float, nargs=2, default=(-1000.0, 400.0), metavar=("LOW", "HIGH"))
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if args.name.endswith(".zip"):
         print(unpack(pathlib.Path(args.name), args.data_dir))
+    elif args.scans or args.candidates:
+        if not (args.scans and args.candidates):
+            raise DataError("a dataset of scans needs both --scans and --candidates.")
+        size = args.size or (32 if args.cut == "cube" else 50)
+        cut = Cut(args.cut, size, args.spacing, tuple(args.window))
+        print(cut_scans(args.name, args.scans, args.candidates, cut, args.data_dir))
     elif args.source:
         print(convert(args.name, args.source.expanduser(), args.data_dir))
     else:

@@ -14,7 +14,7 @@ from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.folders import ImageFolder
-from squeeze_jax.data.splits import Split, Subset, Sum
+from squeeze_jax.data.splits import GROUPS, Split, Subset, Sum
 from squeeze_jax.errors import DataError
 
 
@@ -26,12 +26,15 @@ class Source(Protocol):
       class_names: the class names, in the order of the labels.
       image_shape: (*spatial, channels), with None for sizes that differ between images.
       split_sizes: the number of examples in each stored split.
+      group_names: the names of the patients, scans and cases that the examples belong to, by the target that indexes
+        them (`splits.GROUPS`); empty if the examples name none.
     """
 
     version: str
     class_names: tuple[str, ...]
     image_shape: tuple[int | None, ...]
     split_sizes: dict[str, int]
+    group_names: dict[str, tuple[str, ...]]
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         """Returns the examples of a stored split.
@@ -68,6 +71,11 @@ class Dataset:
     def class_names(self) -> tuple[str, ...]:
         """The class names, in the order of the labels."""
         return self.source.class_names
+
+    @property
+    def group_names(self) -> dict[str, tuple[str, ...]]:
+        """The names of the patients, scans and cases that the targets "patient", "scan" and "case" index, if any."""
+        return self.source.group_names
 
     @property
     def num_classes(self) -> int:
@@ -118,7 +126,7 @@ def open_dataset(
 
     Args:
       name: a dataset of this project, a TFDS dataset, "fake/224x224x3/1000", the folder of a prepared TFDS dataset, or
-        a folder of images in split/class/ (its path, or its name in `data_dir`).
+        a folder of images (its path, or its name in `data_dir`) in a layout of `folders.ImageFolder`.
       data_dir: the folder for datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       channels: 1 or 3; None for the stored channels. Grey images can become RGB, but not the other way round.
       crop: crops photographs to one size.
@@ -159,18 +167,28 @@ class _Tfds:
 
         info = builder.info
         keys = info.supervised_keys
-        if not keys or len(keys) != 2 or not hasattr(info.features[keys[1]], "num_classes"):
+        label = info.features[keys[1]] if keys and len(keys) == 2 else None
+        several = isinstance(label, tfds.features.Sequence)  # labels per example
+        label = label.feature if several else label
+        if not hasattr(label, "num_classes"):
             raise DataError(
-                f"{name} does not have one image and one class label per example; its supervised keys are {keys}."
+                f"{name} does not have one image and its class label or labels per example; its supervised keys are "
+                f"{keys}."
             )
         self._builder, (self._image, self._label) = builder, keys
-        if info.features[self._label].num_classes is None:
+        if label.num_classes is None:
             raise DataError(f"{name} does not declare its number of classes.")
+        self._num_labels = label.num_classes if several else 0
         self.version = str(info.version)
         # TFDS uses 0, 1, 2, ... if the classes have no names.
-        self.class_names = tuple(info.features[self._label].names)
+        self.class_names = tuple(label.names)
         self.image_shape = tuple(info.features[self._image].shape)
         self.split_sizes = {split: info.splits[split].num_examples for split in info.splits}
+        self.group_names = {
+            group: tuple(info.features[group].names)
+            for group in GROUPS
+            if group in info.features and isinstance(info.features[group], tfds.features.ClassLabel)
+        }
         # This project decodes encoded images itself, together with cropping.
         feature = info.features[self._image]
         encoded = isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype) == np.uint8
@@ -178,19 +196,23 @@ class _Tfds:
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         stored = self._builder.as_data_source(split=split, decoders=self._decoders)
-        return _TfdsExamples(stored, self._image, self._label)
+        return _TfdsExamples(stored, self._image, self._label, tuple(self.group_names), self._num_labels)
 
 
 class _TfdsExamples(Sequence):
-    def __init__(self, stored: Sequence, image_key: str, label_key: str):
-        self._stored, self._image, self._label = stored, image_key, label_key
+    def __init__(self, stored: Sequence, image_key: str, label_key: str, groups: tuple[str, ...], num_labels: int):
+        self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in groups}}
+        self._num_labels = num_labels
 
     def __len__(self) -> int:
         return len(self._stored)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._stored[index]
-        return {"image": example[self._image], "label": example[self._label]}
+        example = {name: example[key] for name, key in self._keys.items()}
+        if self._num_labels:  # stored as the indices of those that the example has
+            example["label"] = np.isin(np.arange(self._num_labels), example["label"]).astype(np.uint8)
+        return example
 
 
 def default_data_dir(data_dir: str | None) -> pathlib.Path:

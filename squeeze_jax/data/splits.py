@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ HELD_OUT_SEED = 0
 # Keys that batches have beside what their examples hold: which rows are examples and not padding, and which were
 # replaced because they could not be used.
 VALID, UNREADABLE = "valid", "unreadable"
+# Targets that say what an example belongs to: int32 indices into the `group_names` of its dataset. A patient is never
+# in two splits. A scan is one examination; a case is what is judged as one, such as a nodule with several slices.
+PATIENT, SCAN, CASE = "patient", "scan", "case"
+GROUPS = (PATIENT, SCAN, CASE)
 
 Example = dict[str, np.ndarray]
 
@@ -109,6 +114,10 @@ class Split:
         if label is not None and not ((label >= 0) & (label < self.num_classes)).all():
             raise DataError(f"{self.describe(index)} has the label {label}; expected 0 to {self.num_classes - 1}.")
         return {"image": image, **targets}
+
+    def has(self, target: str) -> bool:
+        """Returns whether the examples have this target."""
+        return len(self) > 0 and target in targets_of(self.examples, 0)
 
     def batch(self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None) -> dict[str, Any]:
         """Reads a batch of examples.
@@ -294,15 +303,60 @@ class _Cache:
 def hold_out(split: Split, count: int) -> tuple[Split, Split]:
     """Splits off `count` random examples, always the same ones.
 
+    If the examples name patients, all examples of a patient are held out or none, so that there may be a few more.
+
     Returns:
-      The other examples, and the `count` held-out examples.
+      The other examples, and the held-out examples.
 
     Raises:
-      DataError: `count` is not between 1 and the number of examples - 1.
+      DataError: `count` is not between 1 and the number of examples - 1, or nothing would be left.
     """
     if not 0 < count < len(split):
         raise DataError(
             f"cannot hold out {count} of the {len(split)} examples of {split.name}; expected 1 to {len(split) - 1}."
         )
-    order = np.random.default_rng(HELD_OUT_SEED).permutation(len(split))
-    return split.subset(np.sort(order[count:])), split.subset(np.sort(order[:count]))
+    if not split.has(PATIENT):
+        order = np.random.default_rng(HELD_OUT_SEED).permutation(len(split))
+        return split.subset(np.sort(order[count:])), split.subset(np.sort(order[:count]))
+    _, patient, sizes = np.unique(split.targets()[PATIENT], return_inverse=True, return_counts=True)
+    order = np.random.default_rng(HELD_OUT_SEED).permutation(len(sizes))
+    chosen = order[: np.searchsorted(np.cumsum(sizes[order]), count) + 1]
+    held_out = np.isin(patient, chosen)
+    if held_out.all():
+        raise DataError(f"holding out {count} examples of {split.name} by patient leaves none; hold out fewer.")
+    return split.subset(np.flatnonzero(~held_out)), split.subset(np.flatnonzero(held_out))
+
+
+def make_folds(split: Split, count: int) -> list[np.ndarray]:
+    """Divides a split into parts for cross-validation, always in the same way.
+
+    The classes have about equal shares in all parts, if each example has one class. If the examples name patients, all
+    examples of a patient are in one part.
+
+    Args:
+      split: the examples.
+      count: the number of parts, at least 2.
+
+    Returns:
+      The indices of each part's examples, in increasing order.
+
+    Raises:
+      DataError: there are fewer patients, or examples of every class, than parts.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    targets = split.targets()
+    classes = targets.get("label", np.zeros(len(split), int))
+    if classes.ndim != 1 or classes.dtype.kind not in "ui":
+        classes = np.zeros(len(split), int)
+    patients = targets.get(PATIENT)
+    if patients is not None and len(np.unique(patients)) < count:
+        raise DataError(f"{split.name} has {len(np.unique(patients))} patients; expected at least {count}, one a fold.")
+    divide = StratifiedKFold if patients is None else StratifiedGroupKFold
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer examples than folds
+            folds = divide(count, shuffle=True, random_state=HELD_OUT_SEED).split(classes, classes, patients)
+            return [np.sort(part) for _, part in folds]
+    except ValueError as error:
+        raise DataError(f"{split.name} cannot be divided into {count} folds: {error}") from error

@@ -57,7 +57,12 @@ def describe(
       channels_first: the order of the axes of the file's input.
       pixels: the dtype of the file's input, "float32" or "uint8".
       batch: the size of a batch; "batch" for any.
+
+    Raises:
+      ExportError: the network does not classify into one of unordered classes.
     """
+    if (labels := network.config.task.get("labels", "multiclass")) != "multiclass":
+        raise ExportError(f"networks with config.task.labels={labels!r} cannot be exported; use 'multiclass'.")
     *spatial, channels = network.image_shape
     names = [str(channels), *map(str, spatial)] if channels_first else [*map(str, spatial), str(channels)]
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")

@@ -1,10 +1,13 @@
-"""Classification: one label per image."""
+"""Classification: one class per image, one of ordered classes, or any number of labels."""
 
+import base64
 import dataclasses
 import functools
+import html
+import logging
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,12 +17,36 @@ import optax
 
 from squeeze_jax import drawing, tables
 from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mixup
-from squeeze_jax.data.splits import VALID, Split
+from squeeze_jax.data.splits import CASE, GROUPS, PATIENT, VALID, Split, targets_of
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.metrics import plots
+from squeeze_jax.metrics.cases import Cases
+from squeeze_jax.metrics.operating_point import (
+    UNFITTED,
+    OperatingPoint,
+    choose_threshold,
+    fit_temperature,
+    parse_rule,
+)
+from squeeze_jax.metrics.scores import available, explain_undefined, intervals, scores
 from squeeze_jax.tasks.task import Batch, Records, Sums, Values
+
+logger = logging.getLogger(__name__)
 
 TOP_K = 5
 MIXUP = 2**20  # folded into an example's key for mixup, because image augmentation splits the key itself
+METRICS = ("basic", "full")
+CASE_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px sans-serif; margin: 2em auto; max-width: 60em }}
+td {{ padding-right: 1em }} img {{ max-width: 100% }}
+</style></head><body>
+<h1>{title}</h1>
+<p>The mean probability over {count} image(s) of the case:</p><table>{rows}</table>
+<p>The map shows where the evidence for the most probable class of each image is (class activation map). It is not a
+segmentation. For research only.</p>
+{images}</body></html>
+"""
 LABELLED_CLASSES = 30  # maximum number of classes for a confusion matrix with readable labels and counts
 
 
@@ -30,29 +57,51 @@ class Classification:
     Attributes:
       class_names: the class names, in the order of the logits.
       preprocessing: the preprocessing of the images.
+      labels: the kind of labels; see `Ordinal` and `MultiLabel` for the others than "multiclass".
       label_smoothing: probability mass that is spread evenly over all classes.
+      focal_gamma: the exponent of the focal loss (Lin et al. 2017, arXiv 1708.02002); 0 for cross entropy.
       class_weights: factor on the loss of each class; empty for none. The reported training loss includes them.
       mixup: alpha of mixup with the neighbouring example, see `data.augmentation.mixup`; 0 for none. The reported
         training loss is that of the mixed examples; the accuracies use an example's own label.
-      auc: whether to report AUC too and, with two classes, sensitivity and specificity.
+      auc: whether to report AUC too and, with two classes, sensitivity and specificity; by case, see `metrics.cases`.
+      metrics: "full" for all metrics of `metrics.scores` and, in the report, their intervals, the cases and curves.
+      threshold: a rule for the threshold on the probability of the second of two classes, see
+        `metrics.operating_point.parse_rule`.
+      calibrate: whether to fit a temperature to the validation split.
+      specificity: of the metric "sensitivity_at_specificity".
+      point: the threshold and the temperature.
       mirror: axes; in evaluation the logits are averaged over an image and its mirror images along these axes.
     """
 
     OPTIONS: ClassVar[Mapping[str, Any]] = {
+        # One class per image; "ordinal": of ordered classes, such as grades; "multilabel": any number of labels.
+        "labels": "multiclass",
         "label_smoothing": 0.0,
+        "focal_gamma": 0.0,  # of the focal loss, which weights hard examples more; 0 for cross entropy
         "class_weights": "none",  # "balanced" (inverse to the class frequencies), or factors: "1, 2.5"
         "mixup": 0.0,  # alpha of the Beta distribution of the mixing share; 0 for no mixup
         "auc": False,
+        "metrics": "basic",  # "full": AUC, average precision, F1, Brier score, calibration and others, with intervals
+        "threshold": "0.5",  # of two classes; "youden", "sensitivity=0.9", "specificity=0.9": chosen in validation
+        "calibrate": False,  # scale the logits by a temperature that is fitted to the validation data
+        "specificity": 0.9,  # at which the sensitivity is reported with "full"
         "mirror": (),
     }
 
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
+    labels: str = "multiclass"
     label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
     class_weights: tuple[float, ...] = ()
     mixup: float = 0.0
     auc: bool = False
+    metrics: str = "basic"
+    threshold: str = "0.5"
+    calibrate: bool = False
+    specificity: float = 0.9
     mirror: tuple[str, ...] = ()
+    point: OperatingPoint = UNFITTED
 
     @classmethod
     def create(
@@ -65,11 +114,36 @@ class Classification:
         """See `Task.create`."""
         if not 0 <= options["label_smoothing"] < 1:
             raise ConfigError(f"config.task.label_smoothing={options['label_smoothing']}; expected 0 <= value < 1.")
+        if options["labels"] not in LABELS:
+            raise ConfigError(f"config.task.labels={options['labels']!r}; expected one of {', '.join(LABELS)}.")
+        if options["labels"] == "multilabel" and (options["label_smoothing"] or options["class_weights"] != "none"):
+            raise ConfigError(
+                "config.task.label_smoothing and config.task.class_weights are for one class per image; leave them out "
+                "with config.task.labels='multilabel'."
+            )
+        if options["focal_gamma"] < 0:
+            raise ConfigError(f"config.task.focal_gamma={options['focal_gamma']}; expected zero or more.")
         if options["mixup"] < 0:
             raise ConfigError(f"config.task.mixup={options['mixup']}; expected zero or more.")
         known = set().union(*AXES.values())
         if not set(options["mirror"]) <= known:
             raise ConfigError(f"config.task.mirror={options['mirror']}; expected some of {', '.join(sorted(known))}.")
+        if options["metrics"] not in METRICS:
+            raise ConfigError(f"config.task.metrics={options['metrics']!r}; expected {' or '.join(METRICS)}.")
+        if not 0 < options["specificity"] < 1:
+            raise ConfigError(f"config.task.specificity={options['specificity']}; expected 0 < value < 1.")
+        rule = parse_rule(options["threshold"])
+        if options["labels"] == "multilabel" and (options["metrics"] == "full" or options["calibrate"]):
+            raise ConfigError(
+                "config.task.metrics='full' and config.task.calibrate are for one class per image; leave them out with "
+                "config.task.labels='multilabel'."
+            )
+        if rule != 0.5 and len(class_names) != 2:
+            raise ConfigError(
+                f"config.task.threshold={options['threshold']!r} is for two classes, but there are {len(class_names)}; "
+                f"leave it out."
+            )
+        point = OperatingPoint(threshold=rule) if isinstance(rule, float) else UNFITTED
         values = {name: options[name] for name in cls.OPTIONS}
         weights = parse_class_weights(options["class_weights"])
         if weights == "balanced":
@@ -78,22 +152,71 @@ class Classification:
             raise ConfigError(
                 f"config.task.class_weights has {len(weights)} factors; expected {len(class_names)}, one per class."
             )
-        return cls(class_names, preprocessing, **{**values, "class_weights": weights})
+        kind = cls if options["labels"] == "multiclass" else LABELS[options["labels"]]
+        if train_split is not None:
+            kind.check_labels(train_split, len(class_names))
+        return kind(class_names, preprocessing, **{**values, "class_weights": weights}, point=point)
+
+    @staticmethod
+    def check_labels(split: Split, num_classes: int) -> None:
+        """Raises ConfigError unless each example has one class."""
+        shape = np.shape(targets_of(split.examples, 0)["label"])
+        if shape:
+            raise ConfigError(
+                f"the examples of {split.name} have {num_classes} labels each; set config.task.labels='multilabel'."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
 
     @property
     def num_outputs(self) -> int:
         """One logit per class."""
-        return len(self.class_names)
+        return self.num_classes
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:
-        """See `Task`: "top1", "loss" and, with `auc`, "auc"."""
-        return {"top1": True, "loss": False} | ({"auc": True} if self.auc else {})
+        """See `Task`: "top1", "loss" and, with `auc` or `metrics`, those of `metrics.scores`."""
+        known = available(self.num_classes)
+        return {"top1": True, "loss": False} | {name: known[name] for name in self._case_metrics}
+
+    @property
+    def _case_metrics(self) -> tuple[str, ...]:
+        """The metrics that are computed from the records, by case."""
+        if self.metrics == "full":
+            return tuple(available(self.num_classes))
+        return ("auc", *(("sensitivity", "specificity") if self.num_classes == 2 else ())) if self.auc else ()
+
+    @property
+    def fits_on_validation(self) -> bool:
+        """See `Task`: whether the threshold or the temperature is chosen on the validation split."""
+        return self.calibrate or not isinstance(parse_rule(self.threshold), float)
+
+    def fitted(self, records: Records) -> "Classification":
+        """See `Task`. The temperature is fitted to the examples, then the threshold to the cases.
+
+        Raises:
+          MetricError: the threshold needs cases of both classes.
+        """
+        point = self.point
+        if self.calibrate:
+            temperature = fit_temperature(records["label"], records["probability"])
+            point = dataclasses.replace(point, temperature=temperature)
+        cases = Cases.of(records, point)
+        if self.num_classes == 2:
+            threshold = choose_threshold(self.threshold, cases.label, cases.probability[:, 1])
+            point = dataclasses.replace(point, threshold=threshold)
+        logger.info(
+            "on %d validation cases: threshold %.4f, temperature %.4f", len(cases), point.threshold, point.temperature
+        )
+        return dataclasses.replace(self, point=point)
 
     @property
     def chance_loss(self) -> float:
         """The loss of a network that gives every class the same probability: ln(classes)."""
-        return math.log(self.num_outputs)
+        return math.log(self.num_classes)
 
     def augment(self, batch: Batch, keys: jax.Array) -> Batch:
         """Augments the images and adds "target", the soft labels for the loss, float (batch, classes)."""
@@ -103,7 +226,7 @@ class Classification:
                 f"device."
             )
         images = self.preprocessing.augment(batch["image"], keys)
-        one_hot = jax.nn.one_hot(batch["label"], self.num_outputs, dtype=images.dtype)
+        one_hot = jax.nn.one_hot(batch["label"], self.num_classes, dtype=images.dtype)
         targets = optax.smooth_labels(one_hot, self.label_smoothing)
         if self.mixup:
             mixup_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, MIXUP)
@@ -118,8 +241,17 @@ class Classification:
         views = mirror_images(self.preprocessing.evaluate(batch["image"]), self.mirror)
         return sum(map(apply, views)) / len(views)
 
+    def class_logits(self, outputs: jax.Array) -> jax.Array:
+        """Returns the logits of the classes (batch, classes) of a network's outputs."""
+        return outputs
+
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        """Returns the cross entropy (batch,), with soft labels in training and with the label in evaluation."""
+        """Returns the cross entropy or focal loss (batch,), with soft labels in training, the label in evaluation."""
+        outputs = self.class_logits(outputs)
+        if self.focal_gamma:
+            target = batch["target"] if "target" in batch else jax.nn.one_hot(batch["label"], self.num_classes)
+            log_probability = jax.nn.log_softmax(outputs)
+            return -jnp.sum(target * (1 - jnp.exp(log_probability)) ** self.focal_gamma * log_probability, axis=-1)
         if "target" in batch:
             return optax.softmax_cross_entropy(outputs, batch["target"])
         return optax.softmax_cross_entropy_with_integer_labels(outputs, batch["label"])
@@ -131,7 +263,7 @@ class Classification:
         """
         labels = batch["label"]
         valid = batch.get(VALID, jnp.ones(labels.shape, bool))
-        _, best = jax.lax.top_k(outputs, min(TOP_K, outputs.shape[-1]))
+        _, best = jax.lax.top_k(self.class_logits(outputs), min(TOP_K, self.num_classes))
         hits = (best == labels[:, None]) & valid[:, None]
         return {
             "examples": jnp.sum(valid, dtype=jnp.int32),
@@ -141,26 +273,37 @@ class Classification:
         }
 
     def records(self, outputs: jax.Array, batch: Batch) -> Records:
-        """Returns "label" and "prediction", int32 (batch,), and with `auc` "probability", float (batch, classes)."""
+        """Returns "label" and "prediction", int32 (batch,), and the ids of `data.splits.GROUPS` that the batch has.
+
+        For metrics by case also "probability", float (batch, classes).
+        """
+        outputs = self.class_logits(outputs)
         found = {"label": batch["label"], "prediction": jnp.argmax(outputs, -1).astype(jnp.int32)}
-        return found | ({"probability": jax.nn.softmax(outputs)} if self.auc else {})
+        found |= {group: batch[group] for group in GROUPS if group in batch}
+        by_case = self._case_metrics or self.fits_on_validation
+        return found | ({"probability": jax.nn.softmax(outputs)} if by_case else {})
 
     def values(self, sums: Sums, records: Records) -> Values:
         """Returns the mean loss and the accuracies in 0..1 ("top5" only with more than five classes).
 
-        With `auc`, evaluation also returns "auc" and, with two classes, "sensitivity" and "specificity".
+        These are by example. Evaluation also returns the metrics by case that `auc` or `metrics` asks for, at the
+        threshold and temperature of `point`. Those that cannot be computed because a class has no cases are left out,
+        and logged.
         """
-        names = ["loss", "top1"] + (["top5"] if self.num_outputs > TOP_K else [])
+        names = ["loss", "top1"] + (["top5"] if self.num_classes > TOP_K else [])
         values = {name: float(sums[name]) / int(sums["examples"]) for name in names}
         if "probability" in records:
-            values["auc"] = auc(records["probability"], records["label"])
-            if self.num_outputs == 2:
-                values |= sensitivity_and_specificity(records["probability"], records["label"])
+            cases = Cases.of(records, self.point)
+            values |= scores(cases, self._case_metrics, self.specificity)
+            if left_out := explain_undefined(cases, self._case_metrics, self.class_names):
+                logger.warning(left_out)
+            if self.fits_on_validation:
+                values |= dataclasses.asdict(self.point)
         return values
 
     def predict(self, outputs: jax.Array) -> jax.Array:
         """Returns the probabilities, float32 (batch, classes)."""
-        return jax.nn.softmax(outputs).astype(jnp.float32)
+        return jax.nn.softmax(self.class_logits(outputs)).astype(jnp.float32)
 
     def describe(self, predicted: np.ndarray) -> dict[str, list[dict[str, Any]]]:
         """Returns the five most probable classes of one example as rows of "top5"."""
@@ -174,12 +317,15 @@ class Classification:
 
     def confusion(self, records: Records) -> np.ndarray:
         """Returns the confusion matrix: counts of examples, int64 (true class, predicted class)."""
-        counts = np.zeros((self.num_outputs, self.num_outputs), np.int64)
+        counts = np.zeros((self.num_classes, self.num_classes), np.int64)
         np.add.at(counts, (records["label"], records["prediction"]), 1)
         return counts
 
     def report(self, folder: pathlib.Path, sums: Sums, records: Records) -> None:
-        """Writes per_class.csv, confusion.csv and confusion.png."""
+        """Writes per_class.csv, confusion.csv and confusion.png, by example.
+
+        With `metrics="full"` also scores.csv, the metrics with their intervals, cases.csv and curves.png.
+        """
         confusion = self.confusion(records)
         tables.write_csv(folder / "per_class.csv", per_class(confusion, self.class_names))
         rows = [
@@ -188,14 +334,216 @@ class Classification:
         ]
         tables.write_csv(folder / "confusion.csv", rows)
         draw_confusion(folder / "confusion.png", confusion, self.class_names)
+        if self.metrics == "full":
+            cases = Cases.of(records, self.point)
+            tables.write_csv(folder / "cases.csv", cases.rows(self.class_names))
+            plots.draw_curves(folder / "curves.png", {"": cases}, self.class_names)
+            units = {"case": cases}
+            if len(cases) < len(records["label"]):
+                of_patients = {**records, PATIENT: records.get(PATIENT, records[CASE])}
+                del of_patients[CASE]
+                units["example"] = Cases.of(of_patients, self.point)
+            rows = [row for unit, judged in units.items() for row in self.score_rows(judged, unit=unit)]
+            tables.write_csv(folder / "scores.csv", rows)
+
+    def score_rows(self, cases: Cases, /, **columns: Any) -> list[dict[str, Any]]:
+        """Returns a row for each metric of `metrics="full"`, with its 95 % interval over patients.
+
+        Args:
+          cases: the cases.
+          columns: the first columns of every row.
+        """
+        names = available(self.num_classes)
+        values, ranges = scores(cases, names, self.specificity), intervals(cases, names, self.specificity)
+        rows = []
+        for name in names:
+            low, high = ranges.get(name, ("", ""))
+            note = "" if name in values else explain_undefined(cases, [name], self.class_names)
+            row = {"metric": name, "value": values.get(name, ""), "low": low, "high": high, "note": note}
+            rows.append({**columns, **row})
+        return rows
 
     def draw(self, path: pathlib.Path, batch: Batch) -> None:
         """Draws a sheet of images with their class names."""
         drawing.draw_sheet(path, batch["image"], [self.class_names[int(label)] for label in batch["label"]])
 
+    def report_case(
+        self, path: pathlib.Path, names: Sequence[str], pictures: Sequence[bytes], predicted: Sequence[np.ndarray]
+    ) -> None:
+        """Writes an HTML page: the mean probability over the images, and each image with its map and probability."""
+
+        def rows(probability: np.ndarray) -> str:
+            cells = [(row["label"], f"{row['probability']:.1%}") for row in self.describe(probability)["top5"]]
+            return "".join(f"<tr><td>{html.escape(label)}</td><td>{share}</td></tr>" for label, share in cells)
+
+        mean = np.mean(predicted, axis=0)
+        images = "".join(
+            f"<h2>{html.escape(name)}</h2><table>{rows(probability)}</table>"
+            f'<img alt="image and map" src="data:image/png;base64,{base64.b64encode(picture).decode()}">\n'
+            for name, picture, probability in zip(names, pictures, predicted, strict=True)
+        )
+        title = f"{self.class_names[int(np.argmax(mean))]}, {mean.max():.1%}"
+        page = CASE_PAGE.format(title=html.escape(title), count=len(names), rows=rows(mean), images=images)
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(page)
+        temporary.replace(path)
+
     def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
         """Draws the class activation map (Zhou et al. 2016, arXiv 1512.04150) of the most probable class."""
         drawing.draw_overlay(path, image, head[..., int(np.argmax(predicted))])
+
+
+class Ordinal(Classification):
+    """Classification into ordered classes, such as grades of a disease.
+
+    Output k is the logit of "above class k, given that it is not below k": the continuation-ratio model, as in CORN
+    (Shi et al. 2023, arXiv 2111.08851), whose class probabilities always add up to one. The loss is the negative log
+    likelihood of the class. There is one more metric, "mae": the mean absolute difference of the most probable class.
+    """
+
+    @property
+    def num_outputs(self) -> int:
+        """One logit for each class but the last."""
+        return self.num_classes - 1
+
+    @property
+    def higher_is_better(self) -> Mapping[str, bool]:
+        """See `Classification`, and "mae"."""
+        return {**super().higher_is_better, "mae": False}
+
+    def class_logits(self, outputs: jax.Array) -> jax.Array:
+        """Returns the log probabilities of the classes, float (batch, classes), of outputs (batch, classes - 1)."""
+        above = jnp.cumsum(jax.nn.log_sigmoid(outputs), axis=-1)
+        first = jnp.zeros_like(outputs[..., :1])
+        not_below = jnp.concatenate([first, above], axis=-1)
+        stay = jnp.concatenate([jax.nn.log_sigmoid(-outputs), first], axis=-1)
+        return not_below + stay
+
+    def sums(self, outputs: jax.Array, batch: Batch) -> Sums:
+        """Returns the sums of `Classification.sums`, and of the absolute difference of the class."""
+        valid = batch.get(VALID, jnp.ones(batch["label"].shape, bool))
+        difference = jnp.abs(jnp.argmax(self.class_logits(outputs), -1) - batch["label"])
+        return {**super().sums(outputs, batch), "mae": jnp.sum(jnp.where(valid, difference, 0), dtype=jnp.int32)}
+
+    def values(self, sums: Sums, records: Records) -> Values:
+        """Returns the values of `Classification.values`, and "mae"."""
+        return {**super().values(sums, records), "mae": float(sums["mae"]) / int(sums["examples"])}
+
+    def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
+        """Draws the map of the output that says "above the class before the most probable one"."""
+        drawing.draw_overlay(path, image, head[..., max(int(np.argmax(predicted)) - 1, 0)])
+
+
+class MultiLabel(Classification):
+    """Classification with any number of labels per image: binary cross entropy, the mean over the labels.
+
+    The metrics are "accuracy", the fraction of all labels that are right at a probability of 0.5, and "auc", the mean
+    AUC over the labels, as in MedMNIST's evaluator.
+    """
+
+    @staticmethod
+    def check_labels(split: Split, num_classes: int) -> None:
+        """Raises ConfigError unless each example says of each label whether it has it."""
+        shape = np.shape(targets_of(split.examples, 0)["label"])
+        if shape != (num_classes,):
+            raise ConfigError(
+                f"the examples of {split.name} have one class each; set config.task.labels='multiclass' or 'ordinal'."
+            )
+
+    @property
+    def higher_is_better(self) -> Mapping[str, bool]:
+        """See `Task`: "accuracy", "loss" and, with `auc`, "auc"."""
+        return {"accuracy": True, "loss": False} | ({"auc": True} if self.auc else {})
+
+    @property
+    def chance_loss(self) -> float:
+        """The loss of a network that gives every label the probability 1/2: ln(2)."""
+        return math.log(2)
+
+    def augment(self, batch: Batch, keys: jax.Array) -> Batch:
+        """Augments the images and adds "target", the labels, float (batch, labels), mixed with `mixup`."""
+        images = self.preprocessing.augment(batch["image"], keys)
+        targets = batch["label"].astype(images.dtype)
+        if self.mixup:
+            mixup_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, MIXUP)
+            images, targets = mixup(images, targets, mixup_keys, self.mixup)
+        return {**batch, "image": images, "target": targets}
+
+    def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+        """Returns the mean binary cross entropy or focal loss over the labels (batch,)."""
+        target = batch["target"] if "target" in batch else batch["label"].astype(outputs.dtype)
+        losses = optax.losses.sigmoid_focal_loss(outputs, target, gamma=self.focal_gamma)
+        return jnp.mean(losses, axis=-1)
+
+    def sums(self, outputs: jax.Array, batch: Batch) -> Sums:
+        """Returns the sums of examples, loss and right labels."""
+        valid = batch.get(VALID, jnp.ones(len(outputs), bool))
+        right = (outputs > 0) == (batch["label"] > 0)
+        return {
+            "examples": jnp.sum(valid, dtype=jnp.int32),
+            "loss": jnp.sum(jnp.where(valid, self.loss(outputs, batch), 0)),
+            "right": jnp.sum(right & valid[:, None], dtype=jnp.int32),
+        }
+
+    def records(self, outputs: jax.Array, batch: Batch) -> Records:
+        """Returns "label", (batch, labels), "probability", float (batch, labels), and the groups."""
+        groups = {group: batch[group] for group in GROUPS if group in batch}
+        return {"label": batch["label"], "probability": jax.nn.sigmoid(outputs), **groups}
+
+    def values(self, sums: Sums, records: Records) -> Values:
+        """Returns the mean loss, "accuracy" and, with `auc` in evaluation, "auc"."""
+        examples = int(sums["examples"])
+        values = {
+            "loss": float(sums["loss"]) / examples,
+            "accuracy": float(sums["right"]) / (examples * self.num_classes),
+        }
+        if self.auc and records:
+            values["auc"] = float(np.mean(label_aucs(records["probability"], records["label"])))
+        return values
+
+    def predict(self, outputs: jax.Array) -> jax.Array:
+        """Returns the probability of each label, float32 (batch, labels)."""
+        return jax.nn.sigmoid(outputs).astype(jnp.float32)
+
+    def report(self, folder: pathlib.Path, sums: Sums, records: Records) -> None:
+        """Writes per_class.csv: examples, AUC, and recall and precision at a probability of 0.5 of each label."""
+        label, predicted = records["label"] > 0, records["probability"] > 0.5
+        aucs = label_aucs(records["probability"], records["label"])
+        rows = []
+        for i, name in enumerate(self.class_names):
+            counts = np.zeros((2, 2), np.int64)
+            np.add.at(counts, (label[:, i].astype(int), predicted[:, i].astype(int)), 1)
+            rows.append({**per_class(counts, ("", name))[1], "class": i, "auc": float(aucs[i])})
+        tables.write_csv(folder / "per_class.csv", rows)
+
+    def draw(self, path: pathlib.Path, batch: Batch) -> None:
+        """Draws a sheet of images with their labels."""
+        captions = [", ".join(n for n, has in zip(self.class_names, row, strict=True) if has) for row in batch["label"]]
+        drawing.draw_sheet(path, batch["image"], captions)
+
+
+LABELS: Mapping[str, type[Classification]] = {
+    "multiclass": Classification,
+    "ordinal": Ordinal,
+    "multilabel": MultiLabel,
+}
+
+
+def label_aucs(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Returns the AUC of each label, float (labels,); NaN if no example has it, or all have.
+
+    Args:
+      probability: float (examples, labels).
+      label: 0 or 1, (examples, labels).
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return np.array(
+        [
+            roc_auc_score(truth, found) if 0 < truth.sum() < len(truth) else math.nan
+            for truth, found in zip(label.T, probability.T, strict=True)
+        ]
+    )
 
 
 def parse_class_weights(text: str) -> str | tuple[float, ...]:
@@ -235,38 +583,6 @@ def balanced_weights(split: Split) -> tuple[float, ...]:
             f"{counts}. Use factors instead."
         )
     return tuple((counts.sum() / (len(counts) * counts)).tolist())
-
-
-def auc(probability: np.ndarray, label: np.ndarray) -> float:
-    """Returns the area under the ROC curve, as in MedMNIST's evaluator; NaN if a class has no examples.
-
-    With two classes this is the AUC of the second one, else the mean AUC of each class against the rest.
-
-    Args:
-      probability: float (examples, num_classes).
-      label: int (examples,).
-    """
-    from sklearn.metrics import roc_auc_score
-
-    num_classes = probability.shape[1]
-    if len(np.unique(label)) < num_classes:
-        return float("nan")
-    classes = [num_classes - 1] if num_classes == 2 else range(num_classes)
-    return float(np.mean([roc_auc_score(label == i, probability[:, i]) for i in classes]))
-
-
-def sensitivity_and_specificity(probability: np.ndarray, label: np.ndarray) -> Values:
-    """Returns sensitivity and specificity of a binary classifier at a threshold of 0.5; NaN if undefined.
-
-    Args:
-      probability: float (examples, 2); class 1 is the positive class.
-      label: int (examples,).
-    """
-    positive = probability[:, 1] > 0.5
-    rates = {}
-    for name, hit, of in (("sensitivity", positive, label == 1), ("specificity", ~positive, label == 0)):
-        rates[name] = float((hit & of).sum() / of.sum()) if of.any() else float("nan")
-    return rates
 
 
 def per_class(confusion: np.ndarray, class_names: tuple[str, ...]) -> list[dict[str, Any]]:

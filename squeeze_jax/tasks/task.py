@@ -5,7 +5,7 @@ this protocol, not a specific task. A task is a frozen dataclass of pure functio
 """
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -42,6 +42,10 @@ class Task(Protocol):
     @property
     def chance_loss(self) -> float | None:
         """The loss of a network that has learned nothing; the log warns if a run stays there. None if unknown."""
+
+    @property
+    def fits_on_validation(self) -> bool:
+        """Whether the test split is judged by what `fitted` chooses on the validation split."""
 
     @classmethod
     def create(
@@ -101,6 +105,15 @@ class Task(Protocol):
           records: the records of all examples; {} in training.
         """
 
+    def fitted(self, records: Records) -> "Task":
+        """Returns the task with what it chooses on the validation split; called only if `fits_on_validation`.
+
+        What it chooses must not change `forward`, `sums` and `records`.
+
+        Args:
+          records: those of all examples of the validation split.
+        """
+
     def predict(self, outputs: Any) -> Any:
         """Returns the predictions for the user, (batch, ...)."""
 
@@ -115,6 +128,18 @@ class Task(Protocol):
 
     def draw(self, path: pathlib.Path, batch: Batch) -> None:
         """Draws the examples of a batch, with pixels in 0..255, as a PNG."""
+
+    def report_case(
+        self, path: pathlib.Path, names: Sequence[str], pictures: Sequence[bytes], predicted: Sequence[np.ndarray]
+    ) -> None:
+        """Writes an HTML page about one case.
+
+        Args:
+          path: the file to write.
+          names: of its images, which are slices of one thing.
+          pictures: what `explain` drew for each image, as the bytes of a PNG.
+          predicted: the prediction for each image, rows of the output of `predict`.
+        """
 
     def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
         """Draws an explanation of the prediction for one image as a PNG.

@@ -29,11 +29,13 @@ class Evaluation:
       values: the task's metrics.
       sums: the task's sums over all examples, int64 and float64.
       records: the task's records of each example, in the order of the split.
+      task: the task that computed the metrics; for a fitted evaluation, as fitted to the validation split.
     """
 
     values: Values
     sums: Sums
     records: Records
+    task: Task
 
 
 class Evaluator:
@@ -60,13 +62,21 @@ class Evaluator:
         self._num_threads = config.run.num_threads
         self._num_workers = config.run.num_workers
 
-    def measure(self, split: Split, variables: Any) -> Evaluation:
+    def measure(self, split: Split, variables: Any, *, fit_on: Split | None = None) -> Evaluation:
         """Evaluates a split.
 
         Args:
           split: the examples. Those that cannot be read are logged and skipped if the split allows it.
           variables: the replicated variables of the model.
+          fit_on: the validation split that the task is fitted to, see `Task.fits_on_validation`; None for no fitting.
         """
+        task = self._task
+        if fit_on is not None:
+            task = task.fitted(self._run(fit_on, variables)[1])
+        sums, records = self._run(split, variables)
+        return Evaluation(task.values(sums, records), sums, records, task)
+
+    def _run(self, split: Split, variables: Any) -> tuple[Sums, Records]:
         batches = pipeline.eval_batches(
             split,
             batch_size=self._batch_size,
@@ -85,7 +95,7 @@ class Evaluator:
         sums, records = add_up(evaluated())
         for name in sorted(unreadable):
             logger.warning("skipped: %s cannot be read", name)
-        return Evaluation(self._task.values(sums, records), sums, records)
+        return sums, records
 
 
 def add_up(batches: Iterable[tuple[Sums, Records]]) -> tuple[Sums, Records]:

@@ -31,6 +31,8 @@ def start_from(
 ) -> tuple[TrainState, Network]:
     """Replaces the weights of a new state by those of a workdir or a weight file.
 
+    The kernels of a 2-D network are inflated for a 3-D one, see `inflate`.
+
     Args:
       state: a state with random weights.
       model: the network of the state.
@@ -48,6 +50,11 @@ def start_from(
     network = load(source)
     fresh = flax.traverse_util.flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
     found = flax.traverse_util.flatten_dict(network.variables, sep="/")
+    planar = [name for name, leaf in found.items() if name in fresh and fresh[name].ndim == leaf.ndim + 1 == 5]
+    for name in planar:
+        found[name] = inflate(np.asarray(found[name]), fresh[name].shape)
+    if planar:
+        logger.info("%d kernels are inflated from 2-D to 3-D", len(planar))
     head = {name for name in fresh | found if name.startswith(f"params/{model.head}/")}
     kept = head if new_head else set()
     wanted = {name: leaf.shape for name, leaf in fresh.items() if name not in kept}
@@ -72,6 +79,22 @@ def start_from(
     ema = jax.tree.map(np.copy, variables) if state.ema else {}
     params, opt_state = variables["params"], jax.device_get(optimizer.init(variables["params"]))
     return state.replace(params=params, batch_stats=variables["batch_stats"], opt_state=opt_state, ema=ema), network
+
+
+def inflate(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Makes a 3-D kernel from a 2-D one (Carreira and Zisserman 2017, arXiv 1705.07750, section 2.4).
+
+    It is repeated along the depth and divided by the depth, so that a volume that is constant along its depth gives
+    what each of its slices gives, but for padding. If the volumes have 1 channel, the 3 input channels of a kernel for
+    colour images are added up.
+
+    Args:
+      kernel: (height, width, inputs, outputs).
+      shape: of the 3-D kernel, (depth, height, width, inputs, outputs).
+    """
+    if kernel.shape[2] == 3 and shape[3] == 1:
+        kernel = kernel.sum(axis=2, keepdims=True)
+    return np.repeat(kernel[None] / shape[0], shape[0], axis=0)
 
 
 def clustered(variables: dict[str, Any], sharing: ConfigDict) -> dict[str, Any]:

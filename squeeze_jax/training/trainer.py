@@ -14,7 +14,7 @@ from rich.console import Console
 from squeeze_jax import config as config_lib
 from squeeze_jax.data import pipeline
 from squeeze_jax.data.splits import UNREADABLE
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, TrainingError
 from squeeze_jax.experiment import Experiment, build
 from squeeze_jax.runtime.devices import DeviceMesh, any_process, compile_once, is_main_process, wait_for_all
 from squeeze_jax.runtime.signals import StopRequest
@@ -144,6 +144,7 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
             batch_size=config.train.batch_size,
             seed=config.seed,
             first_step=first_step,
+            balanced=config.train.sampling == "balanced",
             num_threads=config.run.num_threads,
             num_workers=config.run.num_workers,
             process_index=jax.process_index(),
@@ -195,7 +196,8 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
     finished = step == plan.total or out_of_patience(step)
     if finished and "test" in splits:
         chosen, leaves = checkpoints.read("best")
-        values = evaluator.measure(splits["test"], mesh.replicate(eval_variables(leaves))).values
+        fit_on = splits["validation"] if task.fits_on_validation else None
+        values = evaluator.measure(splits["test"], mesh.replicate(eval_variables(leaves)), fit_on=fit_on).values
         recorder.write(chosen, "test", values)
     checkpoints.close()
     recorder.close(step, finished, best)
@@ -256,6 +258,11 @@ def _augmented(experiment: Experiment, batch: Batch) -> Batch:
 
 def _better(experiment: Experiment, best: dict[str, Any], step: int, values: Values) -> dict[str, Any]:
     metric = experiment.config.evaluation.best_metric
+    if metric not in values:
+        raise TrainingError(
+            f"config.evaluation.best_metric={metric!r} cannot be computed on this validation split (see the log), so "
+            f"it selects no checkpoint; use another metric or another split."
+        )
     sign = 1 if experiment.task.higher_is_better[metric] else -1
     if best["best_value"] is None or sign * values[metric] > sign * best["best_value"]:
         return {"best_step": step, "best_value": values[metric]}

@@ -6,6 +6,8 @@ import importlib
 BUILDERS = {
     "digits": ("squeeze_jax.data.builders.digits", "Digits"),
     "medmnist": ("squeeze_jax.data.builders.medmnist", "MedMNIST"),
+    "pulmonary_nodules": ("squeeze_jax.data.builders.pulmonary_nodules", "PulmonaryNodules"),
+    "synthetic_nodules": ("squeeze_jax.data.builders.scans", "SyntheticNodules"),
 }
 
 

@@ -19,7 +19,8 @@ ADDRESS = "https://zenodo.org/records/10519652/files/{name}.npz?download=1"
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 SIZES_2D = (28, 64, 128, 224)
 SIZES_3D = (28, 64)
-MULTI_LABEL = ("chestmnist",)
+MULTI_LABEL = ("chestmnist",)  # MedMNIST's task "multi-label, binary-class"
+ORDINAL = ("retinamnist",)  # "ordinal-regression"
 
 ORGANS = (
     "bladder",
@@ -309,7 +310,13 @@ class MedMNISTConfig(tfds.core.BuilderConfig):
 
 def _configs() -> list[MedMNISTConfig]:
     return [
-        MedMNISTConfig(name=name if size == 28 else f"{name}_{size}", entry_name=name, size=size)
+        MedMNISTConfig(
+            name=name if size == 28 else f"{name}_{size}",
+            entry_name=name,
+            size=size,
+            # Copies of version 3.0.2 hold the labels without their names.
+            version=tfds.core.Version("3.0.3") if name in MULTI_LABEL else None,
+        )
         for name, entry in ENTRIES.items()
         for size in entry.sizes
     ]
@@ -334,7 +341,7 @@ class MedMNIST(tfds.core.GeneratorBasedBuilder):
         else:
             image = tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB)
         if config.entry_name in MULTI_LABEL:
-            label = tfds.features.Tensor(shape=(len(entry.class_names),), dtype=np.uint8)
+            label = tfds.features.Sequence(tfds.features.ClassLabel(names=entry.class_names))  # those that it has
         else:
             label = tfds.features.ClassLabel(names=entry.class_names)
         return tfds.core.DatasetInfo(
@@ -368,7 +375,7 @@ class MedMNIST(tfds.core.GeneratorBasedBuilder):
         images = images.reshape(len(images), *(self.builder_config.size,) * entry.spatial_axes, entry.channels)
         single = self.builder_config.entry_name not in MULTI_LABEL
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            yield i, {"image": image, "label": int(label[0]) if single else label}
+            yield i, {"image": image, "label": int(label[0]) if single else np.flatnonzero(label).tolist()}
 
 
 def check_md5(path: pathlib.Path, expected: str) -> None:

@@ -1,0 +1,285 @@
+"""Judges finished classifiers on the same test cases: metrics with intervals, DeLong's test, curves, FROC.
+
+    python -m experiments.judge runs/lidc/* --output reports/lidc
+    python -m experiments.judge runs/luna/* --output reports/luna --ensemble --nodules 1186 --scans 888
+
+The runs are those of a sweep, or any workdirs. Runs whose configs differ in `seed` and `dataset.fold` only are of one
+model. The folds of a model are pooled: each case is judged once, by the run that did not see its patient, at the
+threshold and temperature that this run's validation split chose. --ensemble averages the probabilities of the seeds,
+on the validation split too.
+
+NAME.csv has a row per model, seed and metric, with 95 % bootstrap intervals over patients; NAME.md is the table, with
+DeLong's test of each model against the first one; NAME_cases.csv has the judged cases; NAME.png ROC, precision-recall
+and reliability. With --nodules, NAME_froc.png is the FROC curve, and the table has LUNA16's competition score.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.report import mean_and_spread
+from squeeze_jax import commands, load
+from squeeze_jax import config as config_lib
+from squeeze_jax.errors import InputError
+from squeeze_jax.experiment import make_task
+from squeeze_jax.metrics import delong
+from squeeze_jax.metrics.cases import Cases, pool
+from squeeze_jax.metrics.froc import Froc, froc
+from squeeze_jax.metrics.plots import draw_curves, draw_froc
+from squeeze_jax.runtime import compilation_cache
+from squeeze_jax.tables import markdown, write_csv
+from squeeze_jax.tasks import Classification
+from squeeze_jax.tasks.task import Records
+
+ENSEMBLE = "ensemble"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a finished run predicts.
+
+    Attributes:
+      model: the values of its config that seeds and folds share, by dotted key.
+      seed: its seed, or ENSEMBLE.
+      fold: the fold that is its test split; 0 without cross-validation.
+      folds: the number of folds; 1 without cross-validation.
+      task: its task, before anything is chosen on the validation split.
+      validation: the records of its validation split; None if nothing is chosen there.
+      test: those of its test split.
+    """
+
+    model: Mapping[str, Any]
+    seed: int | str
+    fold: int
+    folds: int
+    task: Classification
+    validation: Records | None
+    test: Records
+
+    def cases(self, first: int) -> Cases:
+        """Returns the judged cases; those without ids are counted from `first`."""
+        task = self.task if self.validation is None else self.task.fitted(self.validation)
+        return Cases.of(self.test, task.point, first)
+
+
+def evaluate(workdir: pathlib.Path, options: Mapping[str, Any]) -> Run:
+    """Evaluates a run on its test split and, if needed, on its validation split.
+
+    Args:
+      workdir: of a finished run.
+      options: other values for keys of `config.task`.
+
+    Raises:
+      InputError: it is not the run of a classifier.
+    """
+    network = load(workdir)
+    if not isinstance(network.task, Classification):
+        raise InputError(f"{workdir} is not the run of a classifier.")
+    config = network.config.copy_and_resolve_references()
+    config.task.update({**options, "metrics": "full"})
+    task = make_task(config, network.class_names)
+    plain = config.copy_and_resolve_references()
+    plain.task.update({"threshold": "0.5", "calibrate": False})  # `Run.cases` chooses them, after averaging over seeds
+    records = {split: network.evaluate(split, config=plain).records for split in _splits(task)}
+    values = config_lib.flatten(config)
+    fold, folds = values.pop("dataset.fold", 0), values.pop("dataset.folds", 0)
+    seed = values.pop("seed")
+    model = {key: value for key, value in values.items() if not key.startswith("run.")}
+    count = (len(folds) if isinstance(folds, tuple) else folds) or 1
+    return Run(model, seed, fold if folds else 0, count, task, records.get("validation"), records["test"])
+
+
+def _splits(task: Classification) -> Iterable[str]:
+    return ("validation", "test") if task.fits_on_validation else ("test",)
+
+
+def averaged(runs: Sequence[Run]) -> Run:
+    """Returns an ensemble: the mean probabilities of runs of one model and fold.
+
+    Raises:
+      InputError: the runs have other examples.
+    """
+
+    def mean(parts: Sequence[Records]) -> Records:
+        if any(not np.array_equal(part["label"], parts[0]["label"]) for part in parts):
+            raise InputError("the seeds of a model were tested on different examples, so they make no ensemble.")
+        return {**parts[0], "probability": np.mean([part["probability"] for part in parts], axis=0)}
+
+    first = runs[0]
+    validation = None if first.validation is None else mean([run.validation for run in runs])
+    return dataclasses.replace(first, seed=ENSEMBLE, validation=validation, test=mean([run.test for run in runs]))
+
+
+def judged(runs: Sequence[Run], *, ensemble: bool) -> dict[tuple[str, int | str], Cases]:
+    """Returns the pooled cases by model and seed, in the order of the runs.
+
+    Args:
+      runs: the runs.
+      ensemble: whether to average over seeds.
+
+    Raises:
+      InputError: a fold is missing, or two runs have the same model, seed and fold.
+    """
+    models = [run.model for run in runs]
+    differing = [key for key in models[0] if any(model.get(key) != models[0][key] for model in models)]
+    grouped: dict[str, dict[int | str, dict[int, Run]]] = {}
+    for run in runs:
+        name = ", ".join(f"{key.rsplit('.', 1)[-1]}={run.model.get(key)}" for key in differing)
+        folds = grouped.setdefault(name, {}).setdefault(run.seed, {})
+        if run.fold in folds:
+            raise InputError(f"two runs have the model {name or 'of the first run'}, seed {run.seed}, fold {run.fold}.")
+        folds[run.fold] = run
+    found = {}
+    for name, seeds in grouped.items():
+        if ensemble:
+            common = set.intersection(*(set(folds) for folds in seeds.values()))
+            seeds = {ENSEMBLE: {fold: averaged([folds[fold] for folds in seeds.values()]) for fold in common}}
+        for seed, folds in seeds.items():
+            missing = set(range(next(iter(folds.values())).folds)) - set(folds) if folds else {0}
+            if missing:
+                raise InputError(
+                    f"model {name or 'of the runs'}, seed {seed}: fold {min(missing)} is missing; finish its run first."
+                )
+            parts, first = [], 0
+            for fold in sorted(folds):
+                parts.append(folds[fold].cases(first))
+                first += len(folds[fold].test["label"])
+            found[name, seed] = pool(parts)
+    return found
+
+
+def compare(found: Mapping[tuple[str, int | str], Cases]) -> list[list[str]]:
+    """Returns the rows of DeLong's test of each model against the first one, seed by seed.
+
+    Raises:
+      InputError: the models were tested on different cases.
+    """
+    first = next(iter(found))[0]
+    rows = []
+    for (name, seed), cases in found.items():
+        if name == first or (first, seed) not in found:
+            continue
+        base = found[first, seed]
+        a, b = np.argsort(base.case), np.argsort(cases.case)
+        if not (np.array_equal(base.case[a], cases.case[b]) and np.array_equal(base.label[a], cases.label[b])):
+            raise InputError(
+                f"{name} and {first} were tested on different cases; compare runs with the same test split."
+            )
+        test = delong.compare(base.label[a], base.probability[a, 1], cases.probability[b, 1], base.patient[a])
+        low, high = test.interval
+        p = "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
+        rows.append([name, str(seed), f"{test.difference:+.4f}", f"{low:+.4f} to {high:+.4f}", p])
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], curves: Mapping[tuple[str, int | str], Froc]) -> str:
+    """Returns the metrics as Markdown: a row per model and seed, and the mean over the seeds of each model."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    header = ["model", "seed", "cases", "patients", *(name.replace("_", " ") for name in metrics)]
+    header += ["competition score"] if curves else []
+    lines, by_model = [], {}
+    for row in rows:
+        by_model.setdefault(row["model"], {}).setdefault(row["seed"], []).append(row)
+    for model, seeds in by_model.items():
+        for seed, of_seed in seeds.items():
+            cells = [_cell(row) for row in of_seed]
+            cells += [f"{curves[model, seed].competition_score:.3f}"] if curves else []
+            lines.append([model, str(seed), str(of_seed[0]["cases"]), str(of_seed[0]["patients"]), *cells])
+        if len(seeds) > 1:
+            columns = [[row["value"] for row in column] for column in zip(*seeds.values(), strict=True)]
+            columns += [[curves[model, seed].competition_score for seed in seeds]] if curves else []
+            means = [mean_and_spread(values) if "" not in values else "" for values in columns]
+            lines.append([model, "mean ± s. d.", "", "", *means])
+    return markdown(header, lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if row["value"] == "":
+        return "not defined"
+    return f"{row['value']:.3f}" + (f" ({row['low']:.3f} to {row['high']:.3f})" if row["low"] != "" else "")
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, help="workdirs; other files and folders are skipped")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the report")
+    parser.add_argument("--name", default="judge", help="name of the report's files")
+    parser.add_argument("--ensemble", action="store_true", help="average the probabilities of a model's seeds")
+    parser.add_argument("--threshold", help="other value of config.task.threshold")
+    parser.add_argument("--calibrate", action="store_true", help="fit a temperature to each validation split")
+    parser.add_argument("--mirror", nargs="+", help="average over mirror images along these axes")
+    parser.add_argument("--nodules", type=int, help="nodules in all scans, for FROC; also those without a candidate")
+    parser.add_argument("--scans", type=int, help="scans, for FROC; default: those that have candidates")
+    args = parser.parse_args()
+    compilation_cache.enable()
+    options: dict[str, Any] = {}
+    if args.threshold:
+        options["threshold"] = args.threshold
+    if args.calibrate:
+        options["calibrate"] = True
+    if args.mirror:
+        options["mirror"] = tuple(args.mirror)
+    workdirs = [path for path in args.workdirs if (path / config_lib.CONFIG_FILE).exists()]
+    if not workdirs:
+        raise InputError("none of the arguments is the workdir of a run.")
+    runs = [evaluate(workdir, options) for workdir in workdirs]
+    task, names = runs[0].task, runs[0].task.class_names
+    if any(run.task.class_names != names for run in runs):
+        raise InputError("the runs have different classes; judge runs on one dataset.")
+    found = judged(runs, ensemble=args.ensemble)
+    write(found, task, args.output, args.name, num_nodules=args.nodules, num_scans=args.scans)
+
+
+def write(
+    found: Mapping[tuple[str, int | str], Cases],
+    task: Classification,
+    output: pathlib.Path,
+    name: str,
+    *,
+    num_nodules: int | None = None,
+    num_scans: int | None = None,
+) -> None:
+    """Writes the report and prints its table.
+
+    Args:
+      found: the cases by model and seed.
+      task: the task, for the class names and the metrics.
+      output: the folder.
+      name: the name of the files.
+      num_nodules: nodules in all scans; None for no FROC.
+      num_scans: see `froc`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    curves = {}
+    if num_nodules:
+        counts = {"num_nodules": num_nodules, "num_scans": num_scans}
+        curves = {key: froc(cases.probability[:, 1], cases.label, cases.scan, **counts) for key, cases in found.items()}
+    scores, rows = [], []
+    for (model, seed), cases in found.items():
+        columns = {"model": model, "seed": seed}
+        size = {"cases": len(cases), "patients": len(np.unique(cases.patient))}
+        scores += task.score_rows(cases, **columns, **size)
+        rows += [{**columns, **row} for row in cases.rows(task.class_names)]
+    write_csv(output / f"{name}.csv", scores)
+    write_csv(output / f"{name}_cases.csv", rows)
+    titles = {key: ", ".join(filter(None, [key[0], f"seed {key[1]}" if key[1] != ENSEMBLE else ""])) for key in found}
+    draw_curves(output / f"{name}.png", {titles[key]: cases for key, cases in found.items()}, task.class_names)
+    if curves:
+        draw_froc(output / f"{name}_froc.png", {titles[key]: curve for key, curve in curves.items()})
+    text = table(scores, curves)
+    tests = compare(found) if task.num_outputs == 2 else []
+    if tests:
+        header = ["DeLong's test of", "seed", "AUC minus that of the first model", "95 % interval", "p"]
+        text += "\n\n" + markdown(header, tests)
+    (output / f"{name}.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(main))

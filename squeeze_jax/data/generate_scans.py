@@ -1,0 +1,33 @@
+"""Writes generated CT scans with nodules, as LUNA16 is laid out, to try what needs scans without patients.
+
+    python -m squeeze_jax.data.generate_scans scans --patients 20
+    python -m squeeze_jax.data.generate_scans scans_dicom --patients 20 --dicom
+
+The volumes are in OUTPUT/subset0/ to subset4/; candidates.csv lists nodules (1) and places on vessels (0), nodules.csv
+benign and malignant nodules. It needs SimpleITK (the extra `ct`). See squeeze_jax/data/synthetic_nodules.py.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from squeeze_jax import commands
+from squeeze_jax.data import synthetic_nodules
+from squeeze_jax.errors import DataError
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=pathlib.Path, help="the folder to write to")
+    parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dicom", action="store_true", help="write DICOM series instead of .mhd files")
+    args = parser.parse_args()
+    if args.patients < 1 or args.seed < 0:
+        raise DataError("expected --patients of at least 1, and a --seed of zero or more.")
+    synthetic_nodules.write(args.output, args.patients, seed=args.seed, dicom=args.dicom)
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(main))

@@ -1,0 +1,1 @@
+"""Metrics of a classifier as clinicians and reviewers judge it: by case, with intervals over patients."""

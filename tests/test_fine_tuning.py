@@ -1,0 +1,75 @@
+"""Weights of a 2-D network in a 3-D one."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from squeeze_jax import models, pretrained
+from squeeze_jax.config import base_config
+from squeeze_jax.errors import ConfigError
+from squeeze_jax.network import Network
+from squeeze_jax.training.fine_tuning import inflate, start_from
+from squeeze_jax.training.state import create_state
+
+# Small enough to compile quickly, and its receptive field fits into the depth of the volume.
+MODEL = {
+    "stem": "3x3/1",
+    "stem_filters": 4,
+    "base_filters": 4,
+    "filter_increment": 4,
+    "squeeze_ratio": 0.5,
+    "pool_after": (1,),
+}
+DEPTH, SIDE = 64, 8
+
+
+@pytest.fixture(scope="module")
+def flat():
+    config = base_config()
+    config.update_from_flattened_dict({"model.name": "squeezenet_v1_1", **{f"model.{k}": v for k, v in MODEL.items()}})
+    model = models.create("squeezenet_v1_1", **MODEL, use_batch_norm=True, num_classes=3)
+    config.model.use_batch_norm = True
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32))
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: rng.uniform(-1 if leaf.ndim > 1 else 0.5, 1, leaf.shape).astype(leaf.dtype)  # noqa: E731
+    variables = jax.tree.map(draw, shapes)
+    return Network(model, variables, config, 0, ("a", "b", "c"), (SIDE, SIDE, 3))
+
+
+def start(network, folder, channels, **options):
+    """The state of a 3-D network that starts from a 2-D one."""
+    pretrained.save(network, folder / "flat.safetensors")
+    optimizer = optax.sgd(0.1)
+    shape = (DEPTH, SIDE, SIDE, channels)
+    state = jax.eval_shape(lambda: create_state(network.model, optimizer, shape, {}, 0, use_ema=False))
+    return start_from(state, network.model, optimizer, folder / "flat.safetensors", new_head=False, **options)[0]
+
+
+def test_a_volume_that_is_constant_along_its_depth_gives_the_2d_maps(flat, tmp_path):
+    assert flat.model.receptive_field() < DEPTH
+    state = start(flat, tmp_path, 3)
+    image = np.random.default_rng(1).normal(size=(1, SIDE, SIDE, 3)).astype(np.float32)
+    volume = np.repeat(image[:, None], DEPTH, axis=1)
+    features = jax.jit(lambda variables, images: flat.model.apply(variables, images, method="features"))
+    of_image, of_volume = features(flat.variables, image), features(state.eval_variables(), volume)
+    assert of_image.keys() == of_volume.keys()
+    for name, expected in of_image.items():
+        assert np.ptp(expected) > 0, name
+        middle = of_volume[name][:, of_volume[name].shape[1] // 2]
+        np.testing.assert_allclose(middle, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    border = of_volume["fire2"][:, 0]
+    assert np.abs(border - of_image["fire2"]).max() > 1e-3, "padding has no effect, so this shows nothing"
+
+
+def test_a_kernel_for_colours_sums_them_for_a_grey_volume(flat, tmp_path):
+    kernel = flat.variables["params"]["conv1"]["kernel"]
+    found = start(flat, tmp_path, 1).params["conv1"]["kernel"]
+    assert found.shape == (3, 3, 3, 1, 4)
+    np.testing.assert_allclose(found.sum(axis=0), kernel.sum(axis=2, keepdims=True), rtol=1e-5)
+    assert inflate(kernel, (3, 3, 3, 3, 4)).shape == (3, 3, 3, 3, 4)
+
+
+def test_other_differences_are_still_errors(flat, tmp_path):
+    with pytest.raises(ConfigError, match=r"- params/conv1/kernel \(3, 3, 3, 2, 4\)"):
+        start(flat, tmp_path, 2)

@@ -1,0 +1,111 @@
+"""`experiments.judge`: folds are pooled, seeds averaged, models compared on the same cases."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.judge import ENSEMBLE, Run, compare, evaluate, judged, write
+from squeeze_jax.data.augmentation import Preprocessing
+from squeeze_jax.errors import InputError
+from squeeze_jax.tasks import Classification
+
+FOLDS, CASES = 3, 40
+TASK = Classification(("benign", "malignant"), Preprocessing(), metrics="full", threshold="youden", calibrate=True)
+
+
+def records(seed, first, strength):
+    """Two slices of each of 40 nodules, two nodules a patient."""
+    case = np.repeat(np.arange(first, first + CASES), 2)
+    label = case * 7919 % 97 % 2
+    logit = np.random.default_rng(seed).normal(size=len(case)) + strength * (label - 0.5)
+    p = 1 / (1 + np.exp(-logit))
+    return {"label": label, "probability": np.stack([1 - p, p], 1), "case": case, "patient": case // 2}
+
+
+def run(name, seed, fold, strength=1.0):
+    noise = [hash_of(name), seed, fold]
+    validation, test = records([*noise, 0], 1000, strength), records([*noise, 1], CASES * fold, strength)
+    return Run({"model.name": name, "train.batch_size": 32}, seed, fold, FOLDS, TASK, validation, test)
+
+
+def hash_of(name):
+    return sum(name.encode())
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return [
+        run(name, seed, fold, strength)
+        for name, strength in (("fire", 0.5), ("nodule", 3.0))
+        for seed in (0, 1)
+        for fold in (2, 0, 1)
+    ]
+
+
+def test_every_case_is_judged_once_at_the_threshold_of_its_own_fold(runs):
+    found = judged(runs, ensemble=False)
+    assert list(found) == [("name=fire", 0), ("name=fire", 1), ("name=nodule", 0), ("name=nodule", 1)]
+    cases = found["name=nodule", 1]
+    assert cases.case.tolist() == list(range(FOLDS * CASES)) and set(cases.slices) == {2}
+    points = {TASK.fitted(r.validation).point for r in runs if r.seed == 1 and r.model["model.name"] == "nodule"}
+    assert len(points) == FOLDS
+    fold = next(r for r in runs if (r.model["model.name"], r.seed, r.fold) == ("nodule", 1, 2))
+    point = TASK.fitted(fold.validation).point
+    expected = point.scale(fold.test["probability"])[:, 1].reshape(-1, 2).mean(1)
+    np.testing.assert_allclose(cases.probability[2 * CASES :, 1], expected)
+    np.testing.assert_array_equal(cases.prediction[2 * CASES :], expected > point.threshold)
+
+
+def test_an_ensemble_averages_the_seeds_and_is_better(runs):
+    alone, together = judged(runs, ensemble=False), judged(runs, ensemble=True)
+    assert list(together) == [("name=fire", ENSEMBLE), ("name=nodule", ENSEMBLE)]
+    hits = {key: (cases.prediction == cases.label).mean() for key, cases in {**alone, **together}.items()}
+    assert hits["name=nodule", ENSEMBLE] > max(hits["name=nodule", 0], hits["name=nodule", 1])
+    other = dataclasses.replace(runs[0], seed=1, test=records(5, 7 * CASES, 1.0))
+    with pytest.raises(InputError, match="the seeds of a model were tested on different examples"):
+        judged([runs[0], other], ensemble=True)
+
+
+def test_a_missing_or_repeated_fold_is_an_error(runs):
+    with pytest.raises(InputError, match="model of the runs, seed 0: fold 1 is missing"):
+        judged(runs[:2], ensemble=False)
+    with pytest.raises(InputError, match="two runs have the model of the first run, seed 0, fold 2"):
+        judged([runs[0], *runs[:3]], ensemble=False)
+
+
+def test_models_are_compared_seed_by_seed_on_the_same_cases(runs):
+    found = judged(runs, ensemble=False)
+    rows = compare(found)
+    assert [row[:2] for row in rows] == [["name=nodule", "0"], ["name=nodule", "1"]]
+    assert all(row[2].startswith("+0.") and row[4] == "< 0.001" for row in rows)
+    other = {**found, ("name=nodule", 0): found["name=nodule", 0].take(np.arange(50))}
+    with pytest.raises(InputError, match="name=nodule and name=fire were tested on different cases"):
+        compare(other)
+
+
+def test_the_report(runs, tmp_path, capsys):
+    found = judged([r for r in runs if r.seed == 0], ensemble=False)
+    write(found, TASK, tmp_path, "lung", num_nodules=100)
+    text = capsys.readouterr().out
+    assert "| name=fire | 0 | 120 | 60 | 0." in text and "competition score |" in text and "DeLong's test of" in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "lung.csv",
+        "lung.md",
+        "lung.png",
+        "lung_cases.csv",
+        "lung_froc.png",
+    }
+    with (tmp_path / "lung.csv").open() as file:
+        rows = {(row["model"], row["metric"]): row for row in csv.DictReader(file)}
+    auc = rows["name=nodule", "auc"]
+    assert float(auc["low"]) < float(auc["value"]) < float(auc["high"])
+    with (tmp_path / "lung_cases.csv").open() as file:
+        assert sum(1 for _ in csv.DictReader(file)) == 2 * FOLDS * CASES
+
+
+def test_a_run_of_many_classes_is_judged(reference, tmp_path):
+    found = judged([evaluate(reference, {})], ensemble=False)
+    ((_, seed), cases), *_ = found.items()
+    assert seed == 0 and cases.num_classes == 10 and len(cases) == 300

@@ -1,0 +1,186 @@
+"""CT scans: generated ones, cuts in millimetres, files of every kind against what they were written from, errors."""
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from sklearn.metrics import roc_auc_score
+
+from squeeze_jax.data import synthetic_nodules
+from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all, find_scans, locate, read_candidates, read_scan
+from squeeze_jax.data.sources import open_dataset
+from squeeze_jax.errors import DataError
+
+CENTRE = np.array([-41.3, 12.7, 133.1])  # of the ball, in world coordinates
+
+
+def rotation(axis, angle):
+    other = [i for i in range(3) if i != axis]
+    matrix = np.eye(3)
+    matrix[np.ix_(other, other)] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return matrix
+
+
+def ball(direction, spacing=(0.7, 0.8, 2.3), radius=8.0):
+    """A ball of 300 HU in air, in a volume with these axes."""
+    shape = np.array([70, 64, 24])  # x, y, z
+    direction, spacing = np.asarray(direction, float), np.array(spacing)
+    origin = CENTRE + np.array([2.0, -1.5, 3.0]) - (direction * spacing) @ ((shape - 1) / 2)
+    index = np.stack(np.meshgrid(*map(np.arange, shape[::-1]), indexing="ij")[::-1], -1)
+    distance = np.linalg.norm(index @ (direction * spacing).T + origin - CENTRE, axis=-1)
+    voxels = np.clip(AIR + 1300 * np.clip(radius + 0.5 - distance, 0, 1), AIR, 300)
+    return Scan(np.round(voxels).astype(np.int16), origin, spacing, direction)
+
+
+DIRECTIONS = {
+    "plain": np.eye(3),
+    "flipped": np.diag([-1.0, -1.0, 1.0]),
+    "head first": np.diag([1.0, 1.0, -1.0]),
+    "oblique": rotation(0, 0.3) @ rotation(2, -0.5),
+    "sagittal": np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("kind", ["cube", "axial", "triplanar"])
+def test_the_ball_is_in_the_middle(direction, kind):
+    patch = Cut(kind, 33)(ball(direction), CENTRE).astype(float)
+    assert patch.shape == Cut(kind, 33).shape
+    for channel in range(patch.shape[-1]):
+        one = patch[..., channel]
+        centre = [np.sum(np.arange(33) * one.sum(tuple(i for i in range(one.ndim) if i != a))) for a in range(one.ndim)]
+        np.testing.assert_allclose(np.array(centre) / one.sum(), 16, atol=0.25)
+        # 8 mm are 8 voxels, along every axis.
+        for axis in range(one.ndim):
+            line = np.moveaxis(one, axis, 0)[(slice(None), *(16,) * (one.ndim - 1))]
+            assert (line > 118).sum() == pytest.approx(17, abs=2)
+
+
+def test_outside_there_is_air():
+    scan = ball(np.eye(3))
+    corner = scan.origin + 0.1
+    patch = Cut("cube", 20)(Scan(np.full_like(scan.voxels, 100), scan.origin, scan.spacing, scan.direction), corner)
+    assert (patch[:9, :9, :9] == 0).all() and (patch[10:, 10:, 10:] == round(1100 / 1400 * 255)).all()
+
+
+def test_cuts_are_what_itk_interpolates():
+    sitk = pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    scan = synthetic_nodules.generate(3)[0]
+    direction = DIRECTIONS["oblique"]
+    scan = Scan(scan.voxels, scan.origin, scan.spacing, direction)
+    image = sitk.GetImageFromArray(scan.voxels)
+    image.SetOrigin(scan.origin)
+    image.SetSpacing(scan.spacing)
+    image.SetDirection(direction.ravel())
+    middle = np.array(image.TransformContinuousIndexToPhysicalPoint([size / 2 for size in image.GetSize()]))
+    grid = sitk.Image(24, 24, 24, sitk.sitkFloat32)
+    grid.SetOrigin(middle - 11.5)
+    expected = sitk.GetArrayFromImage(
+        sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, AIR, sitk.sitkFloat32)
+    )
+    expected = np.round(np.clip((expected + 1000) / 1400, 0, 1) * 255)
+    np.testing.assert_allclose(Cut("cube", 24)(scan, middle)[..., 0], expected, atol=1)
+
+
+def test_generated_scans_are_the_same_for_the_same_seed():
+    first, again, other = (synthetic_nodules.generate(patient, 5)[0] for patient in (1, 1, 2))
+    np.testing.assert_array_equal(first.voxels, again.voxels)
+    assert first.voxels.shape != other.voxels.shape and first.spacing[2] > first.spacing[0]
+
+
+def test_neither_the_diameter_nor_chance_tells_malignant_nodules():
+    nodules = [nodule for patient in range(40) for nodule in synthetic_nodules.draw_nodules(patient)]
+    malignant = [nodule.candidate.class_name == "malignant" for nodule in nodules]
+    assert 0.35 < np.mean(malignant) < 0.65
+    assert 0.6 < roc_auc_score(malignant, [nodule.diameter for nodule in nodules]) < 0.9
+    assert 0.6 < roc_auc_score(malignant, [nodule.spicules for nodule in nodules]) < 0.97
+
+
+@pytest.fixture(scope="module", params=["mhd", "dicom"])
+def written(request, tmp_path_factory):
+    pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    folder = tmp_path_factory.mktemp(request.param)
+    synthetic_nodules.write(folder, 6, dicom=request.param == "dicom")
+    return folder
+
+
+def test_files_hold_what_was_written(written):
+    scans = find_scans(written)
+    by_scan = locate(read_candidates(written / "nodules.csv"), scans)
+    assert len(by_scan) == len(scans) == 6
+    assert {stored.split for stored in scans.values()} == {f"subset{i}" for i in range(5)}
+    flipped = 0
+    for patient in range(3):
+        scan, nodules, _ = synthetic_nodules.generate(patient)
+        listed = by_scan[nodules[0].candidate.scan]
+        read = read_scan(scans[listed[0].scan].files)
+        flipped += int((np.diag(scan.direction) < 0).any())
+        for patch, nodule in zip(cut_all(read, listed, Cut()), nodules, strict=True):
+            expected = Cut()(scan, np.array(nodule.candidate.centre))
+            np.testing.assert_allclose(patch.astype(int), expected.astype(int), atol=2)
+            # The nodule is there: the middle is brighter than lung.
+            assert patch[14:18, 14:18, 14:18].mean() > 50
+    assert flipped
+
+
+def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
+    command = [sys.executable, "-m", "squeeze_jax.data.prepare", "scans/generated", "--scans", str(written)]
+    command += ["--candidates", str(written / "candidates.csv"), "--data_dir", str(tmp_path), "--size", "16"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    dataset = open_dataset("scans/generated", str(tmp_path))
+    assert dataset.class_names == ("0", "1") and dataset.image_shape == (16, 16, 16, 1)
+    assert set(dataset.source.split_sizes) == {f"subset{i}" for i in range(5)}
+    patients = []
+    for name, size in dataset.source.split_sizes.items():
+        split = dataset.split(name)
+        batch = split.batch(range(size))
+        assert batch["image"].dtype == np.uint8 and batch["case"].dtype == batch["scan"].dtype == np.int32
+        patients.append({dataset.group_names["patient"][i] for i in batch["patient"]})
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 6
+    done = subprocess.run([*command, "--window", "-600", "200"], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1 and "exists, but was not cut as" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"coordX": "9999"}, r"changed.csv, line 3: .* mm is outside of the scan"),
+        ({"seriesuid": "1.2.3"}, r"changed.csv, line 3: there is no volume of the scan 1.2.3"),
+        ({"coordY": "left"}, r"changed.csv, line 3: expected a seriesuid, three coordinates in mm and a class"),
+        ({"patient": "somebody"}, r"line 4: the patient somebody is in subset0 and in subset1"),
+    ],
+)
+def test_wrong_rows_are_named(written, tmp_path, change, message):
+    with (written / "nodules.csv").open(newline="") as file:
+        rows = [{**row, "patient": ""} for row in csv.DictReader(file)]
+    rows[1] |= change
+    if "patient" in change:
+        rows[2] |= change
+    with (tmp_path / "changed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(DataError, match=message):
+        scans = find_scans(written)
+        for uid, listed in locate(read_candidates(tmp_path / "changed.csv"), scans).items():
+            cut_all(read_scan(scans[uid].files), listed, Cut())
+
+
+def test_a_missing_slice_is_noticed(written):
+    scans = find_scans(written)
+    files = next(iter(scans.values())).files
+    if len(files) > 1:
+        with pytest.raises(DataError, match="one is missing"):
+            read_scan((*files[:5], *files[6:]))
+
+
+def test_wrong_lists_are_named(tmp_path):
+    (tmp_path / "list.csv").write_text("seriesuid,coordX,coordY\n1,2,3\n")
+    with pytest.raises(DataError, match="has no column coordZ, class"):
+        read_candidates(tmp_path / "list.csv")
+    with pytest.raises(DataError, match="expected one of cube, axial, triplanar"):
+        Cut("sphere")
