@@ -1,6 +1,7 @@
 """CT scans: generated ones, cuts in millimetres, files of every kind against what they were written from, errors."""
 
 import csv
+import locale
 import subprocess
 import sys
 
@@ -124,6 +125,15 @@ def test_files_hold_what_was_written(written):
             # The nodule is there: the middle is brighter than lung.
             assert patch[14:18, 14:18, 14:18].mean() > 50
     assert flipped
+
+
+def test_the_locale_stays(tmp_path):
+    pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    before = locale.setlocale(locale.LC_ALL)
+    synthetic_nodules.write(tmp_path, 1, dicom=True)
+    (stored,) = find_scans(tmp_path).values()
+    read_scan(stored.files)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):

@@ -5,13 +5,15 @@ Patches are cut on axes parallel to these, so neither the spacing nor the orient
 SimpleITK (the extra `ct`) reads the files.
 """
 
+import contextlib
 import csv
 import dataclasses
+import locale
 import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -188,24 +190,26 @@ def find_scans(root: pathlib.Path) -> dict[str, Stored]:
     Raises:
       DataError: SimpleITK is not installed, or two scans have the same UID.
     """
-    sitk = simple_itk()
     found: dict[str, Stored] = {}
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        parts = pathlib.Path(folder).relative_to(root).parts
-        split = next(filter(_SUBSET.fullmatch, parts), UNDIVIDED)
-        series = {}
-        for name in sorted(names):
-            for extension in VOLUMES:
-                if name.lower().endswith(extension):
-                    series[name[: -len(extension)]] = (os.path.join(folder, name),)
-        if any(pathlib.Path(name).suffix.lower() in (".dcm", "") for name in names):
-            for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder):
-                series[uid] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid)
-        for uid, files in series.items():
-            if uid in found:
-                raise DataError(f"{root} has the scan {uid} twice: {found[uid].files[0]} and {files[0]}; remove one.")
-            found[uid] = Stored(tuple(files), split)
+    with simple_itk() as sitk:
+        for folder, subfolders, names in os.walk(root):
+            subfolders.sort()
+            parts = pathlib.Path(folder).relative_to(root).parts
+            split = next(filter(_SUBSET.fullmatch, parts), UNDIVIDED)
+            series = {}
+            for name in sorted(names):
+                for extension in VOLUMES:
+                    if name.lower().endswith(extension):
+                        series[name[: -len(extension)]] = (os.path.join(folder, name),)
+            if any(pathlib.Path(name).suffix.lower() in (".dcm", "") for name in names):
+                for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder):
+                    series[uid] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid)
+            for uid, files in series.items():
+                if uid in found:
+                    raise DataError(
+                        f"{root} has the scan {uid} twice: {found[uid].files[0]} and {files[0]}; remove one."
+                    )
+                found[uid] = Stored(tuple(files), split)
     return found
 
 
@@ -215,18 +219,18 @@ def read_scan(files: tuple[str, ...]) -> Scan:
     Raises:
       DataError: SimpleITK is not installed, or the volume cannot be read, is not a grey volume, or lacks slices.
     """
-    sitk = simple_itk()
-    try:
-        image = sitk.ReadImage(files[0]) if len(files) == 1 else _read_series(sitk, files)
-    except RuntimeError as error:
-        raise DataError(f"{files[0]} cannot be read: {str(error).strip().splitlines()[-1]}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{files[0]} has {image.GetDimension()} axes; expected a grey volume of three.")
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    if abs(np.linalg.det(direction)) < 1e-3:
-        raise DataError(f"{files[0]} has axes that are not independent: {direction.tolist()}; repair its header.")
-    voxels = sitk.GetArrayFromImage(image)
-    return Scan(voxels, np.array(image.GetOrigin()), np.array(image.GetSpacing()), direction)
+    with simple_itk() as sitk:
+        try:
+            image = sitk.ReadImage(files[0]) if len(files) == 1 else _read_series(sitk, files)
+        except RuntimeError as error:
+            raise DataError(f"{files[0]} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise DataError(f"{files[0]} has {image.GetDimension()} axes; expected a grey volume of three.")
+        direction = np.array(image.GetDirection()).reshape(3, 3)
+        if abs(np.linalg.det(direction)) < 1e-3:
+            raise DataError(f"{files[0]} has axes that are not independent: {direction.tolist()}; repair its header.")
+        voxels = sitk.GetArrayFromImage(image)
+        return Scan(voxels, np.array(image.GetOrigin()), np.array(image.GetSpacing()), direction)
 
 
 def _read_series(sitk: Any, files: tuple[str, ...]) -> Any:
@@ -284,9 +288,15 @@ def cut_all(scan: Scan, candidates: list[Candidate], cut: Cut) -> list[np.ndarra
     return [cut(scan, np.array(candidate.centre)) for candidate in candidates]
 
 
-def simple_itk() -> Any:
+@contextlib.contextmanager
+def simple_itk() -> Iterator[Any]:
+    """Gives the module SimpleITK, whose DICOM code leaves the process in the locale "C": text files would be ASCII."""
     try:
         import SimpleITK
     except ImportError as error:
         raise DataError('reading CT scans needs SimpleITK; install it with pip install "squeeze_jax[ct]"') from error
-    return SimpleITK
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield SimpleITK
+    finally:
+        locale.setlocale(locale.LC_ALL, before)

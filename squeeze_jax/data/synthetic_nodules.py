@@ -193,21 +193,21 @@ def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = F
     Raises:
       DataError: SimpleITK is not installed.
     """
-    sitk = simple_itk()
     candidates, rows = [], []
     for patient in range(patients):
         scan, nodules, others = generate(patient, seed)
         uid = nodules[0].candidate.scan
         subset = folder / f"subset{patient % SUBSETS}"
         subset.mkdir(parents=True, exist_ok=True)
-        image = sitk.GetImageFromArray(scan.voxels)
-        image.SetOrigin(scan.origin.tolist())
-        image.SetSpacing(scan.spacing.tolist())
-        image.SetDirection(scan.direction.ravel().tolist())
-        if dicom:
-            _write_dicom(sitk, image, subset / uid, uid)
-        else:
-            sitk.WriteImage(image, str(subset / f"{uid}.mhd"))
+        with simple_itk() as sitk:
+            image = sitk.GetImageFromArray(scan.voxels)
+            image.SetOrigin(scan.origin.tolist())
+            image.SetSpacing(scan.spacing.tolist())
+            image.SetDirection(scan.direction.ravel().tolist())
+            if dicom:
+                _write_dicom(sitk, image, subset / uid, uid)
+            else:
+                sitk.WriteImage(image, str(subset / f"{uid}.mhd"))
         for nodule in nodules:
             row = _row(nodule.candidate) | {"diameter_mm": round(nodule.diameter, 2)}
             candidates.append(row | {"class": CANDIDATE_CLASSES[1]})
