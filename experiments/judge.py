@@ -35,6 +35,7 @@ from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tables import markdown, write_csv
 from squeeze_jax.tasks import Classification
 from squeeze_jax.tasks.task import Records
+from squeeze_jax.workdir.records import RESULT_FILE
 
 ENSEMBLE = "ensemble"
 
@@ -75,8 +76,10 @@ def evaluate(workdir: pathlib.Path, options: Mapping[str, Any]) -> Run:
       options: other values for keys of `config.task`.
 
     Raises:
-      InputError: it is not the run of a classifier.
+      InputError: it is not the finished run of a classifier.
     """
+    if not (workdir / RESULT_FILE).exists():
+        raise InputError(f"the run {workdir} is not finished; start its command again.")
     network = load(workdir)
     if not isinstance(network.task, Classification):
         raise InputError(f"{workdir} is not the run of a classifier.")
@@ -273,7 +276,7 @@ def write(
     if curves:
         draw_froc(output / f"{name}_froc.png", {titles[key]: curve for key, curve in curves.items()})
     text = table(scores, curves)
-    tests = compare(found) if task.num_outputs == 2 else []
+    tests = compare(found) if task.num_classes == 2 else []
     if tests:
         header = ["DeLong's test of", "seed", "AUC minus that of the first model", "95 % interval", "p"]
         text += "\n\n" + markdown(header, tests)

@@ -227,6 +227,11 @@ def validate(config: ConfigDict) -> None:
             close = difflib.get_close_matches(str(value), choices, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"config.{key}={value!r} is unknown; expected one of {', '.join(choices)}.{hint}")
+    if config.train.sampling == "balanced" and config.task.get("mixup"):
+        raise ConfigError(
+            "config.train.sampling='balanced' takes the classes in turns, so config.task.mixup would mix the "
+            "same pairs of classes; use config.task.class_weights instead."
+        )
     for key in ("train.batch_size", "train.micro_batches", "evaluation.batch_size", "run.num_threads"):
         _require(config, key, lambda value: value >= 1, "at least 1")
     _require(config, "run.keep_checkpoints", lambda value: value >= 1, "at least 1, so that the run can resume")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from squeeze_jax.config import SPLITS, duration_in_steps, is_pruned, number_of_f
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.data.splits import Split, hold_out, make_folds
+from squeeze_jax.data.splits import PATIENT, Split, hold_out, make_folds
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
@@ -178,6 +178,7 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
     splits = {name: split for name in SPLITS if (split := find_split(dataset, config, name)) is not None}
     if "train" not in splits:
         raise ConfigError("config.dataset.train_split is empty.")
+    _check_patients(splits)
     task = make_task(config, dataset.class_names, splits["train"])
     check_best_metric(config, task)
     if task.fits_on_validation and "validation" not in splits:
@@ -203,6 +204,17 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         schedule=schedule,
         optimizer=optimizer,
     )
+
+
+def _check_patients(splits: Mapping[str, Split]) -> None:
+    split_of: dict[int, str] = {}
+    for name, split in splits.items():
+        for patient in np.unique(split.targets()[PATIENT]).tolist() if split.has(PATIENT) else ():
+            if split_of.setdefault(patient, name) != name:
+                raise ConfigError(
+                    f"a patient is in the splits {split_of[patient]} and {name}; divide by config.dataset.folds or "
+                    f"config.dataset.held_out, which keep a patient together."
+                )
 
 
 def make_preprocessing(config: ConfigDict) -> Preprocessing:

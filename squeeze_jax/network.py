@@ -199,7 +199,7 @@ def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[
     crop, channels = make_crop(config), image_shape[-1]
     try:
         if pathlib.Path(path).suffix == ARRAY:
-            image = np.load(path, mmap_mode="r", allow_pickle=False)  # a file of another shape is not read
+            image = np.lib.format.open_memmap(path, mode="r")  # a file of another shape is not read
             if image_shape == (*image.shape, 1):
                 image = image[..., None]
         elif crop is None:

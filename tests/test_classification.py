@@ -194,6 +194,10 @@ def test_a_volume_is_read_from_an_array(tmp_path):
         InputError, match=r"volume.npy has shape \(4, 4, 4\), uint8; the network expects \(5, 4, 4, 1\)"
     ):
         read_image(path, config, (5, 4, 4, 1))
+    for damaged in (b"", b"PK\x03\x04", path.read_bytes()[:90]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="volume.npy cannot be read"):
+            read_image(path, config, (4, 4, 4, 1))
     np.save(path, volume / 255)
     with pytest.raises(
         InputError, match=r"has shape \(4, 4, 4, 1\), float64; the network expects \(4, 4, 4, 1\), uint8"

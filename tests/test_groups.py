@@ -73,6 +73,8 @@ def test_layouts(tmp_path, paths, sizes, groups):
             "a/p1/n1/1.png is not in split/class/patient/, like other images",
         ),
         (["train/a/p1/1.png", "test/b/p1/1.png"], "the patient p1 is in test and in train; move all images"),
+        (["train/a/p1/1.png", "other/b/p2/1.png"], r"called like splits \(train\), so the others .* \(other\)"),
+        (["Train/a/p1/1.png", "Test/b/p2/1.png"], r"called like splits \(Test, Train\), .* in lower case"),
     ],
 )
 def test_wrong_layouts_are_named(tmp_path, paths, message):
@@ -138,9 +140,17 @@ def test_stored_splits_are_folds(tmp_path):
         build(config)
 
 
+def test_a_patient_in_two_splits_of_a_run_is_refused(tmp_path):
+    write_images(tmp_path, [f"{c}/p{i}{c}/n/{j}.png" for i in range(4) for c in "ab" for j in range(2)])
+    splits = {"train_split": "train", "validation_split": "train", "test_split": ""}
+    with pytest.raises(ConfigError, match="a patient is in the splits train and validation; divide by"):
+        build(configure(None, **{"dataset.name": str(tmp_path)}, **{f"dataset.{k}": v for k, v in splits.items()}))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"train.sampling": "balanced", "task.mixup": 0.2}, "would mix the same pairs of classes"),
         ({"dataset.folds": 2}, "expected 0, at least 3 folds, or the names"),
         ({"dataset.folds": 5, "dataset.fold": 5}, "config.dataset.fold=5; expected 0 to 4"),
         (
@@ -149,7 +159,7 @@ def test_stored_splits_are_folds(tmp_path):
         ),
     ],
 )
-def test_wrong_folds_are_named(data_dir, changes, message):
+def test_wrong_folds_and_sampling_are_named(data_dir, changes, message):
     with pytest.raises(ConfigError, match=message):
         validate(configure(data_dir, **changes))
 

@@ -92,7 +92,7 @@ def test_multilabel_writes_a_table(tmp_path):
         ([[1, 0], [0, 1]], {}, "have 2 labels each; set config.task.labels='multilabel'"),
         ([1, 0], {"labels": "multilabel"}, "have one class each; set config.task.labels='multiclass' or 'ordinal'"),
         ([1, 0], {"labels": "several"}, "config.task.labels='several'; expected one of multiclass, ordinal"),
-        ([1, 0], {"focal_gamma": -1.0}, "config.task.focal_gamma=-1.0; expected zero or more"),
+        ([1, 0], {"focal_gamma": 0.5}, "config.task.focal_gamma=0.5; expected 0, or 1 or more"),
         ([[1, 0], [0, 1]], {"labels": "multilabel", "class_weights": "balanced"}, "are for one class per image"),
     ],
 )

@@ -152,7 +152,14 @@ def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
         patients.append({dataset.group_names["patient"][i] for i in batch["patient"]})
     assert sum(map(len, patients)) == len(set.union(*patients)) == 6
     done = subprocess.run([*command, "--window", "-600", "200"], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 1 and "exists, but was not cut as" in done.stderr
+    assert done.returncode == 1 and "exists, but was not made of this list" in done.stderr
+    with (written / "candidates.csv").open() as file:
+        rows = file.readlines()
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("".join(rows[:-1]))
+    command[command.index("--candidates") + 1] = str(fewer)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1 and "exists, but was not made of this list" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,12 @@ class ImageFolder:
         folders = {SPLIT_NAMES.get(path.name, path.name): path for path in _subfolders(root)}
         levels = _depth(root) - 2  # of folders between the class and the image
         if levels > 0 and not all(_SPLIT.fullmatch(path.name) for path in folders.values()):
+            if named := [path.name for path in folders.values() if _SPLIT.fullmatch(path.name.lower())]:
+                others = [path.name for path in folders.values() if path.name not in named]
+                raise DataError(
+                    f"{root} has folders called like splits ({', '.join(named)}), so the others cannot be classes "
+                    f"({', '.join(others) or 'none'}). Call all folders train, val or test, in lower case, or none."
+                )
             folders, levels = {UNDIVIDED: root}, levels + 1
         folders = {split: path for split, path in folders.items() if _subfolders(path)}
         if not folders or not 0 <= levels <= 2:

@@ -13,6 +13,7 @@ is already prepared is not changed.
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -162,13 +163,20 @@ def cut_scans(
     if kind != Scans.name or not re.fullmatch(r"\w+", own):
         raise DataError(f"a dataset of scans cannot be called {name!r}; expected a name such as scans/luna.")
     listed = read_candidates(candidates)
-    config = ScansConfig(name=own, candidates=listed, scans=find_scans(scans), cut=cut)
+    found = find_scans(scans)
+    divided = sorted((uid, stored.split) for uid, stored in found.items())
+    digest = hashlib.sha256(candidates.read_bytes() + repr(divided).encode()).hexdigest()
+    config = ScansConfig(name=own, candidates=listed, scans=found, cut=cut, digest=digest)
     folder = default_data_dir(data_dir)
     with _locked(folder, name):
         builder = Scans(config=config, data_dir=folder, file_format="array_record")
         stored = pathlib.Path(builder.data_dir)
-        if builder.is_prepared() and str(cut) not in tfds.builder_from_directory(stored).info.description:
-            raise DataError(f"{stored} exists, but was not cut as {cut}; use another name, or delete it.")
+        made = f"{cut} {digest}"
+        if builder.is_prepared() and made not in tfds.builder_from_directory(stored).info.description:
+            raise DataError(
+                f"{stored} exists, but was not made of this list and these scans, cut as {cut}; use another name, or "
+                f"delete it."
+            )
         builder.download_and_prepare()
     return stored
 

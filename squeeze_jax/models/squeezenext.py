@@ -13,6 +13,7 @@ from squeeze_jax.models.convnet import SMALL_STEM, PooledConvNet, Stage
 STEM_FILTERS = 64
 STAGE_FILTERS = (32, 64, 128, 256)
 LAST_FILTERS = 128
+DEEPEST = 100  # blocks of a stage; an untrusted file may ask for any number
 
 
 class Block(NamedTuple):
@@ -88,8 +89,10 @@ class SqueezeNext(PooledConvNet):
     reduce_shortcut: bool = False
 
     def __post_init__(self):
-        if len(self.depths) != len(STAGE_FILTERS):
-            raise ModelError(f"depths={self.depths}; expected {len(STAGE_FILTERS)} numbers, one per stage.")
+        if len(self.depths) != len(STAGE_FILTERS) or not all(1 <= depth <= DEEPEST for depth in self.depths):
+            raise ModelError(
+                f"depths={self.depths}; expected {len(STAGE_FILTERS)} numbers from 1 to {DEEPEST}, one per stage."
+            )
         super().__post_init__()
 
     def blocks(self) -> Iterator[tuple[str, Block]]:

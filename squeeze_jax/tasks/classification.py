@@ -121,8 +121,8 @@ class Classification:
                 "config.task.label_smoothing and config.task.class_weights are for one class per image; leave them out "
                 "with config.task.labels='multilabel'."
             )
-        if options["focal_gamma"] < 0:
-            raise ConfigError(f"config.task.focal_gamma={options['focal_gamma']}; expected zero or more.")
+        if options["focal_gamma"] and options["focal_gamma"] < 1:  # the gradient of a certain prediction is not finite
+            raise ConfigError(f"config.task.focal_gamma={options['focal_gamma']}; expected 0, or 1 or more.")
         if options["mixup"] < 0:
             raise ConfigError(f"config.task.mixup={options['mixup']}; expected zero or more.")
         known = set().union(*AXES.values())
@@ -133,10 +133,10 @@ class Classification:
         if not 0 < options["specificity"] < 1:
             raise ConfigError(f"config.task.specificity={options['specificity']}; expected 0 < value < 1.")
         rule = parse_rule(options["threshold"])
-        if options["labels"] == "multilabel" and (options["metrics"] == "full" or options["calibrate"]):
+        if options["labels"] == "multilabel" and (options["metrics"] == "full" or options["calibrate"] or rule != 0.5):
             raise ConfigError(
-                "config.task.metrics='full' and config.task.calibrate are for one class per image; leave them out with "
-                "config.task.labels='multilabel'."
+                "config.task.metrics='full', config.task.threshold and config.task.calibrate are for one class per "
+                "image; leave them out with config.task.labels='multilabel'."
             )
         if rule != 0.5 and len(class_names) != 2:
             raise ConfigError(
@@ -491,14 +491,19 @@ class MultiLabel(Classification):
         return {"label": batch["label"], "probability": jax.nn.sigmoid(outputs), **groups}
 
     def values(self, sums: Sums, records: Records) -> Values:
-        """Returns the mean loss, "accuracy" and, with `auc` in evaluation, "auc"."""
+        """Returns the mean loss, "accuracy" and, with `auc` in evaluation, "auc", unless a label is the same in all."""
         examples = int(sums["examples"])
         values = {
             "loss": float(sums["loss"]) / examples,
             "accuracy": float(sums["right"]) / (examples * self.num_classes),
         }
         if self.auc and records:
-            values["auc"] = float(np.mean(label_aucs(records["probability"], records["label"])))
+            aucs = label_aucs(records["probability"], records["label"])
+            if np.isfinite(aucs).all():
+                values["auc"] = float(np.mean(aucs))
+            else:
+                same = [name for name, value in zip(self.class_names, aucs, strict=True) if not np.isfinite(value)]
+                logger.warning("no auc: all examples or none have the labels %s", ", ".join(same))
         return values
 
     def predict(self, outputs: jax.Array) -> jax.Array:

@@ -41,6 +41,7 @@ class ScansConfig(tfds.core.BuilderConfig):
     candidates: Sequence[Candidate] = ()
     scans: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
     cut: Cut = dataclasses.field(default_factory=Cut)
+    digest: str = ""  # of the list and the scans
 
 
 class Scans(tfds.core.GeneratorBasedBuilder):
@@ -53,7 +54,7 @@ class Scans(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{__doc__} {config.cut}",
+            description=f"{__doc__} {config.cut} {config.digest}",
             features=features(config.cut, config.candidates),
             supervised_keys=("image", "label"),
         )
