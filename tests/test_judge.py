@@ -109,3 +109,8 @@ def test_a_run_of_many_classes_is_judged(reference, tmp_path):
     found = judged([evaluate(reference, {})], ensemble=False)
     ((_, seed), cases), *_ = found.items()
     assert seed == 0 and cases.num_classes == 10 and len(cases) == 300
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not finished; start its command again"):
+        evaluate(tmp_path, {})
