@@ -89,9 +89,9 @@ class SqueezeNext(PooledConvNet):
     reduce_shortcut: bool = False
 
     def __post_init__(self):
-        if len(self.depths) != len(STAGE_FILTERS) or not all(1 <= depth <= DEEPEST for depth in self.depths):
+        if len(self.depths) != len(STAGE_FILTERS) or not all(0 <= depth <= DEEPEST for depth in self.depths):
             raise ModelError(
-                f"depths={self.depths}; expected {len(STAGE_FILTERS)} numbers from 1 to {DEEPEST}, one per stage."
+                f"depths={self.depths}; expected {len(STAGE_FILTERS)} numbers from 0 to {DEEPEST}, one per stage."
             )
         super().__post_init__()
 
