@@ -84,16 +84,18 @@ NETWORKS = {
     "v1.1 with batch norm, 32": ("squeezenet_v1_1", (32, 32, 3), (*SMALL, ("use_batch_norm", True))),
     "nodule v2, 224": ("squeezenodule_v2", (224, 224, 3), ()),
     "nodule v2, 28^3": ("squeezenodule_v2", (28, 28, 28, 1), VOLUME),
+    "nodule v2, 64^3": ("squeezenodule_v2", (64, 64, 64, 1), VOLUME),
 }
+BATCHES = {32: 128, 64: 8}  # of a training step, by the side of the images; 32 at other sides
 CASES = {
     **{
-        f"training, {name}": Case(True, 128 if image[0] == 32 else 32, image, model, options)
+        f"training, {name}": Case(True, BATCHES.get(image[0], 32), image, model, options)
         for name, (model, image, options) in NETWORKS.items()
     },
     **{
         f"inference, {name}, batch {batch}": Case(False, batch, image, model, options)
         for name, (model, image, options) in NETWORKS.items()
-        if "batch norm" not in name
+        if "batch norm" not in name and "64^3" not in name
         for batch in (1, 32, 128)
     },
 }

@@ -23,28 +23,30 @@ from squeeze_jax.models import registered
 
 def get_config(argument: str = "official") -> ConfigDict:
     release, _, network = argument.partition(",")
-    network = network or "squeezenet_v1_0"
-    images = registered(network).input
     config = pneumonia_mnist.get_config(release)
-    config.init_new_head = True
+    config.augment.pad_and_crop = 0
     config.dataset.channels = 3
     config.dataset.image_size = (64, 64)
+    fine_tune(config, network or "squeezenet_v1_0")
+    config.train.duration = "5 epochs"
+    config.task.class_weights = "none"
+    config.run.log_every = "10 steps"
+    return config
+
+
+def fine_tune(config: ConfigDict, network: str) -> None:
+    """Sets the network, the pixels that it expects, and a short training from `init_from`, with a new last layer."""
+    images = registered(network).input
+    config.init_new_head = True
     config.dataset.mean = images.mean
     config.dataset.std = images.std
-
-    config.augment.pad_and_crop = 0
     config.model.name = network
     for option in ("stem", "use_batch_norm", "head_relu"):
         config.model[option] = None  # those of the weights
     if "head_relu" in registered(network).overrides():
         config.model.head_relu = False  # some classes of a new head may never pass it
-
-    config.train.duration = "5 epochs"
-    config.task.class_weights = "none"
     config.train.batch_size = 64
     config.optimizer.learning_rate = 2e-4
     config.schedule.name = "cosine"
     config.schedule.warmup = "0.1 epochs"
-    config.run.log_every = "10 steps"
     config.run.evaluate_every = "1 epoch"
-    return config

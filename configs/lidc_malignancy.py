@@ -21,4 +21,5 @@ def get_config() -> ConfigDict:
     config.dataset.folds = 5
     config.crop.size = 0
     config.augment.pad_and_crop = 4
+    config.train.duration = "12 epochs"
     return config

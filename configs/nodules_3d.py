@@ -21,6 +21,7 @@ def get_config(target: str = "class") -> ConfigDict:
     config = base_config()
     config.dataset.name = names[target]
     config.dataset.folds = 5
+    config.dataset.image_size = (32, 32, 32)
     config.dataset.mean = (127.5,)
     config.dataset.std = (127.5,)
     config.augment.flip = ("depth", "height", "width")
@@ -34,7 +35,7 @@ def get_config(target: str = "class") -> ConfigDict:
     config.model.use_batch_norm = True
     config.model.head_relu = False
 
-    config.train.duration = "60 epochs"
+    config.train.duration = "40 epochs"
     config.train.batch_size = 16
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3

@@ -38,6 +38,7 @@ from squeeze_jax.tasks.task import Records
 from squeeze_jax.workdir.records import RESULT_FILE
 
 ENSEMBLE = "ensemble"
+NAMING = ("init_from", "model.name")  # the keys that say most about a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +129,8 @@ def judged(runs: Sequence[Run], *, ensemble: bool) -> dict[tuple[str, int | str]
     Raises:
       InputError: a fold is missing, or two runs have the same model, seed and fold.
     """
-    models = [run.model for run in runs]
-    differing = [key for key in models[0] if any(model.get(key) != models[0][key] for model in models)]
     grouped: dict[str, dict[int | str, dict[int, Run]]] = {}
-    for run in runs:
-        name = ", ".join(f"{key.rsplit('.', 1)[-1]}={run.model.get(key)}" for key in differing)
+    for name, run in zip(name_models([run.model for run in runs]), runs, strict=True):
         folds = grouped.setdefault(name, {}).setdefault(run.seed, {})
         if run.fold in folds:
             raise InputError(f"two runs have the model {name or 'of the first run'}, seed {run.seed}, fold {run.fold}.")
@@ -154,6 +152,22 @@ def judged(runs: Sequence[Run], *, ensemble: bool) -> dict[tuple[str, int | str]
                 first += len(folds[fold].test["label"])
             found[name, seed] = pool(parts)
     return found
+
+
+def name_models(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a name for each model, of as few of its keys as tell the models apart; empty if all are the same."""
+    differing = [key for key in models[0] if any(model.get(key) != models[0][key] for model in models)]
+    differing.sort(key=lambda key: NAMING.index(key) if key in NAMING else len(NAMING))
+    kept: list[str] = []
+
+    def count(keys: Sequence[str]) -> int:
+        return len({tuple(str(model.get(key)) for key in keys) for model in models})
+
+    for key in differing:
+        if count([*kept, key]) > count(kept):
+            kept.append(key)
+    shown = [{key: model.get(key) for key in kept if model.get(key) not in (None, "")} for model in models]
+    return [", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items()) for values in shown]
 
 
 def compare(found: Mapping[tuple[str, int | str], Cases]) -> list[list[str]]:
@@ -262,7 +276,7 @@ def write(
     curves = {}
     if num_nodules:
         counts = {"num_nodules": num_nodules, "num_scans": num_scans}
-        curves = {key: froc(cases.probability[:, 1], cases.label, cases.scan, **counts) for key, cases in found.items()}
+        curves = {key: froc(cases.highest[:, 1], cases.label, cases.scan, **counts) for key, cases in found.items()}
     scores, rows = [], []
     for (model, seed), cases in found.items():
         columns = {"model": model, "seed": seed}

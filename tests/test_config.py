@@ -30,6 +30,7 @@ ARGUMENTS = {
     "digits": ("compact",),
     "fake_benchmark": ("32x32x3",),
     "finetune_cifar10": ("resnet18",),
+    "finetune_nodules": ("lidc", "3d"),
     "finetune_pneumonia": ("early", "early,resnet18"),
     "imagenet_bypass": ("complex",),
     "imagenet_torchvision": ("v1_0", "resnet18", "mobilenet_v2"),
@@ -91,6 +92,13 @@ def test_config_file_loads_locks_and_is_traced(variant):
     assert jax.eval_shape(experiment.train_step(), state, batch, 0) == state
 
 
+PUBLISHED = {
+    "finetune_cifar10": "squeezenet_v1_0",
+    "finetune_nodules": "squeezenet_v1_1",
+    "finetune_pneumonia": "squeezenet_v1_0",
+}
+
+
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("finetune_")])
 def test_fine_tuning_configs_have_the_network_of_the_published_weights(name):
     config = load_config(name)
@@ -101,7 +109,7 @@ def test_fine_tuning_configs_have_the_network_of_the_published_weights(name):
         return {key: leaf.shape for key, leaf in flatten_dict(params, sep="/").items() if "conv10" not in key}
 
     classes = tuple("abcdefghij")
-    assert shapes(make_model(config, make_task(config, classes))) == shapes(models.create("squeezenet_v1_0"))
+    assert shapes(make_model(config, make_task(config, classes))) == shapes(models.create(PUBLISHED[name]))
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

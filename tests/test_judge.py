@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.judge import ENSEMBLE, Run, compare, evaluate, judged, write
+from experiments.judge import ENSEMBLE, Run, compare, evaluate, judged, name_models, write
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.errors import InputError
 from squeeze_jax.tasks import Classification
@@ -73,6 +73,16 @@ def test_a_missing_or_repeated_fold_is_an_error(runs):
         judged(runs[:2], ensemble=False)
     with pytest.raises(InputError, match="two runs have the model of the first run, seed 0, fold 2"):
         judged([runs[0], *runs[:3]], ensemble=False)
+
+
+def test_models_are_called_after_as_few_keys_as_tell_them_apart():
+    models = [
+        {"dataset.channels": 1, "model.name": "fire", "init_from": None},
+        {"dataset.channels": 1, "model.name": "nodule", "init_from": None},
+        {"dataset.channels": 3, "model.name": "fire", "init_from": "weights.net"},
+    ]
+    assert name_models(models) == ["name=fire", "name=nodule", "init_from=weights.net, name=fire"]
+    assert name_models(models[:1] * 2) == ["", ""]
 
 
 def test_models_are_compared_seed_by_seed_on_the_same_cases(runs):

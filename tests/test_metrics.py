@@ -216,6 +216,13 @@ def test_froc_and_the_competition_score_by_hand():
         froc(score, 0 * label, scan)
 
 
+def test_a_case_has_its_highest_probability_too():
+    probability = np.array([0.9, 0.3, 0.6, 0.2])
+    records = {"label": np.array([1, 1, 0, 0]), "probability": np.stack([1 - probability, probability], 1)}
+    cases = Cases.of({**records, "case": np.array([7, 7, 8, 9])}, HALF)
+    assert cases.probability[:, 1].tolist() == [0.6, 0.6, 0.2] and cases.highest[:, 1].tolist() == [0.9, 0.6, 0.2]
+
+
 def test_froc_is_that_of_luna16s_script():
     """Which is scikit-learn's ROC curve in other units, interpolated linearly."""
     records = random_records(500, 2)

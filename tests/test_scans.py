@@ -127,6 +127,33 @@ def test_files_hold_what_was_written(written):
     assert flipped
 
 
+@pytest.mark.parametrize("extension", [".nii.gz", ".nii", ".mha", ".mhd"])
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_every_format_says_where_a_volume_lies(extension, direction, tmp_path):
+    sitk = pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    scan = ball(direction)
+    image = sitk.GetImageFromArray(scan.voxels)
+    image.SetOrigin(scan.origin.tolist())
+    image.SetSpacing(scan.spacing.tolist())
+    image.SetDirection(scan.direction.ravel().tolist())
+    sitk.WriteImage(image, str(tmp_path / f"1.2.3{extension}"))
+    (uid, stored), *others = find_scans(tmp_path).items()
+    assert uid == "1.2.3" and not others
+    read = read_scan(stored.files)
+    np.testing.assert_array_equal(read.voxels, scan.voxels)
+    points = CENTRE + np.random.default_rng(0).uniform(-10, 10, (20, 3))
+    np.testing.assert_allclose(read.indices(points), scan.indices(points), atol=1e-3)
+
+
+def test_dicom_files_may_be_called_after_their_uid(tmp_path):
+    pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    synthetic_nodules.write(tmp_path, 1, dicom=True)
+    before = {uid: len(stored.files) for uid, stored in find_scans(tmp_path).items()}
+    for number, path in enumerate(sorted(tmp_path.rglob("*.dcm"))):
+        path.rename(path.with_name(f"1.3.6.1.{number}"))
+    assert before and {uid: len(stored.files) for uid, stored in find_scans(tmp_path).items()} == before
+
+
 def test_the_locale_stays(tmp_path):
     pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
     before = locale.setlocale(locale.LC_ALL)

@@ -28,6 +28,7 @@ VOLUMES = (".mhd", ".mha", ".nii", ".nii.gz")
 CUTS = ("cube", "axial", "triplanar")
 UNDIVIDED = "train"
 _SUBSET = re.compile(r"subset\d+")
+_DICOM = re.compile(r"\.dcm|\.ima|\.\d+|", re.IGNORECASE)  # extensions; a file called after its UID ends in a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +202,7 @@ def find_scans(root: pathlib.Path) -> dict[str, Stored]:
                 for extension in VOLUMES:
                     if name.lower().endswith(extension):
                         series[name[: -len(extension)]] = (os.path.join(folder, name),)
-            if any(pathlib.Path(name).suffix.lower() in (".dcm", "") for name in names):
+            if any(_DICOM.fullmatch(pathlib.Path(name).suffix) for name in names):
                 for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder):
                     series[uid] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid)
             for uid, files in series.items():
