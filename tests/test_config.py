@@ -17,7 +17,7 @@ from squeeze_jax import models
 from squeeze_jax.config import base_config, duration_in_steps
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, TrainingError
 from squeeze_jax.experiment import build, find_split, make_crop, make_model, make_task
 from squeeze_jax.training import trainer
 from squeeze_jax.training.fine_tuning import clustered
@@ -274,6 +274,12 @@ def test_wrong_experiment_writes_no_checkpoint(data_dir, tmp_path, overrides, me
     with pytest.raises(ValueError, match=message):
         trainer.train_and_evaluate(configure(data_dir, **overrides), tmp_path / "w")
     assert not list((tmp_path / "w").glob("checkpoints/*"))
+
+
+def test_a_run_that_diverges_is_named_before_its_metrics_are_computed(data_dir, tmp_path):
+    diverging = {"optimizer.learning_rate": 1e30, "run.log_every": "40 steps", "run.evaluate_every": "5 steps"}
+    with pytest.raises(TrainingError, match="not finite between steps 1 and 5 .learning rate 1e.30."):
+        trainer.train_and_evaluate(configure(data_dir, **diverging, **{"task.auc": True}), tmp_path / "w")
 
 
 def test_a_file_of_a_newer_version_is_named(tmp_path, data_dir):

@@ -179,6 +179,7 @@ def test_local_response_normalisation_is_the_papers_formula():
         (lambda: models.create("alexnet", dropout_rate=1.0), "0 <= rate < 1"),
         (lambda: models.create("efficientnet_b0", stochastic_depth=-0.1), "stochastic_depth=-0.1; expected 0 <= rate"),
         (lambda: models.create("squeezenext_1_0_23", depths=(1, 2)), "expected 4 numbers"),
+        (lambda: models.create("shufflenet_v2_x1_0", stage_filters=(8, 16)), "expected 3 even numbers"),
         (lambda: shapes(models.create("alexnet"), (32, 32, 3)), "at pool5; the smallest .* 63.*use the stem '3x3/1'"),
     ],
 )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from squeeze_jax.errors import ModelError
 from squeeze_jax.models import layers
 from squeeze_jax.models.convnet import SMALL_STEM, PooledConvNet, Stage
 
@@ -60,6 +61,11 @@ class ShuffleNetV2(PooledConvNet):
 
     stem: str = "3x3/2"
     stage_filters: tuple[int, ...] = (116, 232, 464)
+
+    def __post_init__(self):
+        if len(self.stage_filters) != len(BLOCKS) or any(filters < 2 or filters % 2 for filters in self.stage_filters):
+            raise ModelError(f"stage_filters={self.stage_filters}; expected {len(BLOCKS)} even numbers from 2.")
+        super().__post_init__()
 
     def _units(self) -> Iterator[tuple[str, int, int]]:
         for stage, (filters, count) in enumerate(zip(self.stage_filters, BLOCKS, strict=True), start=2):

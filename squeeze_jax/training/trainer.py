@@ -179,6 +179,7 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
                 stopwatch.restart(step)
             if (evaluates or step == plan.total) and "validation" in splits:
                 with stopwatch.paused(state):
+                    health.check_finite(state, step, learning_rate(step))  # metrics of NaN are errors without a fix
                     values = evaluator.measure(splits["validation"], state.eval_variables()).values
                 recorder.write(step, "validation", values)
                 if step >= plan.first_candidate:
