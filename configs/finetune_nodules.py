@@ -19,7 +19,7 @@ from configs.finetune_pneumonia import fine_tune
 from squeeze_jax.errors import ConfigError
 
 DATASETS = {"luna": luna_candidates, "lidc": lidc_malignancy, "3d": nodules_3d}
-EPOCHS = {"luna": 6, "lidc": 6, "3d": 30}
+EPOCHS = {"luna": 6, "lidc": 5, "3d": 20}
 
 
 def get_config(argument: str = "luna") -> ConfigDict:

@@ -21,5 +21,6 @@ def get_config() -> ConfigDict:
     config.dataset.folds = 5
     config.crop.size = 0
     config.augment.pad_and_crop = 4
-    config.train.duration = "12 epochs"
+    config.train.duration = "8 epochs"
+    config.train.batch_size = 64
     return config

@@ -35,7 +35,7 @@ def get_config(target: str = "class") -> ConfigDict:
     config.model.use_batch_norm = True
     config.model.head_relu = False
 
-    config.train.duration = "40 epochs"
+    config.train.duration = "30 epochs"
     config.train.batch_size = 16
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
