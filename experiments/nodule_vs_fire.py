@@ -29,6 +29,7 @@ PUBLISHED = {"paper: accuracy, as NikolasMarkou/dl_techniques quotes it": ("", 9
 SETTINGS = {
     "2d": Sweep("nodule_vs_fire_2d", "configs/pneumonia_mnist.py:early", POINTS, overrides=SHORT, published=PUBLISHED),
     "3d": Sweep("nodule_vs_fire_3d", "configs/adrenal_mnist3d.py", POINTS, overrides=SHORT),
+    "luna": Sweep("nodule_vs_fire_luna", "configs/luna_candidates.py", POINTS, published=PUBLISHED),
 }
 
 if __name__ == "__main__":
