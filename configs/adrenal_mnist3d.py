@@ -1,6 +1,7 @@
 """SqueezeNodule-Net v2 in 3-D on AdrenalMNIST3D (28 x 28 x 28 shapes, normal or hyperplasia), with MedMNIST's protocol.
 
     python -m squeeze_jax.main --config configs/adrenal_mnist3d.py --workdir runs/adrenal
+    python -m squeeze_jax.main --config configs/adrenal_mnist3d.py:augmented --workdir runs/adrenal_augmented
 
 The protocol: 100 epochs of Adam with a learning rate of 1e-3 that is divided by 10 after 50 % and 75 % of the epochs,
 batches of 32, and the checkpoint with the best validation AUC. The voxels of a shape are multiplied by a random factor
@@ -13,9 +14,12 @@ Result: AUC 0.840, accuracy 0.732 (1 seed, docs/results.md). MedMNIST's publishe
 from ml_collections import ConfigDict
 
 from squeeze_jax.config import base_config
+from squeeze_jax.errors import ConfigError
 
 
-def get_config() -> ConfigDict:
+def get_config(recipe: str = "protocol") -> ConfigDict:
+    if recipe not in ("protocol", "augmented"):
+        raise ConfigError(f"configs/adrenal_mnist3d.py has no recipe {recipe!r}; expected protocol or augmented.")
     config = base_config()
     config.dataset.name = "medmnist/adrenalmnist3d"
     config.dataset.mean = (0.0,)
@@ -38,4 +42,18 @@ def get_config() -> ConfigDict:
     config.evaluation.best_metric = "auc"
     config.run.log_every = "1 epoch"
     config.run.checkpoint_every = "10 epochs"
+    if recipe == "augmented":
+        config.augment.intensity = ()
+        config.augment.flip = ("depth", "height", "width")
+        config.augment.pad_and_crop = 2
+        config.augment.scale = (0.9, 1.1)
+        config.model.stem_filters = 48
+        config.model.base_filters = 32
+        config.model.filter_increment = 32
+        config.train.duration = "40 epochs"
+        config.train.ema_decay = 0.995
+        config.optimizer.weight_decay = 0.01
+        config.schedule.name = "cosine"
+        config.schedule.warmup = "2 epochs"
+        config.run.evaluate_every = "40 epochs"  # 98 shapes choose badly: the last weights are kept
     return config

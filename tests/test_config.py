@@ -26,6 +26,7 @@ from squeeze_jax.workdir.records import read_metrics
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 ARGUMENTS = {
+    "adrenal_mnist3d": ("augmented",),
     "cifar10": ("study", "long", "compact"),
     "digits": ("compact",),
     "fake_benchmark": ("32x32x3",),
