@@ -8,8 +8,8 @@ swethasubramanian/LungCancerDetection published: 5,187 for training, 1,297 for v
 six of them a nodule. It does not name patients, so one may be in two splits. Images are cut to 48 x 48, which also
 shifts them; a few at the border of a scan are smaller than 50 x 50 and are enlarged.
 
-Expected: SqueezeNodule-Net's article reports an accuracy of 94.3 % for v2 on other cuts of these scans. Not run
-here yet.
+Result: AUC 0.976 +- 0.002, accuracy 0.943 +- 0.001; SqueezeNet 0.969 +- 0.005, 0.939 +- 0.002 (3 seeds, 8 minutes per
+run, docs/results.md). SqueezeNodule-Net's article reports an accuracy of 94.3 % for v2 on other cuts of CT scans.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """The documentation: it builds, its commands can be given, its links and paths lead somewhere, its code runs."""
 
 import ast
+import csv
 import functools
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from absl import flags
 from conftest import ROOT
 from ml_collections import config_flags
 
+from experiments.report import mean_and_spread
 from squeeze_jax import commands, models
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import SqueezeJaxError
@@ -327,6 +329,23 @@ def test_the_results_are_the_tables_of_the_studies():
     tables = sorted((ROOT / "experiments" / "results").glob("*.md"))
     assert len(tables) > 5
     assert [path.name for path in tables if path.read_text().strip() not in text] == []
+
+
+def test_the_figures_of_the_nodules_are_those_that_were_judged():
+    """Each mean with its spread, and each value with its interval."""
+    judged = set()
+    for path in (ROOT / "experiments" / "results").glob("*_judged.csv"):
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        values = {}
+        for row in rows:
+            value, low, high = (float(row[key] or "nan") for key in ("value", "low", "high"))
+            judged.add(f"{value:.3f} ({low:.3f} to {high:.3f})")
+            values.setdefault((row["model"], row["metric"]), []).append(value)
+        judged |= {mean_and_spread(seeds) for seeds in values.values() if len(seeds) > 1}
+    section = re.search(r"^## Lung nodules$.*?(?=^## )", (DOCS / "results.md").read_text(), re.M | re.S)[0]
+    figures = re.findall(r"(?<=\| )\d\.\d+ (?:± [\d.]+|\([\d. to]+\))(?= \|)", section)
+    assert len(figures) > 30 and set(figures) <= judged
 
 
 def test_python_code_runs(tmp_path, reference, compilation_cache):
