@@ -15,8 +15,8 @@ nodule_vs_fire_3d.csv, .md, .png): 2-D in 11 minutes, 0.4 core-hours; 3-D, estim
 
 On CT nodules v2 has the highest test AUC, 0.9755, against 0.9685 of SqueezeNet and 0.9630 of v1; with three seeds no
 difference is significant (p = 0.113 and 0.410). On MedMNIST, v2 and v1 cannot be distinguished, in 2-D (test AUC 0.948
-and 0.952, paired test p = 0.520) or in 3-D (0.820 and 0.833, p = 0.458). In 2-D SqueezeNet reaches 0.960, better than v2
-for each seed (p = 0.041, not corrected for three comparisons; v1 p = 0.164); in 3-D its 0.804 is the lowest mean
+and 0.952, paired test p = 0.520) or in 3-D (0.820 and 0.833, p = 0.458). In 2-D SqueezeNet reaches 0.960, better than
+v2 for each seed (p = 0.041, not corrected for three comparisons; v1 p = 0.164); in 3-D its 0.804 is the lowest mean
 (p = 0.330 and 0.497).
 """
 
