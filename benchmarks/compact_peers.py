@@ -60,7 +60,7 @@ def _tensor(value: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
     """Returns our array as a tensor of PyTorch's layout: (..., in, out) becomes (out, in, ...)."""
     if value.ndim > 1:
         value = np.moveaxis(value, (-1, -2), (0, 1))
-    return torch.from_numpy(np.ascontiguousarray(value).reshape(shape))
+    return torch.from_numpy(np.array(value).reshape(shape))
 
 
 class SqueezeNext(nn.Module):
@@ -138,4 +138,4 @@ class GroupedAlexNet(nn.Sequential):
         with torch.no_grad():
             for name, layer in zip(names, named, strict=True):
                 layer.weight.copy_(_tensor(weights[f"params/{name}/kernel"], tuple(layer.weight.shape)))
-                layer.bias.copy_(torch.from_numpy(weights[f"params/{name}/bias"]))
+                layer.bias.copy_(_tensor(weights[f"params/{name}/bias"], tuple(layer.bias.shape)))

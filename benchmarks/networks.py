@@ -86,11 +86,31 @@ NETWORKS = {
     "nodule v2, 28^3": ("squeezenodule_v2", (28, 28, 28, 1), VOLUME),
     "nodule v2, 64^3": ("squeezenodule_v2", (64, 64, 64, 1), VOLUME),
 }
+# Training steps against PyTorch only (benchmarks/compact_peers.py).
+COMPACT = (
+    "alexnet",
+    "alexnet_grouped",
+    "resnet18",
+    "mobilenet_v2",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "squeezenext_1_0_23",
+    "squeezenext_1_0_g_23",
+    "squeezenext_1_0_23v5",
+    "squeezenext_2_0_23",
+    "squeezenext_2_0_23v5",
+)
 BATCHES = {32: 128, 64: 8}  # of a training step, by the side of the images; 32 at other sides
 CASES = {
     **{
         f"training, {name}": Case(True, BATCHES.get(image[0], 32), image, model, options)
         for name, (model, image, options) in NETWORKS.items()
+    },
+    **{
+        f"training, {name}, {size}": Case(True, BATCHES.get(size, 32), (size, size, 3), name, options)
+        for size, options in ((32, (("num_classes", 10), ("stem", "3x3/1"))), (224, ()))
+        for name in COMPACT
     },
     **{
         f"inference, {name}, batch {batch}": Case(False, batch, image, model, options)
@@ -149,7 +169,12 @@ def torch_program(
     from peers import layers_of, torch_network
 
     network = case.network()
-    model = torch_network(layers_of(network, case.image[-1]), case.rank, network.dropout_rate, weights).eval()
+    if case.model in COMPACT:
+        import compact_peers
+
+        model = compact_peers.torch_network(case.model, dict(case.options), case.image[-1], weights).eval()
+    else:
+        model = torch_network(layers_of(network, case.image[-1]), case.rank, network.dropout_rate, weights).eval()
     layout = torch.channels_last_3d if case.rank == 3 else torch.channels_last
     layout = layout if last else torch.contiguous_format
     model = model.to(memory_format=layout)
@@ -310,6 +335,8 @@ def measure(case_name: str, rounds: int, without: list[str]) -> list[dict[str, A
     """Returns the rows of a case."""
     case = CASES[case_name]
     unfit = [*without, "ONNX Runtime" if case.training else "ours, 4 micro-batches"]
+    if case.model in COMPACT:
+        unfit += set(PROGRAMS) - {"ours", "PyTorch", "PyTorch, channels last"}
     found = turns(case_name, [name for name in PROGRAMS if name not in unfit], rounds)
     if "ours" not in found:
         raise SystemExit(f"{case_name}: our own program failed.")
