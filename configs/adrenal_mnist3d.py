@@ -44,16 +44,15 @@ def get_config(recipe: str = "protocol") -> ConfigDict:
     config.run.checkpoint_every = "10 epochs"
     if recipe == "augmented":
         config.augment.intensity = ()
-        config.augment.flip = ("depth", "height", "width")
         config.augment.pad_and_crop = 2
-        config.augment.scale = (0.9, 1.1)
         config.model.stem_filters = 48
         config.model.base_filters = 32
         config.model.filter_increment = 32
-        config.train.duration = "40 epochs"
+        config.train.duration = "50 epochs"
         config.train.ema_decay = 0.995
+        config.optimizer.learning_rate = 3e-3
         config.optimizer.weight_decay = 0.01
         config.schedule.name = "cosine"
         config.schedule.warmup = "2 epochs"
-        config.run.evaluate_every = "40 epochs"  # 98 shapes choose badly: the last weights are kept
+        config.run.evaluate_every = "50 epochs"  # 98 shapes choose badly: the last weights are kept
     return config

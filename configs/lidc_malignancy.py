@@ -6,8 +6,10 @@
         --config.dataset.fold=0,1,2,3,4
 
 The zip, from MaximoDouglas/pulmonary-nodule-classification, has folders class/exam/nodule/ with 3,924 slices of 64 x 64
-pixels of 396 exams. An exam counts as a patient and is in one split only. No published figure is for these folds. Not
-run here yet.
+pixels of 396 exams. An exam counts as a patient and is in one split only. No published figure is for these folds.
+
+Result: AUC 0.901 by nodule over mirror images, 95 % interval 0.873 to 0.926; SqueezeNet 0.876 (1 seed, 2 minutes per
+fold, docs/results.md).
 """
 
 from ml_collections import ConfigDict
