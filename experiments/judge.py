@@ -157,8 +157,7 @@ def judged(runs: Sequence[Run], *, ensemble: bool) -> dict[tuple[str, int | str]
 def name_models(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns a name for each model, of as few of its keys as tell the models apart; empty if all are the same."""
     differing = [key for key in models[0] if any(model.get(key) != models[0][key] for model in models)]
-    differing.sort(key=lambda key: NAMING.index(key) if key in NAMING else len(NAMING))
-    kept: list[str] = []
+    kept = [key for key in NAMING if key in differing]
 
     def count(keys: Sequence[str]) -> int:
         return len({tuple(str(model.get(key)) for key in keys) for model in models})
