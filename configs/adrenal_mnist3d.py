@@ -7,7 +7,9 @@ The protocol: 100 epochs of Adam with a learning rate of 1e-3 that is divided by
 batches of 32, and the checkpoint with the best validation AUC. The voxels of a shape are multiplied by a random factor
 in training and by 0.5 in evaluation (MedMNIST/experiments, --shape_transform). Added: batch norm and a 3x3/2 stem.
 
-Result: AUC 0.840, accuracy 0.732 (1 seed, docs/results.md). MedMNIST's published results range from AUC 0.718, accuracy
+`augmented` is a recipe of our own: half the width, shifts, averaged weights, 50 epochs, and the last checkpoint.
+
+Result (docs/results.md): AUC 0.840, accuracy 0.732 (1 seed); `augmented` 0.872 +- 0.016, 0.828 +- 0.010 (3 seeds). MedMNIST's published results range from AUC 0.718, accuracy
 0.705 to AUC 0.839, accuracy 0.802.
 """
 
