@@ -9,8 +9,8 @@ in training and by 0.5 in evaluation (MedMNIST/experiments, --shape_transform). 
 
 `augmented` is a recipe of our own: half the width, shifts, averaged weights, 50 epochs, and the last checkpoint.
 
-Result (docs/results.md): AUC 0.840, accuracy 0.732 (1 seed); `augmented` 0.872 +- 0.016, 0.828 +- 0.010 (3 seeds). MedMNIST's published results range from AUC 0.718, accuracy
-0.705 to AUC 0.839, accuracy 0.802.
+Result (docs/results.md): AUC 0.840, accuracy 0.732 (1 seed); `augmented` 0.872 +- 0.016, 0.828 +- 0.010 (3 seeds).
+MedMNIST's published results range from AUC 0.718, accuracy 0.705 to AUC 0.839, accuracy 0.802.
 """
 
 from ml_collections import ConfigDict

@@ -326,7 +326,8 @@ def test_config_files_and_tables_that_are_named_alone_exist():
 
 def test_the_results_are_the_tables_of_the_studies():
     text = (DOCS / "results.md").read_text()
-    tables = sorted((ROOT / "experiments" / "results").glob("*.md"))
+    found = sorted((ROOT / "experiments" / "results").glob("*.md"))
+    tables = [path for path in found if not path.stem.endswith("_judged")]  # those have a test of their own
     assert len(tables) > 5
     assert [path.name for path in tables if path.read_text().strip() not in text] == []
 
