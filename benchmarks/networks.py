@@ -15,6 +15,8 @@ raw pixels and the metrics; "4 micro-batches" is the same with `--config.train.m
 all cores of this process, and glibc keeps freed memory for their next step (squeeze_jax/runtime/memory.py).
 squeeze_jax.main does so by default; for the peers this is a setting that users must know, and without it PyTorch is
 slower: see "memory given back".
+
+The cases of the networks outside of SqueezeNet's family are training steps against PyTorch, and need torchvision.
 """
 
 import argparse
