@@ -57,7 +57,8 @@ def test_a_volume_that_is_constant_along_its_depth_gives_the_2d_maps(flat, tmp_p
     for name, expected in of_image.items():
         assert np.ptp(expected) > 0, name
         middle = of_volume[name][:, of_volume[name].shape[1] // 2]
-        np.testing.assert_allclose(middle, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+        # Relative to the map: a value near zero is the difference of large ones.
+        np.testing.assert_allclose(middle, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
     border = of_volume["fire2"][:, 0]
     assert np.abs(border - of_image["fire2"]).max() > 1e-3, "padding has no effect, so this shows nothing"
 
