@@ -265,7 +265,7 @@ def write(
 
     Args:
       found: the cases by model and seed.
-      task: the task, for the class names and the metrics.
+      task: gives the class names and the metrics.
       output: the folder.
       name: the name of the files.
       num_nodules: nodules in all scans; None for no FROC.

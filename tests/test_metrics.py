@@ -201,17 +201,20 @@ def test_froc_and_the_competition_score_by_hand():
     """Two scans with three nodules, one of which has two candidates, one none."""
     score = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     label = np.array([1, 0, 1, 0, 1, 0])
-    nodule = np.array([1, -1, 1, -1, 2, -1])
+    nodule = np.array([1, 3, 1, 4, 2, 5])
     scan = np.array([0, 0, 0, 1, 1, 1])
-    curve = froc(score, label, scan, nodule=nodule, num_nodules=3)
+    records = {"label": label, "probability": np.stack([1 - score, score], 1), "case": nodule, "scan": scan}
+    cases = Cases.of({**records, "patient": scan}, HALF)
+    best = cases.highest[:, 1], cases.label, cases.scan
+    curve = froc(*best, num_nodules=3)
     # At 0.9: nodule 1. At 0.8 and 0.6: a false positive each. At 0.5: nodule 2. At 0.4: the third false positive.
     points = list(zip(curve.false_positives.tolist(), (3 * curve.sensitivity).tolist(), strict=True))
     assert points == [(0, 0), (0, 1), (0.5, 1), (1, 1), (1, 2), (1.5, 2)]
     assert curve.competition_score == pytest.approx((3 * 1 + 4 * 2) / 3 / 7)
-    assert froc(score, label, scan, nodule=nodule, num_nodules=3, num_scans=4).false_positives[-1] == 0.75
+    assert froc(*best, num_nodules=3, num_scans=4).false_positives[-1] == 0.75
     assert froc(score, label, scan).sensitivity[-1] == 1
     with pytest.raises(MetricError, match="the candidates are of 2 nodules, but the number of nodules is given as 1"):
-        froc(score, label, scan, nodule=nodule, num_nodules=1)
+        froc(*best, num_nodules=1)
     with pytest.raises(MetricError, match="no candidate has label 1"):
         froc(score, 0 * label, scan)
 

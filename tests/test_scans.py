@@ -193,7 +193,7 @@ def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
     ("change", "message"),
     [
         ({"coordX": "9999"}, r"changed.csv, line 3: .* mm is outside of the scan"),
-        ({"seriesuid": "1.2.3"}, r"changed.csv, line 3: there is no volume of the scan 1.2.3"),
+        ({"seriesuid": "1.2.3"}, r"changed.csv, line 3: no volume of the scan 1.2.3 was found"),
         ({"coordY": "left"}, r"changed.csv, line 3: expected a seriesuid, three coordinates in mm and a class"),
         ({"patient": "somebody"}, r"line 4: the patient somebody is in subset0 and in subset1"),
     ],

@@ -265,7 +265,7 @@ def locate(candidates: list[Candidate], scans: Mapping[str, Stored]) -> dict[str
     for candidate in candidates:
         if candidate.scan not in scans:
             raise DataError(
-                f"{candidate.row}: there is no volume of the scan {candidate.scan}; add it, or remove the row."
+                f"{candidate.row}: no volume of the scan {candidate.scan} was found; add it, or remove the row."
             )
         split = scans[candidate.scan].split
         if split_of.setdefault(candidate.patient, split) != split:

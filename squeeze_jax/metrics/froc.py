@@ -36,32 +36,27 @@ def froc(
     label: np.ndarray,
     scan: np.ndarray,
     *,
-    nodule: np.ndarray | None = None,
     num_nodules: int | None = None,
     num_scans: int | None = None,
 ) -> Froc:
-    """Computes the FROC curve of candidates, as LUNA16's evaluation script does.
+    """Computes the FROC curve of cases, as LUNA16's evaluation script does of candidates.
 
-    A nodule is found at the highest score of its candidates; its other candidates are neither hits nor false positives.
-    Nodules without a candidate are never found.
+    A case is a nodule, which counts with the best of its candidates (`Cases.highest`), or a single candidate without a
+    nodule. Nodules without a candidate are never found.
 
     Args:
-      score: float (candidates,).
-      label: int (candidates,), 1 for a candidate on a nodule, else 0.
-      scan: the scan of each candidate, int (candidates,).
-      nodule: the nodule of each candidate with label 1, int (candidates,), unique over the scans; None if each has
-        another one.
+      score: float (cases,).
+      label: int (cases,), 1 for a nodule, else 0.
+      scan: the scan of each case, int (cases,).
       num_nodules: the nodules in all scans; None if each has a candidate.
       num_scans: the scans, also those without candidates; None if each has one.
 
     Raises:
-      MetricError: there is no nodule, or a count is smaller than what the candidates have.
+      MetricError: no case is a nodule, or a count is smaller than what the cases have.
     """
     positive = np.asarray(label) == 1
     score = np.asarray(score, np.float64)
-    ids = np.arange(len(score)) if nodule is None else np.asarray(nodule)
-    hits = _best_of_each(score[positive], ids[positive])
-    misses = score[~positive]
+    hits, misses = score[positive], score[~positive]
     scans = len(np.unique(scan))
     num_nodules, num_scans = num_nodules or len(hits), num_scans or scans
     if not num_nodules:
@@ -73,9 +68,3 @@ def froc(
     found = len(hits) - np.searchsorted(np.sort(hits), thresholds)
     false = len(misses) - np.searchsorted(np.sort(misses), thresholds)
     return Froc(np.append(0, false) / num_scans, np.append(0, found) / num_nodules)
-
-
-def _best_of_each(score: np.ndarray, nodule: np.ndarray) -> np.ndarray:
-    best = np.full(len(np.unique(nodule)), -np.inf)
-    np.maximum.at(best, np.unique(nodule, return_inverse=True)[1], score)
-    return best

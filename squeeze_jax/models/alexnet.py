@@ -27,7 +27,7 @@ class AlexNet(ConvNet):
     """AlexNet, in 2-D and 3-D; the default is torchvision's, with one column and without normalisation.
 
     Attributes:
-      num_classes: outputs of fc8; with 0 there is no fc8, and the output is fc7 (batch, 4096).
+      num_classes: outputs of fc8; 0 leaves it out, and the output is fc7 (batch, 4096).
       dropout_rate: dropout rate before fc6 and fc7; in the grouped network, before fc7 and fc8.
       grouped: the network of 2012, in the form of Caffe's bvlc_alexnet: two groups in conv2, conv4 and conv5, other
         widths, no padding of conv1, and local response normalisation after conv1 and conv2.

@@ -63,7 +63,7 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        del dl_manager  # there is no official download
+        del dl_manager  # nobody publishes a file to download
         path = self.local_file
         if path is None:
             raise DataError(f"{self.builder_config.name} has no download; give its file: --file nodules_51_3d.npz")
