@@ -103,6 +103,7 @@ COMPACT = (
     "squeezenext_2_0_23",
     "squeezenext_2_0_23v5",
 )
+SIZES = {32: (("num_classes", 10), ("stem", "3x3/1")), 224: ()}  # of their images, and the options of the networks
 BATCHES = {32: 128, 64: 8}  # of a training step, by the side of the images; 32 at other sides
 CASES = {
     **{
@@ -111,7 +112,7 @@ CASES = {
     },
     **{
         f"training, {name}, {size}": Case(True, BATCHES.get(size, 32), (size, size, 3), name, options)
-        for size, options in ((32, (("num_classes", 10), ("stem", "3x3/1"))), (224, ()))
+        for size, options in SIZES.items()
         for name in COMPACT
     },
     **{
@@ -352,21 +353,44 @@ def measure(case_name: str, rounds: int, without: list[str]) -> list[dict[str, A
     ]
 
 
-def table(path: pathlib.Path) -> str:
-    """Returns the table of docs/speed.md from the CSV: the fastest setting of each peer, and our speed over it."""
-    peers = ("PyTorch", "Keras on TensorFlow", "ONNX Runtime")
-    measured: dict[str, dict[str, dict[str, str]]] = {}  # by case and program
+def measured(path: pathlib.Path) -> dict[str, dict[str, dict[str, str]]]:
+    """Returns the rows of the CSV by case and program."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
     with path.open() as file:
         for row in csv.DictReader(file):
-            measured.setdefault(row["case"], {})[row["program"]] = row
+            found.setdefault(row["case"], {})[row["program"]] = row
+    return found
+
+
+def fastest(of_case: dict[str, dict[str, str]], peer: str) -> str:
+    """Returns the images per second of a peer's fastest setting and, in brackets, ours over it; "" if there is none."""
+    settings = [row for name, row in of_case.items() if name.startswith(peer)]
+    best = max(settings, key=lambda row: float(row["images_per_second"]), default=None)
+    return f"{best['images_per_second']} ({best['ours_over_this']})" if best else ""
+
+
+def table(path: pathlib.Path) -> str:
+    """Returns the first table of docs/speed.md: the fastest setting of each peer, and our speed over it."""
+    peers = ("PyTorch", "Keras on TensorFlow", "ONNX Runtime")
     lines = ["| " + " | ".join(["case", *OURS, *peers]) + " |", "|" + " --- |" * (1 + len(OURS) + len(peers))]
-    for case in filter(measured.get, CASES):
-        found = measured[case]
-        cells = [case, *(found[name]["images_per_second"] if name in found else "" for name in OURS)]
-        for peer in peers:
-            settings = [row for name, row in found.items() if name.startswith(peer)]
-            fastest = max(settings, key=lambda row: float(row["images_per_second"]), default=None)
-            cells.append(f"{fastest['images_per_second']} ({fastest['ours_over_this']})" if fastest else "")
+    rows = measured(path)
+    for case in CASES:
+        if case in rows and CASES[case].model not in COMPACT:
+            found = rows[case]
+            ours = (found[name]["images_per_second"] if name in found else "" for name in OURS)
+            lines.append("| " + " | ".join([case, *ours, *(fastest(found, peer) for peer in peers)]) + " |")
+    return "\n".join(lines)
+
+
+def compact_table(path: pathlib.Path) -> str:
+    """Returns the table of the networks outside of SqueezeNet's family: training steps of ours and of PyTorch."""
+    columns = ["network", *(f"{program}, {size}" for size in SIZES for program in ("ours", "PyTorch"))]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    rows = measured(path)
+    for name in COMPACT:
+        cells = [name]
+        for found in (rows.get(f"training, {name}, {size}", {}) for size in SIZES):
+            cells += [found["ours"]["images_per_second"] if found else "", fastest(found, "PyTorch")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -393,12 +417,12 @@ def main() -> int:
         default=[],
         help="a program to skip, for example if it needs too much memory; may be repeated",
     )
-    parser.add_argument("--table", action="store_true", help="print --csv as a Markdown table, without measuring")
+    parser.add_argument("--table", action="store_true", help="print --csv as Markdown tables, without measuring")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.table:
-        print(table(args.csv))
+        print(table(args.csv), compact_table(args.csv), sep="\n\n")
         return 0
     if args.work == "prepare":
         prepare(CASES[args.case[0]], args.folder)

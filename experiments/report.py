@@ -1,16 +1,17 @@
 """Reports a sweep: a CSV with one row per trial, a Markdown table with one row per point, plots with error bars."""
 
+import csv
 import itertools
 import json
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from experiments.trials import Sweep, Trial, status
+from experiments.trials import Sweep, SweepError, Trial, status
 from squeeze_jax import config as config_lib
 from squeeze_jax.drawing import new_figure
 from squeeze_jax.tables import markdown, write_csv
@@ -21,19 +22,28 @@ MIB = 2**20
 SIZES = ("parameters", "macs")
 
 
-def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
+def write(
+    sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path, reused: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
     """Writes NAME.csv, NAME.md and, if there are several points, plots as SVG and PNG.
 
     Args:
       sweep: the sweep; unfinished trials are listed, and left out of means and plots.
       workdir: the folder of the sweep, with its trials.
       output: the folder of the report.
+      reused: rows of earlier reports, by trial; see `finished_rows`.
 
     Returns:
       The table, and the list of missing trials, as Markdown.
     """
     output.mkdir(parents=True, exist_ok=True)
-    rows = [_row(sweep, trial, workdir / trial.name) for trial in sweep.trials()]
+    reused = reused or {}
+    rows = [
+        {**reused[trial.name], **sweep.derived(reused[trial.name])}
+        if trial.name in reused
+        else _row(sweep, trial, workdir / trial.name)
+        for trial in sweep.trials()
+    ]
     metric = _metric_of(sweep, rows)
     for row in rows:
         if row["status"] == "finished" and metric not in row:  # undefined on this test split
@@ -45,6 +55,43 @@ def write(sweep: Sweep, workdir: pathlib.Path, output: pathlib.Path) -> str:
     (output / f"{sweep.name}.md").write_text(text + "\n")
     if len(sweep.points) > 1 and len(missing) < len(rows):
         _plot(sweep, rows, output)
+    return text
+
+
+def finished_rows(path: pathlib.Path, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    """Returns the rows of an earlier report whose trials are finished, by trial.
+
+    Args:
+      path: the CSV of a report of the same sweep, from this or another machine.
+      trials: the trials of the sweep; rows of others are left out.
+
+    Raises:
+      SweepError: the file is not the CSV of a report, or a trial of this name had other overrides.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = {row["trial"]: row for row in csv.DictReader(file) if row["status"] == "finished"}
+    except (OSError, KeyError, ValueError) as error:
+        raise SweepError(f"{path} is not the CSV of a report: {error!r}.") from error
+    found = {}
+    for trial in trials:
+        if trial.name in rows:
+            row = rows[trial.name]
+            overrides = {"config": trial.config, **trial.overrides, "seed": str(trial.seed)}
+            for key, value in overrides.items():
+                if row.get(key) != value:
+                    raise SweepError(f"{path}: {trial.name} has {key}={row.get(key)!r}; this sweep has {value!r}.")
+            measured = {key: _number(text) for key, text in row.items() if key not in overrides and text}
+            found[trial.name] = {"trial": trial.name, **overrides, "seed": trial.seed, **measured}
+    return found
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
     return text
 
 

@@ -17,6 +17,7 @@ failure.json, and the other trials continue; --retry runs it again.
     ... --index 4         runs only the fifth trial, for job arrays; a failure is recorded
     ... --report          writes table, CSV and plots of the finished trials; changes nothing else
     ... --jobs 2          number of trials at a time
+    ... --reuse FILE.csv  takes the finished trials of an earlier report instead of running them
     ... --output FOLDER   folder of the report, WORKDIR by default; --name NAME sets the names of its files
     ... --metric test_auc metric that its table compares
 """
@@ -180,6 +181,14 @@ def _main(sweeps: Mapping[str, Sweep] | None) -> int:
     parser.add_argument("--list", action="store_true", help="print the commands without running them")
     parser.add_argument("--index", type=int, help="run only this trial, counted from 0 in the order of --list")
     parser.add_argument("--retry", action="store_true", help="run failed trials again")
+    parser.add_argument(
+        "--reuse",
+        type=pathlib.Path,
+        action="append",
+        default=[],
+        metavar="CSV",
+        help="take the finished trials of this report instead of running them; may be repeated",
+    )
     parser.add_argument("--report", action="store_true", help="write the report without running anything")
     parser.add_argument("--metric", help="column of the CSV to compare in the table and its tests")
     parser.add_argument("--name", help="name of the report's files")
@@ -189,6 +198,8 @@ def _main(sweeps: Mapping[str, Sweep] | None) -> int:
     sweep = dataclasses.replace(sweep, name=args.name or sweep.name, metric=args.metric or sweep.metric)
     sweep = _with_arguments(sweep, args.seeds, rest)
     trials = sweep.trials()
+    reused = {name: row for path in args.reuse for name, row in report.finished_rows(path, trials).items()}
+    trials = [trial for trial in trials if trial.name not in reused]
     if args.list:
         for trial in trials:
             print(shlex.join(trial.command(args.workdir)))
@@ -204,7 +215,7 @@ def _main(sweeps: Mapping[str, Sweep] | None) -> int:
             trial = trials[args.index]
             return 0 if runner.run_all([trial], 1) else 1
         finished = runner.run_all(trials, args.jobs)
-    print(report.write(sweep, args.workdir, args.output or args.workdir))
+    print(report.write(sweep, args.workdir, args.output or args.workdir, reused))
     return 0 if args.report or finished else 1
 
 

@@ -58,6 +58,7 @@ def base_config(task: str = "classification") -> ConfigDict:
     for name, kind in models.override_types().items():
         config.model[name] = config_dict.placeholder(kind)
     config.model.dtype = "float32"
+    config.model.strict = True  # False skips options that the named network lacks, for recipes of several networks
 
     # What is learned and how it is measured. The other keys are the options of the task.
     config.task = ConfigDict({"name": task, **tasks.named(task).OPTIONS})

@@ -249,8 +249,19 @@ def make_task(config: ConfigDict, class_names: tuple[str, ...], train_split: Spl
     return tasks.named(config.task.name).create(config.task, class_names, make_preprocessing(config), train_split)
 
 
+def network_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the options that a config gives its network; None in `config.model` means the network's own value.
+
+    Raises:
+      ModelError: the name is unknown.
+    """
+    known = models.registered(config.model.name).overrides()
+    given = {key: value for key, value in config.model.items() if value is not None and key not in ("name", "strict")}
+    return {key: value for key, value in given.items() if config.model.strict or key in known}
+
+
 def make_model(config: ConfigDict, task: Task) -> nn.Module:
-    """Returns the network of a config; None in `config.model` means the named network's own value.
+    """Returns the network of a config.
 
     Raises:
       ConfigError: the number of classes differs from the task's number of outputs.
@@ -261,8 +272,7 @@ def make_model(config: ConfigDict, task: Task) -> nn.Module:
             f"config.model.num_classes={config.model.num_classes}, but the dataset requires {task.num_outputs}; "
             f"leave the key out."
         )
-    overrides = {key: value for key, value in config.model.items() if key != "name" and value is not None}
-    return models.create(config.model.name, **{**overrides, "num_classes": task.num_outputs})
+    return models.create(config.model.name, **{**network_options(config), "num_classes": task.num_outputs})
 
 
 def open_config_dataset(config: ConfigDict) -> Dataset:

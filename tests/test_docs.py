@@ -21,6 +21,7 @@ from experiments.report import mean_and_spread
 from squeeze_jax import commands, models
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import SqueezeJaxError
+from squeeze_jax.experiment import network_options
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
@@ -163,7 +164,7 @@ def check_flags(module: str, arguments: list[str]) -> None:
         return
     config = commands.read_config(values, argv)
     config_lib.validate(config)
-    models.create(config.model.name, **{k: v for k, v in config.model.items() if k != "name" and v is not None})
+    models.create(config.model.name, **network_options(config))
 
 
 def test_the_documentation_builds_without_warnings(tmp_path):

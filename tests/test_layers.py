@@ -56,9 +56,13 @@ def test_convolution(shape, size, stride):
         ((2, 5, 6, 4, 6), (3, 3, 3), 6, (2, 2, 2), [(1, 1)] * 3),
         ((2, 5, 8, 6), (3, 1), 2, (1, 1), "SAME"),
         ((2, 5, 8, 6), (1, 1), 3, (2, 2), "VALID"),
+        ((2, 2, 2, 6), (3, 3), 1, (1, 1), "SAME"),
+        ((2, 4, 3, 6), (3, 3), 1, (2, 2), [(1, 1), (1, 1)]),
+        ((2, 2, 9, 6), (3, 1), 1, (1, 1), "SAME"),
+        ((2, 1, 1, 6), (3, 3), 2, (1, 1), "SAME"),
     ],
 )
-def test_depthwise_and_grouped_convolution(shape, kernel, groups, strides, padding):
+def test_grouped_convolution_and_kernels_larger_than_the_map(shape, kernel, groups, strides, padding):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     weights = jnp.asarray(rng.normal(size=(*kernel, shape[-1] // groups, 6)), jnp.float32)

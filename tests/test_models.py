@@ -12,6 +12,7 @@ from flax import linen as nn
 from squeeze_jax import models
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ModelError
+from squeeze_jax.experiment import network_options
 from squeeze_jax.models import registry
 from squeeze_jax.models.fire import Fire, SimplifiedFire
 from squeeze_jax.models.summary import summarize
@@ -422,8 +423,19 @@ def test_a_summary_counts_every_parameter():
 
 def test_the_config_has_the_options_of_every_network():
     known = set(models.override_types())
-    assert known == set(base_config().model) - {"name"}
+    assert known == set(base_config().model) - {"name", "strict"}
     assert {"num_classes", "squeeze_ratio", "dtype"} <= known and not known & {"axis_name", "parent"}
+
+
+def test_a_config_may_skip_options_that_its_network_lacks():
+    config = base_config()
+    config.model.update({"name": "resnet18", "stem": "3x3/1", "bypass": "simple"})
+    with pytest.raises(ModelError, match="resnet18 has no option 'bypass'"):
+        models.create("resnet18", **network_options(config))
+    config.model.strict = False
+    assert network_options(config) == {"stem": "3x3/1", "dtype": "float32"}
+    config.model.name = "squeezenet_v1_1"
+    assert network_options(config)["bypass"] == "simple"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,21 @@ def test_a_killed_sweep_goes_on_and_reports_the_same(fake, tmp_path):
     assert (tmp_path / "unbroken" / "fake.csv").read_text() == (tmp_path / "w" / "fake.csv").read_text()
 
 
+def test_trials_of_an_earlier_report_are_used_and_not_run_again(fake, tmp_path):
+    Child([*fake(), "--jobs=2"], tmp_path / "whole.log").succeed()
+    whole = (tmp_path / "w" / "fake.csv").read_text()
+    first = [*fake(), f"--workdir={tmp_path / 'first'}", "--seeds=0,2"]
+    Child([*first, "--jobs=2"], tmp_path / "first.log").succeed()
+    elsewhere = [*fake(), f"--workdir={tmp_path / 'elsewhere'}", f"--reuse={tmp_path / 'first' / 'fake.csv'}"]
+    Child(elsewhere, tmp_path / "elsewhere.log").succeed()
+    assert len((tmp_path / "elsewhere" / "starts").read_text().split()) == 4  # seed 1
+    assert (tmp_path / "elsewhere" / "fake.csv").read_text() == whole
+    other = [*elsewhere, "--config.train.batch_size=7"]
+    assert "x=0,seed=0 has train.batch_size=None; this sweep has '7'" in Child(other, tmp_path / "other.log").fail()
+    wrong = [*fake(), f"--reuse={tmp_path / 'first' / 'fake.md'}"]
+    assert "fake.md is not the CSV of a report" in Child(wrong, tmp_path / "wrong.log").fail()
+
+
 def test_sigterm_stops_a_sweep_and_its_trials(fake, tmp_path):
     child = Child(fake(), tmp_path / "log")
     assert child.wait_until(lambda: len(starts(tmp_path)) >= 2)

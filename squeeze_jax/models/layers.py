@@ -86,7 +86,10 @@ def _by_platform(on_cpu: Callable, elsewhere: Callable, *arguments: jax.Array) -
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """Computes `lax.conv_general_dilated`; 1x1, 3-D, grouped and depthwise kernels use another formulation on CPU."""
+    """Computes `lax.conv_general_dilated`; on CPU, some of them in another formulation.
+
+    These are grouped and depthwise convolutions, 1x1 and 3-D kernels, and kernels larger than the map.
+    """
     size, stride, is_3d = kernel.shape[0], strides[0], x.ndim == 5
     groups = options.get("feature_group_count", 1)
     is_cubic = set(kernel.shape[:-2]) == {size} and set(strides) == {stride}
@@ -96,11 +99,14 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: 
         is_depthwise = groups == x.shape[-1] == kernel.shape[-1]
         on_cpu = _convolve_depthwise if is_depthwise else functools.partial(_convolve_groups, options=options)
         return _by_platform(functools.partial(on_cpu, strides=strides, padding=padding), plain, x, kernel)
+    unfolded = functools.partial(_convolve_unfolded, strides=strides, padding=padding)
+    if any(map(operator.gt, kernel.shape, jax.eval_shape(plain, x, kernel).shape[1:-1])):
+        return _by_platform(unfolded, plain, x, kernel)
     if not (is_cubic and (keeps_size or padding == "VALID") and (size == 1 or is_3d)):
         return plain(x, kernel)
     # A batch of one volume is faster unfolded.
-    on_cpu = _convolve_unfolded if size == 1 or x.shape[0] == 1 else _convolve_planes
-    return _by_platform(functools.partial(on_cpu, stride=stride, padding=padding), plain, x, kernel)
+    planes = functools.partial(_convolve_planes, stride=stride, padding=padding)
+    return _by_platform(unfolded if size == 1 or x.shape[0] == 1 else planes, plain, x, kernel)
 
 
 def _convolve_depthwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> jax.Array:
@@ -109,11 +115,8 @@ def _convolve_depthwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int],
     XLA's CPU backend computes it as a dense convolution with a kernel of mostly zeros, which takes many times as long
     (benchmarks/layers.py).
     """
-    window = kernel.shape[:-2]
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-    cells = zip(_taps(x, window, strides), kernel.reshape(-1, kernel.shape[-1]), strict=True)
+    columns = _unfold(x, kernel.shape[:-2], strides, padding)
+    cells = zip(columns, kernel.reshape(-1, kernel.shape[-1]), strict=True)
     return functools.reduce(operator.add, (values * weight for values, weight in cells))
 
 
@@ -127,15 +130,14 @@ def _convolve_groups(
     return jnp.concatenate([_convolve(*pair, strides, padding, **each) for pair in pairs], axis=-1)
 
 
-def _convolve_unfolded(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
+def _convolve_unfolded(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> jax.Array:
     """Computes a convolution as one matrix product of the unfolded input patches and the kernel (im2col).
 
-    On XLA's CPU backend this is faster than the convolution for large maps and in 3-D (benchmarks/layers.py).
+    On XLA's CPU backend this is faster than the convolution for large maps and in 3-D (benchmarks/layers.py). If the
+    kernel is larger than its input or output, XLA loops over all products: a 3x3 kernel on maps of 2x2 with 512
+    channels takes 90 times as long.
     """
-    size = kernel.shape[0]
-    if padding == "SAME":
-        x = jnp.pad(x, [(0, 0), *[(size // 2, size // 2)] * (x.ndim - 2), (0, 0)])
-    columns = jnp.concatenate(_taps(x, kernel.shape[:-2], (stride,) * (x.ndim - 2)), axis=-1)
+    columns = jnp.concatenate(_unfold(x, kernel.shape[:-2], strides, padding), axis=-1)
     y = columns.reshape(-1, columns.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
     return y.reshape(*columns.shape[:-1], -1)
 
@@ -159,6 +161,13 @@ def _convolve_planes(x: jax.Array, kernel: jax.Array, stride: int, padding: str)
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return y.reshape(x.shape[0], depth, *y.shape[1:])
+
+
+def _unfold(x: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Any) -> list[jax.Array]:
+    """Returns what `_taps` returns of the padded maps."""
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
+    return _taps(jnp.pad(x, [(0, 0), *padding, (0, 0)]), window, strides)
 
 
 def _taps(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> list[jax.Array]:
