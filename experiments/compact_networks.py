@@ -2,17 +2,15 @@
 
     python -m experiments.compact_networks --workdir runs/compact_tuning --output experiments/results
     python -m experiments.compact_networks --setting cifar10 --workdir runs/compact --output experiments/results
-    python -m experiments.compact_networks --costs runs/compact
+    python -m experiments.compact_costs --workdir runs/compact --csv experiments/results/compact_networks_costs.csv
     python -m experiments.compact_networks --setting cifar10 --workdir runs/compact --report \\
         --output experiments/results
 
 Every network has the same budget: the same epochs, batches, augmentation and optimizer, and the same three learning
 rates, tried for half an epoch with one seed on held-out images (the first command). The second command trains each
 network with its best rate and 3 seeds; it takes the rates from experiments/results/compact_networks_tuning.csv. The
-third one measures the networks of the first seed: their bytes as .sqz files with shared weights of 8 bits, their
-latency at batch 1 in JAX and, exported, in ONNX Runtime in float and int8, and the test top-1 that is left in .sqz and
-in int8. The last one adds this to the report. `imagenet` trains all of them at 224 pixels by torchvision's recipe for
-ResNet-18.
+third one measures the networks of the first seed, and the last one adds this to the report. The settings
+imagenet_tuning and imagenet do the same at 224 pixels, by torchvision's recipe for ResNet-18.
 
 The networks have their published stems and the 32 x 32 pixels of CIFAR-10, so that their costs relate as at 224.
 AlexNet takes no less than 63 pixels; its images are enlarged to 64. SqueezeNet and SqueezeNodule-Net have batch norm
@@ -26,36 +24,17 @@ torchvision's weights (pytorch/vision, torchvision/models), of SqueezeNext's pap
 """
 
 import csv
-import dataclasses
 import functools
 import pathlib
-import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from experiments.sweep import main
 from experiments.trials import Sweep
-from squeeze_jax import load, tables
-from squeeze_jax.compression.sharing import layer_bits, share
-from squeeze_jax.export import onnx_file
-from squeeze_jax.export.exported import Exported
-from squeeze_jax.export.formats import open_exported
-from squeeze_jax.export.forward import forward
-from squeeze_jax.pretrained import sqz
-from squeeze_jax.runtime.devices import compile_often
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 NAME = "compact_networks"
-BITS = 8  # of the shared weights in a .sqz file
-ROUNDS = 30  # of the latency
-CALIBRATION_IMAGES = 200  # of int8
-BATCH = 100
 ENLARGED = {"dataset.image_size": (64, 64), "augment.pad_and_crop": 8}
 
 # Top-1 on ImageNet as quoted; empty where nobody published one.
@@ -93,7 +72,7 @@ def best_rates(path: pathlib.Path) -> dict[str, float]:
 
 
 def costs(name: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the measured columns of a trial's network, if --costs has run for the report of this name."""
+    """Returns the columns that experiments.compact_costs measured of a trial's network, if it has run."""
     path = RESULTS / f"{name}_costs.csv"
     if not path.exists():
         return {}
@@ -102,58 +81,6 @@ def costs(name: str, row: Mapping[str, Any]) -> dict[str, float]:
             if measured.pop("model.name") == row["model.name"]:
                 return {column: float(value) for column, value in measured.items()}
     return {}
-
-
-def measure(folder: pathlib.Path) -> dict[str, Any]:
-    """Measures a network: bytes, latency of one image in milliseconds, and test top-1 of its small forms.
-
-    Args:
-      folder: the workdir of its run.
-    """
-    network = load(folder)
-    shared = share(network.variables, layer_bits(network.variables, BITS), "density")
-    small = dataclasses.replace(network, variables=shared)
-    train, test = network.split("train"), network.split("test")
-    images = np.stack([train.read(i)["image"] for i in range(CALIBRATION_IMAGES)])
-    float_file, int8_file = (
-        exported(data) for data in (onnx_file.serialise(network), onnx_file.serialise_int8(network, images))
-    )
-    function, variables = forward(network)
-    compiled = compile_often(function)
-    image = images[:1]
-    programs = {
-        "jax": lambda: jax.block_until_ready(compiled(variables, image)),
-        "onnx": lambda: float_file.logits(image),
-        "onnx_int8": lambda: int8_file.logits(image),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(ROUNDS):
-        for name, run in programs.items():
-            run()  # caches and threads are warm in the second call
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    batches = ([test.read(i) for i in some] for some in np.array_split(np.arange(len(test)), len(test) // BATCH))
-    right = 0
-    for batch in batches:
-        logits = int8_file.logits(np.stack([example["image"] for example in batch]))
-        right += int(np.sum(np.argmax(logits, axis=-1) == [example["label"] for example in batch]))
-    return {
-        "model.name": network.config.model.name,
-        "float_bytes": len(sqz.serialise(network)),
-        "sqz_bytes": len(sqz.serialise(small)),
-        "sqz_top1": round(small.evaluate("test").values["top1"], 4),
-        "int8_top1": round(right / len(test), 4),
-        **{f"{name}_milliseconds": round(1000 * statistics.median(each), 3) for name, each in seconds.items()},
-    }
-
-
-def exported(data: bytes) -> Exported:
-    """Opens the contents of an .onnx file in ONNX Runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "network.onnx")
-        path.write_bytes(data)
-        return open_exported(path)
 
 
 def settings() -> dict[str, Sweep]:
@@ -233,8 +160,4 @@ def pair(
 SETTINGS = settings()
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--costs"]:
-        folders = sorted(pathlib.Path(sys.argv[2]).glob("*seed=0"))
-        tables.write_csv(RESULTS / f"{NAME}_costs.csv", [measure(folder) for folder in folders])
-    else:
-        sys.exit(main(SETTINGS))
+    sys.exit(main(SETTINGS))

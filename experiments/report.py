@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
@@ -20,6 +21,8 @@ from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
 MIB = 2**20
 SIZES = ("parameters", "macs")
+PLOT_COLUMNS = 3
+LOG_RANGE = 30  # an axis is logarithmic if its largest value is more than so many times its smallest
 
 
 def write(
@@ -221,27 +224,39 @@ def difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric
     return text
 
 
-def _lines(sweep: Sweep, rows: list[dict[str, Any]], x: str) -> dict[str, list[list[dict[str, Any]]]]:
-    """Returns the finished trials point by point, grouped into lines of points that differ only in x."""
-    lines: dict[str, list[list[dict[str, Any]]]] = {}
+def _lines(sweep: Sweep, rows: list[dict[str, Any]], x: str) -> dict[tuple[str, ...], list[list[dict[str, Any]]]]:
+    """Returns the finished trials point by point, grouped into lines of points that differ only in x.
+
+    The key of a line has the other values of its points, without the last ones that no two lines need to differ.
+    """
+    lines: dict[tuple[str, ...], list[list[dict[str, Any]]]] = {}
     for point, trials in zip(sweep.points, _points(sweep, rows), strict=True):
         if trials:
-            curve = ", ".join(str(value) for key, value in point.items() if key != x)
-            lines.setdefault(curve, []).append(trials)
+            lines.setdefault(tuple(str(value) for key, value in point.items() if key != x), []).append(trials)
+    for length in range(1, max(map(len, lines), default=0)):
+        if len({key[:length] for key in lines}) == len(lines):
+            return {key[:length]: line for key, line in lines.items()}
     return lines
 
 
 def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> None:
-    figure, axes = new_figure(1, len(sweep.plots), width=9, height=3.6, layout="constrained")
-    for axis, (x, y) in zip(axes.flat, sweep.plots, strict=True):
+    columns = min(PLOT_COLUMNS, len(sweep.plots))
+    height = -(-len(sweep.plots) // columns)
+    figure, axes = new_figure(height, columns, width=3 * columns + 3, height=3.6 * height, layout="constrained")
+    for axis in axes.flat[len(sweep.plots) :]:
+        axis.remove()
+    for axis, (x, y) in zip(axes.flat, sweep.plots, strict=False):
         metric = y or _metric_of(sweep, rows)
         if x in SIZES and _varies_one_number(sweep):
             curve = [trials for trials in _points(sweep, rows) if trials]
             means = [statistics.mean(row[metric] for row in trials) for trials in curve]
             axis.plot([trials[0][x] for trials in curve], means, color="0.7", zorder=0)
+        lines = _lines(sweep, rows, x)
+        if len(lines) > len(matplotlib.colormaps["tab10"].colors):
+            axis.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
         # Markers shrink so that overlapping lines remain visible.
         styles = itertools.cycle(zip("osD^v", (9, 8, 7, 6, 5), strict=True))
-        for (curve, line), (marker, size) in zip(_lines(sweep, rows, x).items(), styles, strict=False):
+        for (key, line), (marker, size) in zip(lines.items(), styles, strict=False):
             values = [[row[metric] for row in trials] for trials in line]
             axis.errorbar(
                 [float(trials[0][x]) for trials in line],
@@ -250,15 +265,19 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
                 fmt=f"{marker}-",
                 markersize=size,
                 capsize=3,
-                label=curve,
+                label=", ".join(key),
             )
+        places = [float(trials[0][x]) for line in lines.values() for trials in line]
+        if min(places) > 0 and max(places) > LOG_RANGE * min(places):
+            axis.set_xscale("log")
         axis.set_xlabel(_title(x))
         axis.set_ylabel(_title(metric))
         axis.grid(alpha=0.3)
         if x in SIZES:
             axis.xaxis.set_major_formatter(EngFormatter())
-    legend_title = ", ".join(_title(key) for key in _keys(sweep) if key != x)
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title=legend_title)
+    titles = [_title(key) for key in _keys(sweep) if key != sweep.plots[0][0]][: len(next(iter(lines)))]
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, title=", ".join(titles))
     figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation over seeds")
     for suffix in ("svg", "png"):
         figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)

@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, Child
 
 from experiments import report, sweep
 from experiments.trials import Sweep, SweepError, Trial, check, check_runs, claim, status
-from squeeze_jax import models
+from squeeze_jax import load, models
 from squeeze_jax.models.summary import summarize
 from squeeze_jax.workdir.folder import Lock
 
@@ -251,19 +251,32 @@ def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tm
     assert compact_networks.best_rates(path) == {"a": 0.2, "b": 0.1}
 
 
+def test_the_costs_of_a_trained_network(reference):
+    from experiments import compact_costs
+
+    row = compact_costs.measure(reference)
+    assert 0 < row["sqz_bytes"] < 0.7 * row["float_bytes"]  # the tiny network has many values per weight
+    assert all(row[f"{name}_milliseconds"] > 0 for name in ("jax", "onnx", "onnx_int8"))
+    top1 = load(reference).evaluate("test").values["top1"]
+    assert abs(row["sqz_top1"] - top1) < 0.05 and abs(row["int8_top1"] - top1) < 0.05
+
+
 def test_points_that_differ_in_the_plots_x_alone_are_one_line():
     dead_start = study("dead_start")["digits"]
     rows = [{"trial": trial.name, "status": "finished"} for trial in dead_start.trials()]
     rows[0]["status"] = "not run"
     lines = report._lines(dead_start, rows, "optimizer.learning_rate")
     assert {label: len(line) for label, line in lines.items()} == {
-        "False, True": 3,
-        "False, False": 3,
-        "True, True": 3,
-        "True, False": 3,
+        ("False", "True"): 3,
+        ("False", "False"): 3,
+        ("True", "True"): 3,
+        ("True", "False"): 3,
     }
     assert len(report._lines(dead_start, rows, "parameters")) == len(dead_start.points) == 12
-    assert [len(trials) for trials in lines["False, True"]] == [4, 5, 5]
+    assert [len(trials) for trials in lines["False", "True"]] == [4, 5, 5]
+    both = [{"model.name": "a", "train.seed": 1}, {"model.name": "b", "train.ema_decay": 0.5, "train.seed": 1}]
+    rows = [{"status": "finished"}] * 2
+    assert list(report._lines(Sweep("", "", both, seeds=(0,)), rows, "parameters")) == [("a",), ("b",)]
 
 
 def test_runs_are_compared(reference, tmp_path):
