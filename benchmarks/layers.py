@@ -99,6 +99,7 @@ CASES = {
     "convolution 5x5 in 2 groups, 96 to 256 channels at 27x27": functools.partial(
         convolution, 27, 96, 256, 5, groups=2
     ),
+    "convolution 3x3 in 2 groups, 16 to 32 channels at 56x56": functools.partial(convolution, 56, 16, 32, 3, groups=2),
     "convolution 3x3, 512 to 512 channels at 2x2": functools.partial(convolution, 2, 512, 512, 3),
     "max pooling 3/2, 64 channels at 111x111": max_pooling,
     **{
