@@ -147,8 +147,8 @@ def _convolve_unfolded(x: jax.Array, kernel: jax.Array, strides: Sequence[int], 
     """Computes a convolution as one matrix product of the unfolded input patches and the kernel (im2col).
 
     On XLA's CPU backend this is faster than the convolution for large maps and in 3-D (benchmarks/layers.py). If the
-    kernel is larger than its input or output, XLA loops over all products: a 3x3 kernel on maps of 2x2 with 512
-    channels takes 90 times as long.
+    kernel is larger than its input or output, XLA loops over all products, which takes 48 times as long for a 3x3
+    kernel on maps of 2x2 with 512 channels.
     """
     columns = jnp.concatenate(_unfold(x, kernel.shape[:-2], strides, padding), axis=-1)
     y = columns.reshape(-1, columns.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
