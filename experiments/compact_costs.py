@@ -2,11 +2,11 @@
 
     python -m experiments.compact_costs --workdir runs/compact --csv experiments/results/compact_networks_costs.csv
 
-The table has one row per network of a sweep, its run with seed 0: the bytes of its .sqz file with float weights and
-with shared weights of 8 bits, and the test top-1 of the latter; the latency of one image in JAX and, exported to ONNX,
-in ONNX Runtime in float and in int8, as medians of 30 alternating rounds on all cores; and the test top-1 in int8,
-calibrated on 200 training images. Raw pixels go in, and mean, standard deviation and enlargement are part of every
-program. Rows of other networks in the file are kept.
+The table has one row per finished trial of a sweep: the bytes of its .sqz file with float weights and with shared
+weights of 8 bits, and the test top-1 of the latter; the latency of one image in JAX and, exported to ONNX, in ONNX
+Runtime in float and in int8, as medians of 30 calls on all cores; and the test top-1 in int8, calibrated on 200
+training images. Raw pixels go in, and mean, standard deviation and enlargement are part of every program. Trials that
+are already in the file are not measured again.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,51 +33,51 @@ from squeeze_jax.export.formats import open_exported
 from squeeze_jax.export.forward import forward
 from squeeze_jax.pretrained import sqz
 from squeeze_jax.runtime.devices import compile_often
+from squeeze_jax.workdir.records import RESULT_FILE
 
-NETWORK = "model.name"
+TRIAL = "trial"
 BITS = 8
-ROUNDS = 30
+WARM_UP, ROUNDS = 5, 30
 CALIBRATION_IMAGES = 200
 
 
 def measure(folder: pathlib.Path) -> dict[str, Any]:
-    """Measures a network: bytes, latency of one image in milliseconds, and test top-1 of its small forms.
-
-    Args:
-      folder: the workdir of its run.
-    """
+    """Measures the network of a run: bytes, latency of one image in milliseconds, and test top-1 of its small forms."""
     network = load(folder)
     shared = share(network.variables, layer_bits(network.variables, BITS), "density")
     small = dataclasses.replace(network, variables=shared)
     train, test = network.split("train"), network.split("test")
     images = np.stack([train.read(i)["image"] for i in range(CALIBRATION_IMAGES)])
-    float_file, int8_file = (
-        exported(data) for data in (onnx_file.serialise(network), onnx_file.serialise_int8(network, images))
-    )
+    image = images[:1]
     function, variables = forward(network)
     compiled = compile_often(function)
-    image = images[:1]
-    programs = {
-        "jax": lambda: jax.block_until_ready(compiled(variables, image)),
-        "onnx": lambda: float_file.logits(image),
-        "onnx_int8": lambda: int8_file.logits(image),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(ROUNDS):
-        for name, run in programs.items():
-            run()  # caches and threads are warm in the second call
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+    # One after the other, because the idle threads of ONNX Runtime spin.
+    in_jax = milliseconds(lambda: jax.block_until_ready(compiled(variables, image)))
+    float_file = exported(onnx_file.serialise(network))
+    in_onnx = milliseconds(lambda: float_file.logits(image))
+    int8_file = exported(onnx_file.serialise_int8(network, images))
+    in_int8 = milliseconds(lambda: int8_file.logits(image))
     compared = compare(network, int8_file, batches(test))
     return {
-        NETWORK: network.config.model.name,
+        TRIAL: folder.name,
         "float_bytes": len(sqz.serialise(network)),
         "sqz_bytes": len(sqz.serialise(small)),
         "sqz_top1": round(small.evaluate("test").values["top1"], 4),
         "int8_top1": round(compared.file.top1 / compared.file.images, 4),
-        **{f"{name}_milliseconds": round(1000 * statistics.median(each), 3) for name, each in seconds.items()},
+        "jax_milliseconds": in_jax,
+        "onnx_milliseconds": in_onnx,
+        "onnx_int8_milliseconds": in_int8,
     }
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Returns the median duration of a call, without the first calls."""
+    seconds = []
+    for _ in range(WARM_UP + ROUNDS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * statistics.median(seconds[WARM_UP:]), 3)
 
 
 def batches(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -101,15 +101,16 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the sweep")
     parser.add_argument("--csv", required=True, type=pathlib.Path, help="the table")
     args = parser.parse_args()
-    measured = {}
+    rows = []
     if args.csv.exists():
         with args.csv.open(newline="") as file:
-            measured = {row[NETWORK]: row for row in csv.DictReader(file)}
-    for folder in sorted(args.workdir.glob("*seed=0")):
-        row = measure(folder)
-        print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
-        measured[row[NETWORK]] = row
-        tables.write_csv(args.csv, list(measured.values()))
+            rows = list(csv.DictReader(file))
+    known = {row[TRIAL] for row in rows}
+    for result in sorted(args.workdir.glob(f"*/{RESULT_FILE}")):
+        if result.parent.name not in known:
+            rows.append(measure(result.parent))
+            print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+            tables.write_csv(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@
 Every network has the same budget: the same epochs, batches, augmentation and optimizer, and the same three learning
 rates, tried for half an epoch with one seed on held-out images (the first command). The second command trains each
 network with its best rate and 3 seeds; it takes the rates from experiments/results/compact_networks_tuning.csv. The
-third one measures the networks of the first seed, and the last one adds this to the report. The settings
-imagenet_tuning and imagenet do the same at 224 pixels, by torchvision's recipe for ResNet-18.
+third one measures the trained networks, and the last one adds this to the report. The settings imagenet_tuning and
+imagenet do the same at 224 pixels, by torchvision's recipe for ResNet-18. With `--reuse`, a part of a sweep may have
+been run on another machine.
 
 The networks have their published stems and the 32 x 32 pixels of CIFAR-10, so that their costs relate as at 224.
 AlexNet takes no less than 63 pixels; its images are enlarged to 64. SqueezeNet and SqueezeNodule-Net have batch norm
@@ -24,17 +25,24 @@ torchvision's weights (pytorch/vision, torchvision/models), of SqueezeNext's pap
 """
 
 import csv
-import functools
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.report import finished_rows
 from experiments.sweep import main
 from experiments.trials import Sweep
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 NAME = "compact_networks"
+COSTS = (
+    ("sqz_bytes", "sqz_top1"),
+    ("jax_milliseconds", ""),
+    ("onnx_milliseconds", ""),
+    ("onnx_int8_milliseconds", "int8_top1"),
+)
 ENLARGED = {"dataset.image_size": (64, 64), "augment.pad_and_crop": 8}
 
 # Top-1 on ImageNet as quoted; empty where nobody published one.
@@ -58,33 +66,32 @@ QUOTED: dict[str, float | str] = {
     "shufflenet_v2_x1_0": 69.36,
     "efficientnet_b0": 77.69,
 }
-PUBLISHED = {"quoted: ImageNet top-1": tuple(QUOTED.values())}
 
 
-def best_rates(path: pathlib.Path) -> dict[str, float]:
-    """Returns the learning rate of each network with the best top-1 on the validation split, from the tuning's CSV."""
-    with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
-    best = {}
-    for row in sorted(rows, key=lambda row: float(row["validation_top1"])):
-        best[row["model.name"]] = float(row["optimizer.learning_rate"])
-    return best
+def best_rates(tuning: Sweep) -> dict[str, float]:
+    """Returns the learning rate of each network with the best top-1 on the validation split.
+
+    Nothing is returned until all trials of the tuning are finished in the CSV of its report.
+    """
+    trials, path = tuning.trials(), RESULTS / f"{tuning.name}.csv"
+    rows = finished_rows(path, trials) if path.exists() else {}
+    if len(rows) < len(trials):
+        return {}
+    ranked = sorted(rows.values(), key=lambda row: row["validation_top1"])
+    return {row["model.name"]: float(row["optimizer.learning_rate"]) for row in ranked}
 
 
-def costs(name: str, row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the columns that experiments.compact_costs measured of a trial's network, if it has run."""
+def costs(name: str) -> dict[str, dict[str, float]]:
+    """Returns the columns that experiments.compact_costs measured, by trial, for the report of this name."""
     path = RESULTS / f"{name}_costs.csv"
     if not path.exists():
         return {}
-    with path.open() as file:
-        for measured in csv.DictReader(file):
-            if measured.pop("model.name") == row["model.name"]:
-                return {column: float(value) for column, value in measured.items()}
-    return {}
+    with path.open(newline="") as file:
+        return {row.pop("trial"): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
 
 
 def settings() -> dict[str, Sweep]:
-    """Returns the settings; those that train the best rates exist once the CSV of their tuning does."""
+    """Returns the settings; those that train with the best rates exist once their tuning is finished."""
     return {
         **pair(
             NAME,
@@ -128,32 +135,27 @@ def pair(
       overrides: of both.
     """
     overrides = overrides or {}
-    made = {
-        f"{setting}_tuning": Sweep(
-            f"{name}_tuning",
-            config,
-            [point | {"optimizer.learning_rate": rate} for point in points for rate in rates],
-            seeds=(0,),
-            # Rates are chosen on held-out images.
-            overrides={**overrides, "dataset.test_split": "", "train.duration": tuning},
-        )
-    }
-    path = RESULTS / f"{name}_tuning.csv"
-    if path.exists():
-        best = best_rates(path)
-        plots = [("parameters", ""), ("macs", "")]
-        if (RESULTS / f"{name}_costs.csv").exists():
-            plots += [(cost, "") for cost in ("sqz_bytes", "jax_milliseconds", "onnx_milliseconds")]
-            plots += [("onnx_int8_milliseconds", "int8_top1")]
-        made[setting] = Sweep(
+    tuned = Sweep(
+        f"{name}_tuning",
+        config,
+        [point | {"optimizer.learning_rate": rate} for point in points for rate in rates],
+        seeds=(0,),
+        # Rates are chosen on held-out images.
+        overrides={**overrides, "dataset.test_split": "", "train.duration": tuning},
+    )
+    made = {f"{setting}_tuning": tuned}
+    if best := best_rates(tuned):
+        measured = costs(name)
+        final = Sweep(
             name,
             config,
             [point | {"optimizer.learning_rate": best[point["model.name"]]} for point in points],
             overrides=overrides,
-            published=PUBLISHED,
-            derived=functools.partial(costs, name),
-            plots=plots,
+            published={"quoted: ImageNet top-1": tuple(QUOTED.values())},
+            derived=lambda row: measured.get(row["trial"], {}),
         )
+        is_measured = all(trial.name in measured for trial in final.trials())
+        made[setting] = dataclasses.replace(final, plots=[*final.plots, *COSTS]) if is_measured else final
     return made
 
 

@@ -256,9 +256,10 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
             axis.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
         # Markers shrink so that overlapping lines remain visible.
         styles = itertools.cycle(zip("osD^v", (9, 8, 7, 6, 5), strict=True))
+        drawn = []
         for (key, line), (marker, size) in zip(lines.items(), styles, strict=False):
             values = [[row[metric] for row in trials] for trials in line]
-            axis.errorbar(
+            bars = axis.errorbar(
                 [float(trials[0][x]) for trials in line],
                 [statistics.mean(of_point) for of_point in values],
                 yerr=[statistics.stdev(of_point) if len(of_point) > 1 else 0 for of_point in values],
@@ -267,6 +268,7 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
                 capsize=3,
                 label=", ".join(key),
             )
+            drawn.append(bars)
         places = [float(trials[0][x]) for line in lines.values() for trials in line]
         if min(places) > 0 and max(places) > LOG_RANGE * min(places):
             axis.set_xscale("log")
@@ -276,8 +278,7 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
         if x in SIZES:
             axis.xaxis.set_major_formatter(EngFormatter())
     titles = [_title(key) for key in _keys(sweep) if key != sweep.plots[0][0]][: len(next(iter(lines)))]
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, title=", ".join(titles))
+    figure.legend(handles=drawn, loc="outside right upper", frameon=False, title=", ".join(titles))
     figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation over seeds")
     for suffix in ("svg", "png"):
         figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)

@@ -39,6 +39,7 @@ NOT_RUN = {
     "source .venv/bin/activate": "of the shell",
     "python3 -m venv .venv": "of Python; .ci/run makes such an environment by the README's test command",
     "pip install torch onnxruntime onnx": "downloads the peers",
+    "pip install torch torchvision": "downloads the peers",
     'pip install "squeeze_jax[export]"': "downloads",
     'pip install -e ".[docs]"': "downloads",
     'pip install "squeeze_jax[export]" openvino nncf torch torchao': "downloads the peers",

@@ -15,6 +15,7 @@ from experiments import report, sweep
 from experiments.trials import Sweep, SweepError, Trial, check, check_runs, claim, status
 from squeeze_jax import load, models
 from squeeze_jax.models.summary import summarize
+from squeeze_jax.tables import write_csv
 from squeeze_jax.workdir.folder import Lock
 
 STUDIES = ("squeeze_ratio", "fraction_3x3", "bypass", "nodule_vs_fire", "dead_start", "compact_networks")
@@ -239,16 +240,29 @@ def test_the_points_have_the_parameters_of_the_paper(name):
         assert f"{summarize(model, (224, 224, 3)).parameters:,}" == published
 
 
-def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tmp_path):
+def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tmp_path, monkeypatch):
     from experiments import compact_networks
 
+    monkeypatch.setattr(compact_networks, "RESULTS", tmp_path)
     assert sorted(compact_networks.QUOTED) == models.list_models()
-    path = tmp_path / "tuning.csv"
-    path.write_text(
-        "status,model.name,optimizer.learning_rate,validation_top1\n"
-        "finished,a,0.1,0.5\nfinished,a,0.2,0.7\nfinished,a,0.3,0.6\nfailed,a,0.4,0.9\nfinished,b,0.1,0.2\n"
-    )
-    assert compact_networks.best_rates(path) == {"a": 0.2, "b": 0.1}
+    tuning = compact_networks.settings()["cifar10_tuning"]
+    rows = [
+        {"trial": trial.name, "config": trial.config, **tuning.overrides, **tuning.points[i], "seed": 0}
+        | {"status": "finished", "validation_top1": 0.5 + 0.1 * (i % 3 == 1)}
+        for i, trial in enumerate(tuning.trials())
+    ]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    filled = [{key: row.get(key, "") for key in columns} for row in rows]
+    write_csv(tmp_path / "compact_networks_tuning.csv", filled[:-1])
+    assert "cifar10" not in compact_networks.settings()
+    write_csv(tmp_path / "compact_networks_tuning.csv", filled)
+    final = compact_networks.settings()["cifar10"]
+    assert {point["optimizer.learning_rate"] for point in final.points} == {1e-3}
+    assert len(final.trials()) == 3 * len(models.list_models()) and len(final.plots) == 2
+    measured = [{"trial": trial.name, "sqz_bytes": 5} for trial in final.trials()]
+    write_csv(tmp_path / "compact_networks_costs.csv", measured)
+    final = compact_networks.settings()["cifar10"]
+    assert len(final.plots) == 6 and final.derived({"trial": final.trials()[0].name}) == {"sqz_bytes": 5.0}
 
 
 def test_the_costs_of_a_trained_network(reference):
