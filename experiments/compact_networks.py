@@ -82,7 +82,7 @@ def best_rates(tuning: Sweep) -> dict[str, float]:
 
 
 def costs(name: str) -> dict[str, dict[str, float]]:
-    """Returns the columns that experiments.compact_costs measured, by trial, for the report of this name."""
+    """Returns what experiments.compact_costs measured for a report: the columns of each trial."""
     path = RESULTS / f"{name}_costs.csv"
     if not path.exists():
         return {}

@@ -19,7 +19,7 @@ class InvertedResidual(nn.Module):
 
     Attributes:
       features: output channels.
-      expansion: channels of the depthwise convolution per input channel; with 1 there is no expansion.
+      expansion: channels of the depthwise convolution per input channel; 1 leaves the expansion out.
       kernel: the size of the depthwise convolution.
       stride: its stride. With stride 1 and `features` equal to the input channels, the input is added to the output.
       squeeze_excite: scale each channel by squeeze-and-excitation (Hu et al. 2017, arXiv 1709.01507), with a quarter of

@@ -125,9 +125,9 @@ def _convolve_depthwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int],
 def _convolve_groups(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, options: dict[str, Any]
 ) -> jax.Array:
-    """Computes a grouped convolution as one convolution per group, for the same reason.
+    """Computes a grouped convolution as one convolution per group, because XLA's own is as slow as a depthwise one.
 
-    If the kernel is small, it is filled up with zeros instead, which costs less than dividing and joining the maps.
+    A small kernel is filled up with zeros instead, which costs less than dividing and joining the maps.
     """
     groups, channels = options["feature_group_count"], kernel.shape[-2]
     each = options | {"feature_group_count": 1}
@@ -233,7 +233,7 @@ class ConvBlock:
     ) -> jax.Array:
         """Maps (batch, *spatial, channels) to (batch, *spatial, features).
 
-        The submodules are `name` and `name + "_bn"` of the calling module. Without `activate` there is no activation.
+        The submodules are `name` and `name + "_bn"` of the calling module. `activate=False` leaves the activation out.
         """
         x = conv(
             features,

@@ -107,8 +107,8 @@ def registered(name: str) -> Registered:
     """
     if name not in _REGISTRY:
         raise ModelError(
-            f"there is no model {name!r}{_nearest(name, list_models())} If it is your own network, pass the config "
-            f"file that registers it with --config."
+            f"there is no model {name!r}{_nearest(name, list_models())} Your own network is known if you pass the "
+            f"config file that registers it with --config."
         )
     return _REGISTRY[name]
 
