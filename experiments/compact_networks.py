@@ -98,7 +98,7 @@ def settings() -> dict[str, Sweep]:
             "cifar10",
             "configs/cifar10.py:compact",
             [{"model.name": name} | (ENLARGED if name.startswith("alexnet") else {}) for name in QUOTED],
-            rates=(3e-4, 1e-3, 3e-3),
+            rates=(1e-3, 3e-3, 1e-2),
             tuning="0.5 epochs",
         ),
         **pair(
