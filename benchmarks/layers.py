@@ -3,9 +3,9 @@
     python benchmarks/layers.py --csv benchmarks/results/layers.csv --rounds 15
 
 Each row is one operation, forward and backward, with the sizes of SqueezeNet 1.1 at 224 pixels or of SqueezeNodule-Net
-v2 in 3-D at 28^3, in batches of 32 unless the row says otherwise. The last rows are whole training steps and
-inferences. Both formulations are compiled with the same options and timed alternately in one run. The table has medians
-over the rounds, with quartiles.
+v2 in 3-D at 28^3, in batches of 32 unless the row says otherwise; depthwise, grouped and 2x2 rows have sizes of the
+networks that SqueezeNet is compared with. The last rows are whole training steps and inferences. Both formulations are
+compiled with the same options and timed alternately in one run. The table has medians over the rounds, with quartiles.
 """
 
 from squeeze_jax.runtime.memory import keep_freed_memory

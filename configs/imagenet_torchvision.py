@@ -13,7 +13,8 @@ weight decay of 4e-5. Images are augmented by random resized crops to 224 pixels
 
 Expected top-1 and top-5 (pytorch/vision, torchvision/models): version 1.1 58.18 % and 80.62 %, 1.0 58.09 % and 80.42 %,
 resnet18 69.76 % and 89.08 %, mobilenet_v2 71.88 % and 90.29 %. Not run here, because it needs ImageNet and an
-accelerator. The initial weights differ: torchvision uses kaiming_uniform and kaiming_normal.
+accelerator. 10,000 training images are held out to select the checkpoint, and the initial weights differ: torchvision
+uses kaiming_uniform and kaiming_normal.
 """
 
 from ml_collections import ConfigDict

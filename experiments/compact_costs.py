@@ -4,7 +4,7 @@
 
 The table has one row per finished trial of a sweep: the bytes of its .sqz file with float weights and with shared
 weights of 8 bits, and the test top-1 of the latter; the latency of one image in JAX and, exported to ONNX, in ONNX
-Runtime in float and in int8, as medians of 30 calls on all cores; and the test top-1 in int8, calibrated on 200
+Runtime in float and in int8, as medians of 30 calls on all cores; and the test top-1 in int8, calibrated on 200 random
 training images. Raw pixels go in, and mean, standard deviation and enlargement are part of every program. Trials that
 are already in the file are not measured again.
 """
@@ -12,6 +12,7 @@ are already in the file are not measured again.
 import argparse
 import csv
 import dataclasses
+import json
 import pathlib
 import statistics
 import sys
@@ -47,12 +48,13 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     shared = share(network.variables, layer_bits(network.variables, BITS), "density")
     small = dataclasses.replace(network, variables=shared)
     train, test = network.split("train"), network.split("test")
-    images = np.stack([train.read(i)["image"] for i in range(CALIBRATION_IMAGES)])
+    images = calibration_images(train)
     image = images[:1]
-    function, variables = forward(network)
+    function, weights = forward(network)
     compiled = compile_often(function)
+    placed = jax.device_put(weights), jax.device_put(image)
     # One after the other, because the idle threads of ONNX Runtime spin.
-    in_jax = milliseconds(lambda: jax.block_until_ready(compiled(variables, image)))
+    in_jax = milliseconds(lambda: jax.block_until_ready(compiled(*placed)))
     float_file = exported(onnx_file.serialise(network))
     in_onnx = milliseconds(lambda: float_file.logits(image))
     int8_file = exported(onnx_file.serialise_int8(network, images))
@@ -60,6 +62,7 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     compared = compare(network, int8_file, batches(test))
     return {
         TRIAL: folder.name,
+        "step": json.loads((folder / RESULT_FILE).read_text())["step"],
         "float_bytes": len(sqz.serialise(network)),
         "sqz_bytes": len(sqz.serialise(small)),
         "sqz_top1": round(small.evaluate("test").values["top1"], 4),
@@ -68,6 +71,12 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
         "onnx_milliseconds": in_onnx,
         "onnx_int8_milliseconds": in_int8,
     }
+
+
+def calibration_images(train: Split) -> np.ndarray:
+    """Returns images of a split, chosen at random because the images of a folder are sorted by class."""
+    chosen = np.random.default_rng(0).choice(len(train), CALIBRATION_IMAGES, replace=False)
+    return np.stack([train.read(i)["image"] for i in chosen])
 
 
 def milliseconds(call: Callable[[], Any]) -> float:

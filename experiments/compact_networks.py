@@ -15,29 +15,34 @@ been run on another machine.
 
 The networks have their published stems and the 32 x 32 pixels of CIFAR-10, so that their costs relate as at 224.
 AlexNet takes no less than 63 pixels; its images are enlarged to 64. SqueezeNet and SqueezeNodule-Net have batch norm
-and no ReLU after the last layer, as in configs/cifar10.py. Dropout is off everywhere: so short a training does not
-overfit.
+and no ReLU after the last layer, as in configs/cifar10.py. Dropout and stochastic depth are off on CIFAR-10, where so
+short a training does not overfit; on ImageNet each network keeps its own.
 
 The quoted column has the accuracies on ImageNet that the publishers of the weights give, from different recipes: of
 torchvision's weights (pytorch/vision, torchvision/models), of SqueezeNext's paper as quoted by others (Gholami et al.
-2018, Table 2), of SqueezeNet's Table 3 for the bypasses. A widely copied table gives ShuffleNet 1.4 M parameters and
-69 %: the parameters are those of ShuffleNetV2 0.5x, which has 60.55 %, and the accuracy is that of 1x, which has 2.3 M.
+2018, Table 2), of SqueezeNet's paper for the grouped AlexNet (Table 2) and the bypasses (Table 3). A widely copied
+table gives ShuffleNet 1.4 M parameters and 69 %: the parameters are those of ShuffleNetV2 0.5x, which has 60.55 %, and
+the accuracy is that of 1x, which has 2.3 M.
 """
 
 import csv
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.report import finished_rows
+from experiments.report import read_rows
 from experiments.sweep import main
-from experiments.trials import Sweep
+from experiments.trials import Sweep, SweepError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-NAME = "compact_networks"
-COSTS = (
+TUNING = "_tuning"
+RATE = "optimizer.learning_rate"
+OF_TUNING = ("dataset.test_split", "train.duration")  # keys that only the tuning overrides
+COSTS = ("sqz_bytes", "sqz_top1", "jax_milliseconds", "onnx_milliseconds", "onnx_int8_milliseconds", "int8_top1")
+COST_PLOTS = (
     ("sqz_bytes", "sqz_top1"),
     ("jax_milliseconds", ""),
     ("onnx_milliseconds", ""),
@@ -68,17 +73,46 @@ QUOTED: dict[str, float | str] = {
 }
 
 
-def best_rates(tuning: Sweep) -> dict[str, float]:
-    """Returns the learning rate of each network with the best top-1 on the validation split.
+def tuned(tuning: Sweep) -> Sweep:
+    """Returns the sweep that trains each network with the learning rate that was best on the validation split.
 
-    Nothing is returned until all trials of the tuning are finished in the CSV of its report.
+    Args:
+      tuning: the sweep that tried the rates; its report is read from RESULTS. A trial that failed, perhaps because it
+        diverged, counts as tried.
+
+    Raises:
+      SweepError: a trial of the tuning has not run, or no rate of a network has a finished trial.
     """
     trials, path = tuning.trials(), RESULTS / f"{tuning.name}.csv"
-    rows = finished_rows(path, trials) if path.exists() else {}
-    if len(rows) < len(trials):
-        return {}
-    ranked = sorted(rows.values(), key=lambda row: row["validation_top1"])
-    return {row["model.name"]: float(row["optimizer.learning_rate"]) for row in ranked}
+    rows = read_rows(path, trials) if path.exists() else {}
+    waiting = [trial.name for trial in trials if trial.name not in rows or not settled(rows[trial.name])]
+    if waiting:
+        raise SweepError(
+            f"{path} has no result of {len(waiting)} trial(s), such as {waiting[0]}; "
+            f"run the tuning first, with --output {RESULTS}."
+        )
+    finished = [row for row in rows.values() if row["status"] == "finished"]
+    best = {row["model.name"]: row for row in sorted(finished, key=lambda row: row["validation_top1"])}
+    if lost := sorted({point["model.name"] for point in tuning.points} - set(best)):
+        raise SweepError(f"{path}: no rate of {', '.join(lost)} has a finished trial; tune with lower rates.")
+    points = {point["model.name"]: point for point in tuning.points}
+    name = tuning.name.removesuffix(TUNING)
+    measured = costs(name)
+    sweep = Sweep(
+        name,
+        tuning.config,
+        [point | {RATE: float(best[network][RATE])} for network, point in points.items()],
+        overrides={key: value for key, value in tuning.overrides.items() if key not in OF_TUNING},
+        published={"quoted: ImageNet top-1": tuple(QUOTED[network] for network in points)},
+        derived=lambda row: costs_of(row, measured),
+        columns=COSTS,
+    )
+    is_measured = all(trial.name in measured for trial in sweep.trials())
+    return dataclasses.replace(sweep, plots=[*sweep.plots, *COST_PLOTS]) if is_measured else sweep
+
+
+def settled(row: Mapping[str, Any]) -> bool:
+    return row["status"].startswith(("finished", "failed"))
 
 
 def costs(name: str) -> dict[str, dict[str, float]]:
@@ -90,76 +124,55 @@ def costs(name: str) -> dict[str, dict[str, float]]:
         return {row.pop("trial"): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
 
 
-def settings() -> dict[str, Sweep]:
-    """Returns the settings; those that train with the best rates exist once their tuning is finished."""
-    return {
-        **pair(
-            NAME,
-            "cifar10",
-            "configs/cifar10.py:compact",
-            [{"model.name": name} | (ENLARGED if name.startswith("alexnet") else {}) for name in QUOTED],
-            rates=(1e-3, 3e-3, 1e-2),
-            tuning="0.5 epochs",
-        ),
-        **pair(
-            f"{NAME}_imagenet",
-            "imagenet",
-            "configs/imagenet_torchvision.py:resnet18",
-            [{"model.name": name} for name in QUOTED],
-            rates=(0.01, 0.03, 0.1),
-            tuning="3 epochs",
-            overrides={"model.strict": False, "model.use_batch_norm": True, "model.head_relu": False},
-        ),
-    }
+def costs_of(row: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Returns the costs of a trial, or nothing if they were not measured.
 
-
-def pair(
-    name: str,
-    setting: str,
-    config: str,
-    points: Sequence[Mapping[str, Any]],
-    *,
-    rates: Sequence[float],
-    tuning: str,
-    overrides: Mapping[str, Any] | None = None,
-) -> dict[str, Sweep]:
-    """Returns the sweep that tunes the learning rate of each network, and the one that trains with the best rates.
-
-    Args:
-      name: the name of the report's files.
-      setting: the name of the second setting; the first one's is SETTING_tuning.
-      config: the config of both.
-      points: the networks of QUOTED.
-      rates: the learning rates to try.
-      tuning: the duration of a trial of the tuning.
-      overrides: of both.
+    Raises:
+      SweepError: the costs are of another checkpoint, such as that of a shorter run of the same name.
     """
-    overrides = overrides or {}
-    tuned = Sweep(
-        f"{name}_tuning",
+    found = dict(measured.get(row["trial"], {}))
+    if found and found.pop("step") != row["step"]:
+        raise SweepError(f"the costs of {row['trial']} are not of step {row['step']}; remove them, and measure again.")
+    return found
+
+
+def with_rates(
+    name: str, config: str, points: Sequence[Mapping[str, Any]], rates: Sequence[float], overrides: Mapping[str, Any]
+) -> Sweep:
+    """Returns the sweep that tries these learning rates for each network, on held-out images."""
+    return Sweep(
+        name + TUNING,
         config,
-        [point | {"optimizer.learning_rate": rate} for point in points for rate in rates],
+        [point | {RATE: rate} for point in points for rate in rates],
         seeds=(0,),
-        # Rates are chosen on held-out images.
-        overrides={**overrides, "dataset.test_split": "", "train.duration": tuning},
+        overrides={**overrides, "dataset.test_split": ""},
     )
-    made = {f"{setting}_tuning": tuned}
-    if best := best_rates(tuned):
-        measured = costs(name)
-        final = Sweep(
-            name,
-            config,
-            [point | {"optimizer.learning_rate": best[point["model.name"]]} for point in points],
-            overrides=overrides,
-            published={"quoted: ImageNet top-1": tuple(QUOTED.values())},
-            derived=lambda row: measured.get(row["trial"], {}),
-        )
-        is_measured = all(trial.name in measured for trial in final.trials())
-        made[setting] = dataclasses.replace(final, plots=[*final.plots, *COSTS]) if is_measured else final
-    return made
 
 
-SETTINGS = settings()
+TUNED = {
+    "cifar10": with_rates(
+        "compact_networks",
+        "configs/cifar10.py:compact",
+        [{"model.name": name} | (ENLARGED if name.startswith("alexnet") else {}) for name in QUOTED],
+        rates=(1e-3, 3e-3, 1e-2),
+        overrides={"train.duration": "0.5 epochs"},
+    ),
+    "imagenet": with_rates(
+        "compact_networks_imagenet",
+        "configs/imagenet_torchvision.py:resnet18",
+        [{"model.name": name} for name in QUOTED],
+        rates=(0.01, 0.03, 0.1),
+        overrides={
+            "model.strict": False,
+            "model.use_batch_norm": True,
+            "model.head_relu": False,
+            "train.duration": "3 epochs",
+        },
+    ),
+}
+SETTINGS = {f"{name}{TUNING}": sweep for name, sweep in TUNED.items()} | {
+    name: functools.partial(tuned, sweep) for name, sweep in TUNED.items()
+}
 
 if __name__ == "__main__":
     sys.exit(main(SETTINGS))

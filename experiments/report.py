@@ -34,7 +34,7 @@ def write(
       sweep: the sweep; unfinished trials are listed, and left out of means and plots.
       workdir: the folder of the sweep, with its trials.
       output: the folder of the report.
-      reused: rows of earlier reports, by trial; see `finished_rows`.
+      reused: finished trials of earlier reports, by name; see `read_rows`.
 
     Returns:
       The table, and the list of missing trials, as Markdown.
@@ -61,8 +61,8 @@ def write(
     return text
 
 
-def finished_rows(path: pathlib.Path, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
-    """Returns the rows of an earlier report whose trials are finished, by trial.
+def read_rows(path: pathlib.Path, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    """Returns the rows of an earlier report, by trial.
 
     Args:
       path: the CSV of a report of the same sweep, from this or another machine.
@@ -73,7 +73,7 @@ def finished_rows(path: pathlib.Path, trials: Sequence[Trial]) -> dict[str, dict
     """
     try:
         with path.open(newline="") as file:
-            rows = {row["trial"]: row for row in csv.DictReader(file) if row["status"] == "finished"}
+            rows = {row["trial"]: row for row in csv.DictReader(file) if row["status"]}
     except (OSError, KeyError, ValueError) as error:
         raise SweepError(f"{path} is not the CSV of a report: {error!r}.") from error
     found = {}
@@ -185,7 +185,7 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     header = [_title(key) for key in keys]
     header += ["parameters", "MiB", "M MACs", f"{_title(metric)} (mean ± s. d.)", "seeds"]
     header += ["to the first row", "to the row above"]
-    lines = [header + list(sweep.published)]
+    lines = [header + [_title(column) for column in sweep.columns] + list(sweep.published)]
     for i, (point, trials) in enumerate(zip(sweep.points, points, strict=True)):
         cells = [str(point.get(key, "")) for key in keys]
         if trials:
@@ -200,8 +200,16 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
             ]
         else:
             cells += [""] * 4 + ["0", "", ""]
+        cells += [_mean([row[column] for row in trials if column in row]) for column in sweep.columns]
         lines.append(cells + [str(column[i]) for column in sweep.published.values()])
     return markdown(lines[0], lines[1:])
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = statistics.mean(values)
+    return f"{mean:,.0f}" if mean >= 1000 else f"{mean:.4g}"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -34,7 +34,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from experiments import report
@@ -154,11 +154,12 @@ def split_values(text: str) -> list[str]:
     return [*values, text[start:]]
 
 
-def main(sweeps: Mapping[str, Sweep] | None = None) -> int:
+def main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None = None) -> int:
     """Runs the command of a study or a sweep.
 
     Args:
-      sweeps: the named settings of a study; None for a sweep that is described by the command-line arguments.
+      sweeps: the named settings of a study, or functions that return them, for those that depend on earlier results;
+        None for a sweep that is described by the command-line arguments.
 
     Returns:
       The exit status.
@@ -166,7 +167,7 @@ def main(sweeps: Mapping[str, Sweep] | None = None) -> int:
     return commands.run(lambda: _main(sweeps))
 
 
-def _main(sweeps: Mapping[str, Sweep] | None) -> int:
+def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
     documentation = sys.modules["__main__"].__doc__ or __doc__
     parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     if sweeps:
@@ -195,10 +196,12 @@ def _main(sweeps: Mapping[str, Sweep] | None) -> int:
     parser.add_argument("--output", type=pathlib.Path, help="folder of the report; default: WORKDIR")
     args, rest = parser.parse_known_args()
     sweep = sweeps[args.setting] if sweeps else Sweep(_stem(args.config), args.config, [{}])
+    sweep = sweep() if callable(sweep) else sweep
     sweep = dataclasses.replace(sweep, name=args.name or sweep.name, metric=args.metric or sweep.metric)
     sweep = _with_arguments(sweep, args.seeds, rest)
     trials = sweep.trials()
-    reused = {name: row for path in args.reuse for name, row in report.finished_rows(path, trials).items()}
+    earlier = [item for path in args.reuse for item in report.read_rows(path, trials).items()]
+    reused = {name: row for name, row in earlier if row["status"] == "finished"}
     trials = [trial for trial in trials if trial.name not in reused]
     if args.list:
         for trial in trials:

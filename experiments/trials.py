@@ -73,7 +73,8 @@ class Sweep:
       published: additional columns of the table with published values, one per point.
       metric: the column of the CSV that the table compares; if empty, the metric that selects the checkpoints, on the
         test split.
-      derived: maps the row of a finished trial to additional columns.
+      derived: maps the row of a finished trial to additional columns of the CSV.
+      columns: further columns of the CSV whose means the table gives.
       plots: (x, y) of each plot, as columns of the CSV; an empty y is the metric.
     """
 
@@ -85,6 +86,7 @@ class Sweep:
     published: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     metric: str = ""
     derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda row: {}
+    columns: Sequence[str] = ()
     plots: Sequence[tuple[str, str]] = (("parameters", ""), ("macs", ""))
 
     def trials(self) -> list[Trial]:

@@ -6,9 +6,10 @@
     python -m squeeze_jax.predict --weights runs/nodules --report nodule7.html nodule7/*.png
 
 --weights is a weight file (see squeeze_jax.pretrained), the workdir of a run, the name of a network that comes with
-this package, such as digits, or a file that squeeze_jax.export wrote, which is run by its own runtime; it includes the
-preprocessing. A volume is a uint8 array in a .npy file. With --report, all images are slices of one case. Images that
-cannot be read are reported and skipped; the exit status is then 1.
+this package, such as digits, or that is downloaded, such as torchvision/resnet18, or a file that squeeze_jax.export
+wrote, which is run by its own runtime; it includes the preprocessing. A volume is a uint8 array in a .npy file. With
+--report, all images are slices of one case. Images that cannot be read are reported and skipped; the exit status is
+then 1.
 """
 
 from squeeze_jax.runtime.memory import keep_freed_memory

@@ -84,7 +84,7 @@ def test_a_file_of_that_name_comes_first(published, tmp_path, monkeypatch):
 def test_a_wrong_checksum_keeps_nothing(published):
     path, _ = published
     path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(WeightError, match="is damaged: its SHA-256 begins with .*Delete it and get http"):
+    with pytest.raises(WeightError, match="^http.* was received damaged: its SHA-256 begins with .*; try again"):
         load(NAME)
     assert cached() == ["torchvision"]
 

@@ -179,8 +179,13 @@ def test_local_response_normalisation_is_the_papers_formula():
         (lambda: models.create("alexnet", dropout_rate=1.0), "0 <= rate < 1"),
         (lambda: models.create("efficientnet_b0", stochastic_depth=-0.1), "stochastic_depth=-0.1; expected 0 <= rate"),
         (lambda: models.create("squeezenext_1_0_23", depths=(1, 2)), "expected 4 numbers"),
+        (lambda: models.create("squeezenext_1_0_23", width=0.1), "width=0.1; expected 0.125 to 16"),
+        (lambda: models.create("squeezenext_1_0_23", width=float("nan")), "width=nan"),
+        (lambda: models.create("squeezenext_1_0_23", groups=0), "groups=0; expected a divisor"),
+        (lambda: models.create("squeezenext_1_0_23", groups=3), "groups=3; expected a divisor"),
         (lambda: models.create("shufflenet_v2_x1_0", stage_filters=(8, 16)), "expected 3 even numbers"),
         (lambda: shapes(models.create("alexnet"), (32, 32, 3)), "at pool5; the smallest .* 63.*use the stem '3x3/1'"),
+        (lambda: shapes(models.create("alexnet", stem="3x3/1"), (8, 8, 3)), "is 15. Enlarge the images[.]\n"),
     ],
 )
 def test_illegal_choices_are_named(call, message):

@@ -28,6 +28,8 @@ def test_other_schedules():
     assert float(schedule(name="cosine")(50)) == pytest.approx(0.2)
     step = schedule(name="step", milestones=(0.5, 0.75), factor=0.1)
     np.testing.assert_allclose([step(49), step(50), step(74), step(75)], [0.4, 0.04, 0.04, 0.004], rtol=1e-5)
+    short = schedule(name="step", milestones=(0.499, 0.5, 0.501), factor=0.5)  # all at step 50
+    np.testing.assert_allclose([short(49), short(50)], [0.4, 0.05], rtol=1e-5)
     one_cycle = schedule(name="one_cycle", peak_at=0.3)
     assert max(range(100), key=one_cycle) == 30 and float(one_cycle(30)) == pytest.approx(0.4)
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY, Child
 
@@ -225,7 +226,7 @@ def study(name):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_has_trials_that_differ(name):
-    for setting in study(name).values():
+    for setting in (setting for setting in study(name).values() if not callable(setting)):
         names = [trial.name for trial in setting.trials()]
         assert len(set(names)) == len(names) == len(setting.points) * len(setting.seeds)
         assert all(len(column) == len(setting.points) for column in setting.published.values())
@@ -245,24 +246,36 @@ def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tm
 
     monkeypatch.setattr(compact_networks, "RESULTS", tmp_path)
     assert sorted(compact_networks.QUOTED) == models.list_models()
-    tuning = compact_networks.settings()["cifar10_tuning"]
+    tuning, final = (compact_networks.SETTINGS[name] for name in ("cifar10_tuning", "cifar10"))
     rows = [
         {"trial": trial.name, "config": trial.config, **tuning.overrides, **tuning.points[i], "seed": 0}
         | {"status": "finished", "validation_top1": 0.5 + 0.1 * (i % 3 == 1)}
         for i, trial in enumerate(tuning.trials())
     ]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    filled = [{key: row.get(key, "") for key in columns} for row in rows]
-    write_csv(tmp_path / "compact_networks_tuning.csv", filled[:-1])
-    assert "cifar10" not in compact_networks.settings()
-    write_csv(tmp_path / "compact_networks_tuning.csv", filled)
-    final = compact_networks.settings()["cifar10"]
-    assert {point["optimizer.learning_rate"] for point in final.points} == {1e-3}
-    assert len(final.trials()) == 3 * len(models.list_models()) and len(final.plots) == 2
-    measured = [{"trial": trial.name, "sqz_bytes": 5} for trial in final.trials()]
+    path = tmp_path / "compact_networks_tuning.csv"
+
+    def write(rows):
+        columns = dict.fromkeys(key for row in rows for key in row)
+        write_csv(path, [{key: row.get(key, "") for key in columns} for row in rows])
+
+    write(rows[:-1])
+    with pytest.raises(SweepError, match="no result of 1 trial.* run the tuning first"):
+        final()
+    write([*rows[:-1], {**rows[-1], "status": "failed: the loss is NaN", "validation_top1": ""}])
+    assert final() and len(final().plots) == 2
+    write([*rows[:-3], *({**row, "status": "failed: the loss is NaN"} for row in rows[-3:])])
+    with pytest.raises(SweepError, match="no rate of efficientnet_b0 has a finished trial"):
+        final()
+    write(rows)
+    trials = final().trials()
+    assert {point["optimizer.learning_rate"] for point in final().points} == {3e-3}
+    assert len(trials) == 3 * len(models.list_models()) and not final().overrides
+    measured = [{"trial": trial.name, "step": 7, "sqz_bytes": 5} for trial in trials]
     write_csv(tmp_path / "compact_networks_costs.csv", measured)
-    final = compact_networks.settings()["cifar10"]
-    assert len(final.plots) == 6 and final.derived({"trial": final.trials()[0].name}) == {"sqz_bytes": 5.0}
+    assert len(final().plots) == 6
+    assert final().derived({"trial": trials[0].name, "step": 7}) == {"sqz_bytes": 5.0}
+    with pytest.raises(SweepError, match="are not of step 8"):
+        final().derived({"trial": trials[0].name, "step": 8})
 
 
 def test_the_costs_of_a_trained_network(reference):
@@ -273,6 +286,19 @@ def test_the_costs_of_a_trained_network(reference):
     assert all(row[f"{name}_milliseconds"] > 0 for name in ("jax", "onnx", "onnx_int8"))
     top1 = load(reference).evaluate("test").values["top1"]
     assert abs(row["sqz_top1"] - top1) < 0.05 and abs(row["int8_top1"] - top1) < 0.05
+
+
+def test_the_costs_are_calibrated_on_all_classes():
+    from experiments import compact_costs
+
+    class Sorted:
+        def __len__(self):
+            return 1000
+
+        def read(self, i):
+            return {"image": np.full((1, 1, 1), i // 100)}
+
+    assert len(np.unique(compact_costs.calibration_images(Sorted()))) == 10
 
 
 def test_points_that_differ_in_the_plots_x_alone_are_one_line():

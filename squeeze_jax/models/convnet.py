@@ -106,9 +106,10 @@ class ConvNet(nn.Module):
         for axis, (name, size) in enumerate(zip(AXIS_NAMES[rank], images.shape[1:-1], strict=True), start=1):
             stage = self.collapses_at(size)
             if stage is not None:
+                advice = "" if self.stem == SMALL_STEM else f", or {self.too_small}"
                 raise ModelError(
                     f"images have {size} pixels along {name} (axis {axis}), which collapses to nothing at {stage}; "
-                    f"the smallest legal value is {self.minimum_input_size()}. Enlarge the images, or {self.too_small}."
+                    f"the smallest legal value is {self.minimum_input_size()}. Enlarge the images{advice}."
                 )
         if self.has_variable("params", "conv1"):
             kernel = self.get_variable("params", "conv1")["kernel"]

@@ -75,7 +75,7 @@ class InvertedResidualNet(PooledConvNet):
     stem: str = "3x3/2"
 
     def _drop_rate(self, share: float) -> float:
-        """Returns the drop rate of the block that this share of all blocks stands before."""
+        """Returns the drop rate of a block; `share` is the fraction of the blocks before it."""
         return 0.0
 
     def _blocks(self) -> Iterator[tuple[str, dict[str, Any]]]:

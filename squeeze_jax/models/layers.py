@@ -231,7 +231,7 @@ class ConvBlock:
         groups: int = 1,
         activate: bool = True,
     ) -> jax.Array:
-        """Maps (batch, *spatial, channels) to (batch, *spatial, features).
+        """Maps (batch, *spatial, channels) to (batch, *spatial / strides, features), less the border if "VALID".
 
         The submodules are `name` and `name + "_bn"` of the calling module. `activate=False` leaves the activation out.
         """

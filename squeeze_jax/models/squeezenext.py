@@ -14,6 +14,7 @@ STEM_FILTERS = 64
 STAGE_FILTERS = (32, 64, 128, 256)
 LAST_FILTERS = 128
 DEEPEST = 100  # blocks of a stage; an untrusted file may ask for any number
+NARROWEST, WIDEST = 0.125, 16.0  # a block has at least 4 filters, of which a reduction leaves a quarter
 
 
 class Block(NamedTuple):
@@ -92,6 +93,15 @@ class SqueezeNext(PooledConvNet):
         if len(self.depths) != len(STAGE_FILTERS) or not all(0 <= depth <= DEEPEST for depth in self.depths):
             raise ModelError(
                 f"depths={self.depths}; expected {len(STAGE_FILTERS)} numbers from 0 to {DEEPEST}, one per stage."
+            )
+        if not NARROWEST <= self.width <= WIDEST:
+            raise ModelError(f"width={self.width}; expected {NARROWEST} to {WIDEST:g}.")
+        filters = [round(width * self.width) for width in STAGE_FILTERS]
+        channels = {STEM_FILTERS, *(count // part for count in filters for part in (1, 2, 4))}
+        if self.groups < 1 or any(count % self.groups for count in channels):
+            raise ModelError(
+                f"groups={self.groups}; expected a divisor of the channels of every convolution that has groups: "
+                f"{', '.join(map(str, sorted(channels)))}."
             )
         super().__post_init__()
 

@@ -45,7 +45,8 @@ def fetch(name: str) -> pathlib.Path:
     path = cache_folder() / "weights" / "torchvision" / file_name
     address = f"{ADDRESS}/{file_name}"
     if path.is_file():
-        _verify(path, path, address)
+        if wrong := _wrong_checksum(path):
+            raise WeightError(f"{path} is damaged: {wrong}. Delete it, or get {address} again.")
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,8 @@ def fetch(name: str) -> pathlib.Path:
                 missing = response.length  # what is left of the announced bytes
             if missing:
                 raise WeightError(f"{address} broke off {missing} bytes before its end; try again.")
-            _verify(temporary, path, address)
+            if wrong := _wrong_checksum(temporary):
+                raise WeightError(f"{address} was received damaged: {wrong}; try again.")
             temporary.replace(path)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
@@ -68,13 +70,9 @@ def fetch(name: str) -> pathlib.Path:
     return path
 
 
-def _verify(file: pathlib.Path, path: pathlib.Path, address: str) -> None:
-    """Raises WeightError unless the SHA-256 of a file begins with the digits in its name; `path` is for messages."""
+def _wrong_checksum(path: pathlib.Path) -> str:
+    """Returns what is wrong if the SHA-256 of a file does not begin with the digits in its name, else nothing."""
     expected = re.search(r"-([0-9a-f]+)\.", path.name)[1]
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if not found.startswith(expected):
-        raise WeightError(
-            f"{path} is damaged: its SHA-256 begins with {found[: len(expected)]}, expected {expected}. Delete it and "
-            f"get {address} again."
-        )
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return "" if found.startswith(expected) else f"its SHA-256 begins with {found[: len(expected)]}, not {expected}"

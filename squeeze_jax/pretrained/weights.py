@@ -60,7 +60,7 @@ def imagenet_config(model_name: str, images: ImageInput) -> ConfigDict:
     config.model.name = model_name
     config.dataset.name = "imagenet2012"
     use_images(config, images)
-    config.augment.flip = ("width",)  # all of them were trained on mirror images too
+    config.augment.flip = ("width",)  # a mirror image is as good a photograph; compression calibrates on both
     return config
 
 
@@ -80,7 +80,10 @@ def model_of_stem(path: object, leaves: Leaves) -> str:
     stem = leaves.get("params/conv1/kernel")
     if stem is None or stem.shape[0] not in MODEL_OF_STEM:
         found = "no kernel" if stem is None else f"a kernel of shape {stem.shape}"
-        raise WeightError(f"{path} is neither SqueezeNet 1.0 nor 1.1: conv1 has {found}; layers: {sorted(leaves)[:8]}")
+        raise WeightError(
+            f"{path} is of no network that is read from such files (docs/weights.md lists them): conv1 has {found}; "
+            f"layers: {sorted(leaves)[:8]}"
+        )
     return MODEL_OF_STEM[stem.shape[0]]
 
 

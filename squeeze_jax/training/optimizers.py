@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers, made from a config."""
 
+import collections
 import re
 from typing import Any
 
@@ -40,7 +41,8 @@ def make_schedule(config: ConfigDict, learning_rate: float, total_steps: int, wa
         schedule = optax.cosine_onecycle_schedule(steps, learning_rate, pct_start=config.peak_at)
     elif config.name == "step":
         # The milestones are fractions of the whole duration, including the warm-up.
-        boundaries = {round(share * total_steps) - warmup_steps: config.factor for share in config.milestones}
+        steps = collections.Counter(round(share * total_steps) - warmup_steps for share in config.milestones)
+        boundaries = {step: config.factor**count for step, count in steps.items()}  # in a short run they coincide
         schedule = optax.piecewise_constant_schedule(learning_rate, boundaries)
     else:
         raise ConfigError(f"config.schedule.name={config.name!r} is unknown.")
