@@ -14,32 +14,24 @@ it needs an accelerator. khoroshe/squeezenet reports 81 % for the network traine
 from ml_collections import ConfigDict
 
 from configs import cifar10
-from squeeze_jax.models import registered
+from configs.finetune_pneumonia import fine_tune
 
 
 def get_config(network: str = "squeezenet_v1_0") -> ConfigDict:
-    images = registered(network).input
     config = cifar10.get_config("long")  # the recipe with the widths of the published network
-    config.init_new_head = True
     config.dataset.image_size = (96, 96)
-    config.dataset.mean = images.mean
-    config.dataset.std = images.std
     config.augment.pad_and_crop = 8
     config.augment.cutout = 0
     config.task.mixup = 0.0
 
-    config.model.name = network
-    for option in ("stem", "bypass", "use_batch_norm", "head_relu", "dropout_rate"):
-        config.model[option] = None  # those of the weights
-    if "head_relu" in registered(network).overrides():
-        config.model.head_relu = False  # some classes of a new head may never pass it
+    fine_tune(config, network)
+    config.model.dropout_rate = None  # that of the weights
 
+    config.train.batch_size = 128
     config.train.duration = "10 epochs"
     config.train.ema_decay = 0.0
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-4
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 1e-4
-    config.schedule.name = "cosine"
     config.schedule.warmup = "200 steps"
     return config

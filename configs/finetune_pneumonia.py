@@ -42,7 +42,7 @@ def fine_tune(config: ConfigDict, network: str) -> None:
     config.dataset.mean = images.mean
     config.dataset.std = images.std
     config.model.name = network
-    for option in ("stem", "use_batch_norm", "head_relu"):
+    for option in ("stem", "bypass", "use_batch_norm", "head_relu"):
         config.model[option] = None  # those of the weights
     if "head_relu" in registered(network).overrides():
         config.model.head_relu = False  # some classes of a new head may never pass it
