@@ -75,7 +75,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
         config.model.strict = False
         config.model.stem = config.model.bypass = None
         config.model.stochastic_depth = 0.0
-        config.train.duration = "3 epochs"
+        config.train.duration = "2 epochs"
         config.optimizer.name = "adamw"
         config.optimizer.learning_rate = 1e-3
         config.optimizer.nesterov = False
