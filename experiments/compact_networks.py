@@ -93,9 +93,9 @@ def tuned(tuning: Sweep) -> Sweep:
         )
     finished = [row for row in rows.values() if row["status"] == "finished"]
     best = {row["model.name"]: row for row in sorted(finished, key=lambda row: row["validation_top1"])}
-    if lost := sorted({point["model.name"] for point in tuning.points} - set(best)):
-        raise SweepError(f"{path}: no rate of {', '.join(lost)} has a finished trial; tune with lower rates.")
     points = {point["model.name"]: point for point in tuning.points}
+    if lost := [network for network in points if network not in best]:
+        raise SweepError(f"{path}: no rate of {', '.join(lost)} has a finished trial; tune with lower rates.")
     name = tuning.name.removesuffix(TUNING)
     measured = costs(name)
     sweep = Sweep(
@@ -149,7 +149,7 @@ def with_rates(
     )
 
 
-TUNED = {
+TUNINGS = {
     "cifar10": with_rates(
         "compact_networks",
         "configs/cifar10.py:compact",
@@ -170,8 +170,8 @@ TUNED = {
         },
     ),
 }
-SETTINGS = {f"{name}{TUNING}": sweep for name, sweep in TUNED.items()} | {
-    name: functools.partial(tuned, sweep) for name, sweep in TUNED.items()
+SETTINGS = {f"{name}{TUNING}": sweep for name, sweep in TUNINGS.items()} | {
+    name: functools.partial(tuned, sweep) for name, sweep in TUNINGS.items()
 }
 
 if __name__ == "__main__":
