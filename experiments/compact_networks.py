@@ -107,8 +107,8 @@ def tuned(tuning: Sweep) -> Sweep:
         derived=lambda row: costs_of(row, measured),
         columns=COSTS,
     )
-    is_measured = all(trial.name in measured for trial in sweep.trials())
-    return dataclasses.replace(sweep, plots=[*sweep.plots, *COST_PLOTS]) if is_measured else sweep
+    with_costs = {trial.point["model.name"] for trial in sweep.trials() if trial.name in measured}
+    return dataclasses.replace(sweep, plots=[*sweep.plots, *COST_PLOTS]) if len(with_costs) == len(points) else sweep
 
 
 def settled(row: Mapping[str, Any]) -> bool:

@@ -200,9 +200,14 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
             ]
         else:
             cells += [""] * 4 + ["0", "", ""]
-        cells += [_mean([row[column] for row in trials if column in row]) for column in sweep.columns]
+        cells += [_mean(_column(trials, column)) for column in sweep.columns]
         lines.append(cells + [str(column[i]) for column in sweep.published.values()])
     return markdown(lines[0], lines[1:])
+
+
+def _column(trials: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+    """Returns the values of a column that a part of the trials may lack, such as one that was measured once."""
+    return [float(row[column]) for row in trials if column in row]
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -266,9 +271,9 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
         styles = itertools.cycle(zip("osD^v", (9, 8, 7, 6, 5), strict=True))
         drawn = []
         for (key, line), (marker, size) in zip(lines.items(), styles, strict=False):
-            values = [[row[metric] for row in trials] for trials in line]
+            values = [_column(trials, metric) for trials in line]
             bars = axis.errorbar(
-                [float(trials[0][x]) for trials in line],
+                [statistics.mean(_column(trials, x)) for trials in line],
                 [statistics.mean(of_point) for of_point in values],
                 yerr=[statistics.stdev(of_point) if len(of_point) > 1 else 0 for of_point in values],
                 fmt=f"{marker}-",
@@ -277,7 +282,7 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
                 label=", ".join(key),
             )
             drawn.append(bars)
-        places = [float(trials[0][x]) for line in lines.values() for trials in line]
+        places = [statistics.mean(_column(trials, x)) for line in lines.values() for trials in line]
         if min(places) > 0 and max(places) > LOG_RANGE * min(places):
             axis.set_xscale("log")
         axis.set_xlabel(_title(x))
