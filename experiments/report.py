@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
 from scipy import stats
 
 from experiments.trials import Sweep, SweepError, Trial, status
@@ -285,10 +285,12 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
         places = [statistics.mean(_column(trials, x)) for line in lines.values() for trials in line]
         if min(places) > 0 and max(places) > LOG_RANGE * min(places):
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(_title(x))
         axis.set_ylabel(_title(metric))
         axis.grid(alpha=0.3)
-        if x in SIZES:
+        if x in SIZES or x.endswith("bytes"):
             axis.xaxis.set_major_formatter(EngFormatter())
     titles = [_title(key) for key in _keys(sweep) if key != sweep.plots[0][0]][: len(next(iter(lines)))]
     figure.legend(handles=drawn, loc="outside right upper", frameon=False, title=", ".join(titles))
