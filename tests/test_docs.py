@@ -29,6 +29,7 @@ README_LINES = 170
 LINE = 120
 
 WITHOUT_RUNS = (
+    "experiments.compact_costs",
     "experiments.compare",
     "experiments.compression_curve",
     "experiments.judge",
