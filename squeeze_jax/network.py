@@ -117,7 +117,7 @@ class Network:
           matrix of a classifier.
 
         Raises:
-          ConfigError, DataError: there is no such split, the config is of another experiment, or a class is unknown.
+          ConfigError, DataError: the split does not exist, the config is of another experiment, or a class is unknown.
         """
         config = self.config if config is None else config
         validate(config)
@@ -223,7 +223,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
 
     Raises:
       ConfigError: the folder has no config.
-      CheckpointError: there is no such checkpoint, or none is intact.
+      CheckpointError: the checkpoint does not exist, or none is intact.
       WeightError: the weight file cannot be used.
     """
     source = pathlib.Path(source)

@@ -27,12 +27,12 @@ def config_file(tmp_path, body):
     ("arguments", "message"),
     [
         (["--config.model.nme=x"], "ConfigError: unknown key 'nme' Did you mean \"name\""),
-        (["--config.model.name=squeezenet_v11"], "ModelError: there is no model 'squeezenet_v11'; did you mean"),
+        (["--config.model.name=squeezenet_v11"], "ModelError: the model 'squeezenet_v11' is unknown; did you mean"),
         (["--config.seed=abc"], "ConfigError: flag --config.seed=abc: invalid literal for int()"),
         (["--config.run.backends=pmap"], "ConfigError: "),
         (["--confg=x"], "ConfigError: Unknown command line flag 'confg'"),
         (["extra"], "InputError: unknown arguments: extra"),
-        (["--config.dataset.name=dgits"], "DataError: there is no dataset 'dgits'"),
+        (["--config.dataset.name=dgits"], "DataError: the dataset 'dgits' is unknown"),
     ],
 )
 def test_a_users_error_is_one_line(arguments, message, data_dir):

@@ -263,7 +263,7 @@ def test_wrong_value_is_named(data_dir, overrides, message):
         ({"model.squeeze_ratio": (0.5, 0.5)}, "squeeze_ratio has 2 entries"),
         ({"dataset.image_size": (4, 4)}, "4 pixels along height"),
         ({"dataset.train_split": "trian"}, "no split 'trian'.*it has test, train, validation"),
-        ({"dataset.name": "dgits"}, "there is no dataset 'dgits'"),
+        ({"dataset.name": "dgits"}, "the dataset 'dgits' is unknown"),
         ({"dataset.name": "mnist"}, "python -m squeeze_jax.data.prepare mnist --data_dir"),
         ({"dataset.held_out": 5000, "dataset.validation_split": ""}, "cannot hold out 5000 of the 1197 examples"),
         ({"dataset.channels": 3, "dataset.name": "fake/20x20x1/10"}, "config.dataset.channels=3 is for photographs"),

@@ -267,7 +267,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"there is no dataset {name!r}; expected one of this project ({', '.join(sorted(BUILDERS))}), a TFDS "
+            f"the dataset {name!r} is unknown; expected one of this project ({', '.join(sorted(BUILDERS))}), a TFDS "
             f"name, 'fake/32x32x3/10', the folder of a prepared dataset, or a folder of images in split/class/. "
             f"({str(error).splitlines()[0]})"
         ) from error

@@ -107,7 +107,7 @@ def registered(name: str) -> Registered:
     """
     if name not in _REGISTRY:
         raise ModelError(
-            f"there is no model {name!r}{_nearest(name, list_models())} Your own network is known if you pass the "
+            f"the model {name!r} is unknown{_nearest(name, list_models())} Your own network is known if you pass the "
             f"config file that registers it with --config."
         )
     return _REGISTRY[name]

@@ -35,7 +35,7 @@ class SqueezeNet(ConvNet):
     which round(fraction_3x3 * e) are 3x3, and round(squeeze_ratio * e) squeeze filters.
 
     Attributes:
-      num_classes: output channels of conv10; with 0 there is no conv10, and the output is the mean of each channel of
+      num_classes: output channels of conv10; 0 leaves conv10 out, and the output is the mean of each channel of
         the last feature map.
       dropout_rate: dropout rate after fire9.
       bypass: "none", "simple" (identity around every module with equal input and output channels: fire3, 5, 7 and 9 in

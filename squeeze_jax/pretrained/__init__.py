@@ -49,7 +49,7 @@ def read(path: str | pathlib.Path) -> Weights:
 
     Args:
       path: a `.net` file of Deep Compression, a `.caffemodel`, a torchvision state dict (`.pth`, `.safetensors`), an
-        `.onnx` file, a `.safetensors` file written by `save`, a compressed `.sqz` file, or, if there is no such file,
+        `.onnx` file, a `.safetensors` file written by `save`, a compressed `.sqz` file, or, if no such file exists,
         a name, such as "digits" or "torchvision/resnet18" (`names`).
 
     Raises:
