@@ -17,7 +17,7 @@ The networks have their published stems and the 32 x 32 pixels of CIFAR-10, so t
 AlexNet takes no less than 63 pixels; its images are enlarged to 64. SqueezeNet and SqueezeNodule-Net have batch norm
 and no ReLU after the last layer, as in configs/cifar10.py. Dropout and stochastic depth are off on CIFAR-10, where so
 short a training does not overfit; on ImageNet each network keeps its own. On 2 cores of an AMD EPYC (2026-11-29 and
-30), tuning took an hour, training 155 minutes and the costs 45 minutes: 9 core-hours. Shortened: 2 epochs.
+30), tuning took about an hour, training 2.5 hours and the costs 40 minutes: about 9 core-hours. Shortened: 2 epochs.
 
 At this budget SqueezeNet with complex bypass is best, 10.2 points above the plain network (p < 0.001) and no worse than
 ResNet-18, which has ten times the parameters. MobileNetV2, EfficientNet-B0 and every SqueezeNext end 7 to 11 points

@@ -3,7 +3,7 @@
 The released layout (songhan/SqueezeNet-Deep-Compression), in little endian, starts with the number of stored entries of
 each of the 26 convolutions, uint32. For each convolution follow a codebook of 256 float32 values, the biases, float32,
 an 8-bit code per entry and a 4-bit gap per entry, low half first. An entry is gap + 1 positions after the previous one,
-in (out, in, height, width) order. Code 0 is the weight 0; it bridges gaps longer than 15. There is no checksum.
+in (out, in, height, width) order. Code 0 is the weight 0; it bridges gaps longer than 15. The layout has no checksum.
 
 The compact layout corresponds to the 0.47 MB file of the paper, which was never released. It starts with "net" and the
 number of bits per code, 2 to 7; no number of entries has the same bytes. The codebook has one entry per code. The codes

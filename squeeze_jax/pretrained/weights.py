@@ -75,7 +75,7 @@ def model_of_stem(path: object, leaves: Leaves) -> str:
     """Returns the name of SqueezeNet 1.0 or 1.1, according to the kernel size of conv1.
 
     Raises:
-      WeightError: there is no conv1, or its kernel has another size.
+      WeightError: conv1 is missing, or its kernel has another size.
     """
     stem = leaves.get("params/conv1/kernel")
     if stem is None or stem.shape[0] not in MODEL_OF_STEM:

@@ -24,7 +24,7 @@ def enable() -> None:
     The folder is ~/.cache/squeeze_jax (or $XDG_CACHE_HOME/squeeze_jax). It has a subfolder per processor type, because
     compiled code may not run on another type. It may be deleted at any time; the oldest files are deleted when it
     exceeds 2 GiB. $JAX_COMPILATION_CACHE_DIR selects another folder, and $JAX_ENABLE_COMPILATION_CACHE=false disables
-    the cache. If the folder is not writable, there is no cache.
+    the cache. If the folder is not writable, nothing is cached.
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return

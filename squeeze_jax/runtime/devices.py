@@ -125,7 +125,7 @@ class DeviceMesh:
         """Checks that a batch can be sharded evenly.
 
         Args:
-          name: the config key of the batch size, for the message.
+          name: the config key of the batch size, which the error names.
           batch_size: the size of the global batch.
           micro_batches: the number of parts that the batch is split into.
 

@@ -33,8 +33,8 @@ class Health:
 
         Args:
           tree: a pytree of arrays.
-          step: the current step, for the message.
-          learning_rate: the current learning rate, for the message.
+          step: the current step, which the error names.
+          learning_rate: the current learning rate, which the error names.
 
         Raises:
           TrainingError: a value is NaN or infinite; the message gives the steps since the last check that passed.
