@@ -33,6 +33,10 @@ class InputError(SqueezeJaxError, ValueError):
     """An invalid argument of a command, or an image that a trained network does not accept."""
 
 
+class FileError(SqueezeJaxError, OSError):
+    """A file that cannot be written, for example because the disk is full."""
+
+
 class WorkdirError(SqueezeJaxError, RuntimeError):
     """A folder that cannot be used as a workdir."""
 

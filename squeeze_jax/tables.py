@@ -5,10 +5,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from squeeze_jax.files import replaced
+
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Writes a CSV file, with the keys of the first row as its header, and returns its path."""
-    with path.open("w", newline="") as file:
+    """Writes a CSV file, with the keys of the first row as its header, and returns its path.
+
+    Raises:
+      FileError: the file cannot be written.
+    """
+    with replaced(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
