@@ -36,8 +36,18 @@ def shapes(model, input_shape):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
 
 
-def init(model, images):
-    return jax.jit(model.init)(jax.random.key(0), images)
+def random_variables(model, images):
+    """Kernels, biases and statistics of sensible sizes, without compiling the initialisers."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        if kind in ("var", "scale"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if kind == "kernel" else 0.1
+        return rng.normal(0, deviation, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), images))
 
 
 def count(model, input_shape):
@@ -216,10 +226,10 @@ def test_summary_table():
 
 
 def test_receptive_field_is_where_gradients_come_from():
-    model = models.create("squeezenet_v1_1", num_classes=2)
+    model = models.create("squeezenet_v1_1", num_classes=2, base_filters=16, filter_increment=16)
     images = jax.random.uniform(jax.random.key(1), (1, 255, 255, 1))
     # Positive weights let every path contribute; average pooling would hide nothing, max pooling picks one cell.
-    variables = jax.tree.map(jnp.abs, init(model, images))
+    variables = jax.tree.map(jnp.abs, random_variables(model, images))
 
     def centre(image):
         maps = model.apply(variables, image, method="features")["conv10"]
@@ -252,7 +262,7 @@ def test_every_parameter_learns(name, use_batch_norm):
     narrow = {"base_filters": 16, "filter_increment": 16, "num_classes": 3, "head_relu": False}
     model = models.create(name, use_batch_norm=use_batch_norm, **narrow)
     images = jax.random.normal(jax.random.key(1), (4, 33, 33, 3))
-    variables = init(model, images)
+    variables = random_variables(model, images)
 
     def loss(params):
         logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"], rngs=keys)
@@ -264,9 +274,9 @@ def test_every_parameter_learns(name, use_batch_norm):
 
 
 def test_features_are_named_and_a_bypass_sum_stands_before_its_pooling():
-    model = models.create("squeezenet_v1_0_complex_bypass", num_classes=7)
+    model = models.create("squeezenet_v1_0_complex_bypass", num_classes=7, base_filters=16, filter_increment=16)
     images = jax.random.normal(jax.random.key(1), (1, 40, 40, 3))
-    variables = init(model, images)
+    variables = random_variables(model, images)
     names = []
 
     @jax.jit
@@ -281,7 +291,8 @@ def test_features_are_named_and_a_bypass_sum_stands_before_its_pooling():
         *("fire5", "fire6", "fire7", "fire8", "pool8", "fire9", "conv10"),
     ]
     assert maps["conv10"].min() < 0  # before its ReLU
-    fire5 = Fire(32, 128, 128)
+    widths = model.fire_widths()[3]
+    fire5 = Fire(widths.squeeze, widths.expand1x1, widths.expand3x3)
     plain = fire5.apply({"params": variables["params"]["fire5"]}, maps["pool4"])
     np.testing.assert_allclose(maps["fire5"], plain + maps["pool4"], rtol=1e-5, atol=1e-5)
     logits = jax.jit(model.apply)(variables, images)
@@ -291,9 +302,10 @@ def test_features_are_named_and_a_bypass_sum_stands_before_its_pooling():
 
 
 def test_simple_bypass_is_identity_around_3_5_7_9():
-    plain, bypassed = models.create("squeezenet_v1_0"), models.create("squeezenet_v1_0_simple_bypass")
+    names = ("squeezenet_v1_0", "squeezenet_v1_0_simple_bypass")
+    plain, bypassed = (models.create(name, base_filters=16, filter_increment=16) for name in names)
     images = jax.random.normal(jax.random.key(1), (1, 40, 40, 3))
-    variables = init(plain, images)
+    variables = random_variables(plain, images)
     maps = jax.jit(functools.partial(bypassed.apply, method="features"))(variables, images)
     before = {3: "fire2", 5: "pool4", 7: "fire6", 9: "pool8", 2: "pool1", 4: "fire3", 6: "fire5", 8: "fire7"}
     for number, source in before.items():
@@ -318,7 +330,7 @@ def test_ceil_pooling_matches_a_plain_definition():
 
 
 def test_initialisation_follows_caffe():
-    params = init(models.create("squeezenet_v1_0"), jnp.zeros((1, 64, 64, 3)))["params"]
+    params = jax.jit(models.create("squeezenet_v1_0").init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     stem, head = np.asarray(params["conv1"]["kernel"]), np.asarray(params["conv10"]["kernel"])
     bound = np.sqrt(3 / (7 * 7 * 3))
     assert abs(stem).max() <= bound and stem.std() == pytest.approx(bound / np.sqrt(3), rel=0.02)
@@ -329,7 +341,7 @@ def test_initialisation_follows_caffe():
 def test_dropout_follows_the_position_not_the_batch():
     model = models.create("squeezenet_v1_1", num_classes=3, dropout_rate=0.5, head_relu=False, base_filters=16)
     images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    variables = init(model, images)
+    variables = random_variables(model, images)
 
     @jax.jit
     def logits(images, seed, positions):
@@ -340,14 +352,14 @@ def test_dropout_follows_the_position_not_the_batch():
     np.testing.assert_allclose(whole[2:], logits(images[2:], 2, jnp.array([2, 3])), rtol=1e-5, atol=1e-6)
     expected = jax.jit(model.apply)(variables, images)
     assert not np.allclose(whole, expected)
-    many = [logits(images, seed, jnp.arange(4)) for seed in range(200)]
-    np.testing.assert_allclose(np.mean(many, 0), expected, atol=0.1 * np.abs(whole).max())
+    many = jax.lax.map(lambda seed: logits(images, seed, jnp.arange(4)), jnp.arange(200))
+    np.testing.assert_allclose(many.mean(0), expected, atol=0.1 * np.abs(whole).max())
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     model = models.create("squeezenet_v1_1", num_classes=3, use_batch_norm=True, dtype="bfloat16", head_relu=False)
-    variables = init(model, images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits = jax.jit(model.apply)(variables, images)
     assert logits.dtype == jnp.float32
@@ -376,7 +388,7 @@ def test_the_head_is_a_map_of_the_classes(name, options):
     """The features are the mean of the last map, and the logits that of the head's, after SqueezeNet's ReLU."""
     images = jax.random.normal(jax.random.key(1), (2, 48, 48, 3))
     model, whole = (models.create(name, num_classes=num_classes, **options) for num_classes in (0, 5))
-    variables = init(whole, images)
+    variables = random_variables(whole, images)
     backbone = {key: value for key, value in variables["params"].items() if key != whole.head}
     features = jax.jit(model.apply)({**variables, "params": backbone}, images)
     maps = jax.jit(functools.partial(whole.apply, method="features"))(variables, images)
@@ -466,7 +478,7 @@ def test_illegal_choices_are_named(call, message):
 
 def test_illegal_inputs_are_named():
     model = models.create("squeezenet_v1_1", num_classes=3)
-    variables = init(model, jnp.zeros((1, 32, 32, 3)))
+    variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
     for shape, message in [
         ((1, 32, 32, 1), "images have 1 channels .*conv1 expects 3"),
         ((1, 3, 32, 32), "3 pixels along height"),
