@@ -41,7 +41,7 @@ class DiskArray:
         self._row_bytes = math.prod(row) * self.dtype.itemsize
         self._folder = _place(folder)
         with self._disk():
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - open as long as the array is used
+            self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115 - as long as self
         weakref.finalize(self, self._file.close)
 
     @classmethod
@@ -66,7 +66,9 @@ class DiskArray:
         rows = np.empty((max(last - first, 0), *self.shape[1:]), self.dtype)
         with self._disk():
             self._file.seek(first * self._row_bytes)
-            self._file.readinto(_bytes_of(rows))
+            left = _bytes_of(rows)
+            while left:
+                left = left[self._file.readinto(left) :]
         return rows
 
     def append(self, rows: np.ndarray) -> None:
@@ -77,8 +79,9 @@ class DiskArray:
         """
         with self._disk():
             self._file.seek(len(self) * self._row_bytes)
-            self._file.write(_bytes_of(np.ascontiguousarray(rows)))
-            self._file.flush()
+            left = _bytes_of(np.ascontiguousarray(rows))
+            while left:
+                left = left[self._file.write(left) :]
         self.shape = (len(self) + len(rows), *self.shape[1:])
 
     @contextlib.contextmanager
@@ -112,5 +115,5 @@ def _place(folder: pathlib.Path | None) -> pathlib.Path:
     return pathlib.Path(tempfile.gettempdir()) if folder is None else folder
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(np.uint8)
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))
