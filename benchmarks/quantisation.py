@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
 import report
 
 from squeeze_jax import load
 from squeeze_jax.compression.compressor import FIRST_RATE_FACTOR, Compressor
+from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import BATCH
 from squeeze_jax.compression.sharing import layer_bits
 from squeeze_jax.network import Network
@@ -27,7 +27,7 @@ from squeeze_jax.predict import find_images, read_images
 PEER = "k-means, 6 bits"
 
 
-def programs(network: Network, images: np.ndarray, size: int) -> dict[str, Callable[[], Compressor]]:
+def programs(network: Network, images: DiskArray, size: int) -> dict[str, Callable[[], Compressor]]:
     """Returns functions that compress the network, by name."""
 
     def run(*steps: Callable[[Compressor], None]) -> Compressor:
@@ -53,7 +53,7 @@ def main() -> int:
     args = parser.parse_args()
     network = load(args.weights)
     paths = find_images([str(args.calibration)])
-    images = np.concatenate([batch for batch, _ in read_images(network, paths, BATCH)])
+    images = DiskArray.of(batch for batch, _ in read_images(network, paths, BATCH))
     found = programs(network, images, args.size)
     seconds: dict[str, list[float]] = {name: [] for name in found}
     sizes = {}

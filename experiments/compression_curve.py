@@ -21,6 +21,7 @@ import numpy as np
 from squeeze_jax import commands, drawing, load
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import Compressor
+from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import round_to_int8
 from squeeze_jax.compression.sharing import layer_bits
@@ -44,11 +45,11 @@ def round_kernels(network: Network) -> tuple[dict, dict[str, float]]:
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
 
 
-def files(network: Network, images: np.ndarray, args: argparse.Namespace) -> list[tuple[str, str, Stage]]:
+def files(network: Network, images: DiskArray, args: argparse.Namespace) -> list[tuple[str, str, Stage]]:
     """Returns method, setting and last stage of each file."""
 
     def compressed(compress: Callable[[Compressor], Any]) -> Stage:
-        compressor = Compressor(network, images, folder=args.stages)
+        compressor = Compressor(network, images, folder=args.stages, scratch=args.output)
         compress(compressor)
         return compressor.stages[-1]
 
@@ -66,7 +67,7 @@ def files(network: Network, images: np.ndarray, args: argparse.Namespace) -> lis
 
     found = [("lossless", "", compressed(Compressor.keep)), ("8-bit rounding", "", compressed(round_to_8_bits))]
     found += [("k-means", f"{bits} bits", share(bits)) for bits in SHARED_BITS]
-    rounding = Compressor(network, images, folder=args.stages)
+    rounding = Compressor(network, images, folder=args.stages, scratch=args.output)
     for rate_factor in args.rate_factors:
         rounding.round(rate_factor)
         found.append(("second-order", f"{rate_factor:g}", rounding.stages[-1]))
@@ -87,7 +88,8 @@ def main() -> int:
     compilation_cache.enable()
     network = load(args.weights)
     calibration, evaluation = (find_images([str(folder)]) for folder in (args.calibration, args.evaluation))
-    images = np.concatenate([batch for batch, _ in read_images(network, calibration, report.BATCH)])
+    args.output.mkdir(parents=True, exist_ok=True)
+    images = DiskArray.of((batch for batch, _ in read_images(network, calibration, report.BATCH)), args.output)
     with console.logging_to(None):
         found = files(network, images, args)
     stages = [Stage("original", network, 0), *(stage for _, _, stage in found)]
@@ -110,7 +112,6 @@ def main() -> int:
                 "divergence": sums.divergence / sums.images,
             }
         )
-    args.output.mkdir(parents=True, exist_ok=True)
     write_csv(args.output / f"{args.name}.csv", rows)
     plot(rows, args.output / f"{args.name}.png")
     return 0

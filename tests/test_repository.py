@@ -20,7 +20,7 @@ PACKAGE = ROOT / "squeeze_jax"
 # From the ground up; a module may import from its own floor and those below it. A room stands where its files do.
 FLOORS = [
     {"version", "errors", "files", "tables", "drawing", "runtime"},
-    {"models", "data", "compression.rans", "compression.huffman"},
+    {"models", "data", "compression.rans", "compression.huffman", "compression.on_disk"},
     {
         "metrics",
         "compression.arrays",
@@ -28,6 +28,8 @@ FLOORS = [
         "compression.rounding",
         "compression.second_order",
         "compression.segments",
+        "compression.stage_folder",
+        "compression.states",
     },
     {"tasks"},
     {"config"},

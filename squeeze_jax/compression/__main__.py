@@ -18,11 +18,10 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-import numpy as np
-
 from squeeze_jax import commands, tables
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import Compressor
+from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS
 from squeeze_jax.compression.sharing import INITIALISATIONS, layer_bits
@@ -114,16 +113,18 @@ def main() -> int:
             return deep_compression.serialise(network, net_bits)
         return sqz.serialise(network, steps=steps)
 
-    compressor = Compressor(
-        network,
-        np.concatenate([images for images, _ in read_images(network, calibration, report.BATCH)])
-        if calibration
-        else None,
-        augment=not args.no_augmentation,
-        serialise=serialise,
-        folder=args.stages,
-    )
     with console.logging_to(None):
+        scratch = args.output.parent
+        compressor = Compressor(
+            network,
+            DiskArray.of((images for images, _ in read_images(network, calibration, report.BATCH)), scratch)
+            if calibration
+            else None,
+            augment=not args.no_augmentation,
+            serialise=serialise,
+            folder=args.stages,
+            scratch=scratch,
+        )
         if args.size is not None:
             compressor.round_to_size(args.size, args.density, args.batch_norm)
         elif args.quality is not None:

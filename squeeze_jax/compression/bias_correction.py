@@ -12,14 +12,13 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from squeeze_jax.compression.states import BATCH, Images, filled_batches
 from squeeze_jax.models.summary import DENSE
 from squeeze_jax.network import Network
 from squeeze_jax.runtime.devices import compile_often
 
-BATCH = 32
 
-
-def correct_biases(network: Network, original: Network, images: np.ndarray) -> dict:
+def correct_biases(network: Network, original: Network, images: Images) -> dict:
     """Corrects the biases of a quantised network so that each convolution and dense layer keeps its mean output.
 
     Args:
@@ -33,13 +32,11 @@ def correct_biases(network: Network, original: Network, images: np.ndarray) -> d
     """
     gaps_of = _gaps(network)
     leaves = flax.traverse_util.flatten_dict(network.variables, sep="/")
-    for first in range(0, len(images), BATCH):
-        part = images[first : first + BATCH]
-        shares = (np.arange(BATCH) < len(part)) / np.float32(len(part))  # the last batch is padded
-        filled = np.resize(part, (BATCH, *part.shape[1:]))
+    for filled, count in filled_batches(images):
+        shares = (np.arange(BATCH) < count) / np.float32(count)
         gaps = jax.device_get(gaps_of(network.variables, original.variables, filled, shares))
         for name, gap in gaps.items():
-            gap = gap * np.float32(len(part) / len(images))
+            gap = gap * np.float32(count / len(images))
             bias, mean = f"params/{name}/bias", f"batch_stats/{name}_bn/mean"
             if bias in leaves:
                 leaves[bias] = leaves[bias] + gap

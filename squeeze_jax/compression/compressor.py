@@ -2,16 +2,12 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
 from squeeze_jax.compression import report
@@ -20,6 +16,8 @@ from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import round_batch_norm, round_biases
 from squeeze_jax.compression.sequential import Sequential, double
 from squeeze_jax.compression.sharing import share
+from squeeze_jax.compression.stage_folder import StageFolder
+from squeeze_jax.compression.states import Images
 from squeeze_jax.errors import InputError
 from squeeze_jax.network import Network
 from squeeze_jax.pretrained import sqz
@@ -35,57 +33,6 @@ BYTES_SLOPE = -0.15
 DIVERGENCE_SLOPE = 1.2
 
 
-class StageFolder:
-    """Keeps the result of each stage in a folder, so that a repeated command continues after the last one.
-
-    Results are found by a hash of everything that they depend on.
-    """
-
-    def __init__(self, folder: pathlib.Path | None) -> None:
-        """Creates the folder; with None, nothing is kept."""
-        self._folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def result(
-        self, inputs: list[Any], compute: Callable[[], tuple[dict, dict[str, float]]]
-    ) -> tuple[dict, dict[str, float]]:
-        """Returns variables and quantisation steps, computed or as kept by an earlier call with the same inputs.
-
-        Args:
-          inputs: what the result depends on: trees of arrays, and values that JSON can express.
-          compute: computes the result.
-        """
-        if self._folder is None:
-            return compute()
-        path = self._folder / f"{_digest(inputs)}.npz"
-        if not path.exists():
-            variables, steps = compute()
-            leaves = flax.traverse_util.flatten_dict(variables, sep="/")
-            temporary = path.with_suffix(f".{os.getpid()}.part")
-            with temporary.open("wb") as file:
-                np.savez(file, **leaves, **{f"step of {name}": step for name, step in steps.items()})
-            temporary.replace(path)
-        with np.load(path) as stored:
-            arrays = dict(stored)
-        steps = {name: float(arrays.pop(f"step of {name}")) for name in list(arrays) if f"step of {name}" in arrays}
-        return flax.traverse_util.unflatten_dict(arrays, sep="/"), steps
-
-
-def _digest(inputs: list[Any]) -> str:
-    total = hashlib.sha256()
-    for value in inputs:
-        if isinstance(value, Mapping):
-            leaves = flax.traverse_util.flatten_dict(value, sep="/")
-            for name in sorted(leaves):
-                total.update(name.encode() + np.ascontiguousarray(leaves[name]).tobytes())
-        elif isinstance(value, np.ndarray):
-            total.update(np.ascontiguousarray(value).tobytes())
-        else:
-            total.update(json.dumps(value).encode())
-    return total.hexdigest()[:32]
-
-
 class Compressor:
     """Compresses a network stage by stage.
 
@@ -99,22 +46,24 @@ class Compressor:
     def __init__(
         self,
         network: Network,
-        calibration: np.ndarray | None = None,
+        calibration: Images | None = None,
         *,
         augment: bool = True,
         serialise: Callable[[Network, Mapping[str, float]], bytes] | None = None,
         folder: pathlib.Path | None = None,
+        scratch: pathlib.Path | None = None,
     ) -> None:
         """Starts with an original network.
 
         Args:
           network: the network.
           calibration: unlabelled raw images as for `predict`, uint8 (images, *image_shape); needed by `prune`,
-            `correct_biases`, `round_to_size` and `round_to_divergence`.
+            `correct_biases`, `round_to_size` and `round_to_divergence`. A `DiskArray` is never in memory as a whole.
           augment: whether to calibrate `prune` and `round_to_...` on shifted copies too, which are mirror images if the
             network was trained on mirror images.
           serialise: returns the contents of a file, given a network and its steps; those of `.sqz` by default.
           folder: where to keep the results of stages, see `StageFolder`.
+          scratch: where temporary files are while it runs, see `DiskArray`; `folder` by default.
         """
         self.original = self.network = network
         self.steps: dict[str, float] = {}
@@ -123,6 +72,7 @@ class Compressor:
         self._augment = augment
         self._serialise = serialise or (lambda network, steps: sqz.serialise(network, steps=steps))
         self._folder = StageFolder(folder)
+        self._scratch = scratch or folder
 
     def prune(self, density: float) -> None:
         """Keeps this fraction of the weights of each layer; see `Sequential.quantise`.
@@ -141,7 +91,7 @@ class Compressor:
     def correct_biases(self) -> None:
         """Corrects biases, see `bias_correction.correct_biases`."""
         images = self._calibration_images(augment=False)
-        inputs = ["bias correction", self.network.variables, self.original.variables, images]
+        inputs = ["bias correction", self.network.variables, self.original.variables, images, self._settings]
         found = self._folder.result(inputs, lambda: (correct_biases(self.network, self.original, images), {}))
         self.add(f"bias correction, {len(images)} images", *found)
 
@@ -186,15 +136,12 @@ class Compressor:
           InputError: there are no calibration images, or no such file was found.
         """
         images = self._calibration_images(augment=False)
-        unlabelled = np.full(len(images), -1)
 
         def measure(network: Network, steps: dict[str, float]) -> float:
             stages = [Stage("original", self.original, 0), Stage("rounded", network, 0)]
-            batches = (
-                (images[first : first + report.BATCH], unlabelled[first : first + report.BATCH])
-                for first in range(0, len(images), report.BATCH)
-            )
-            return report.evaluate(stages, batches)[1].divergence / len(images)
+            parts = (images[first : first + report.BATCH] for first in range(0, len(images), report.BATCH))
+            answers = report.evaluate(stages, ((part, np.full(len(part), -1)) for part in parts))
+            return answers[1].divergence / len(images)
 
         self._search(measure, divergence, DIVERGENCE_SLOPE, "nats", density)
 
@@ -228,24 +175,31 @@ class Compressor:
         self.steps = {}
         self.add(name, variables, steps)
 
-    def _calibration_images(self, augment: bool | None = None) -> np.ndarray:
+    def _calibration_images(self, augment: bool | None = None) -> Images:
         if self._calibration is None or not len(self._calibration):
             raise InputError("calibration images are needed: --calibration FOLDER.")
         if not (self._augment if augment is None else augment):
             return self._calibration
-        return double(self._calibration, mirrored="width" in self.original.config.augment.flip)
+        mirrored = "width" in self.original.config.augment.flip
+        return double(self._calibration, mirrored, self._scratch)
 
     def _rounded(self, rate_factor: float | None, density: float | None) -> tuple[dict, dict[str, float]]:
-        inputs = ["sequential", rate_factor, density, self.original.variables, self._sequential_images]
+        images = self._sequential_images
+        inputs = ["sequential", rate_factor, density, self.original.variables, images, self._settings]
         return self._folder.result(inputs, lambda: self._sequential.quantise(rate_factor, density))
 
     @functools.cached_property
-    def _sequential_images(self) -> np.ndarray:
+    def _sequential_images(self) -> Images:
         return self._calibration_images()
+
+    @property
+    def _settings(self) -> str:
+        """What a result depends on beside variables and images, such as the preprocessing."""
+        return json.dumps(self.original.config.to_dict(), sort_keys=True)
 
     @functools.cached_property
     def _sequential(self) -> Sequential:
-        return Sequential(self.original, self._sequential_images)
+        return Sequential(self.original, self._sequential_images, self._scratch)
 
     def _search(
         self,

@@ -187,6 +187,10 @@ class SegmentedForward:
 
         return segment
 
+    def state_shapes(self, index: int) -> list[jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of the state before layers[index]."""
+        return [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in self._states[index + 1]]
+
     def run(self, index: int, variables: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         """Computes segment `index` with these variables."""
         return self._run[index](variables, state)

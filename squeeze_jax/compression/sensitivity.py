@@ -22,6 +22,7 @@ import flax.traverse_util
 import numpy as np
 
 from squeeze_jax import commands, drawing, tables
+from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import BATCH, Answers
 from squeeze_jax.compression.sharing import BITS, layer_bits, share
 from squeeze_jax.errors import InputError
@@ -73,15 +74,17 @@ def measure(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     densities: Sequence[float] = DENSITIES,
     widths: Sequence[int] = WIDTHS,
+    scratch: pathlib.Path | None = None,
 ) -> list[dict[str, Any]]:
     """Measures the sensitivity of all layers.
 
     Args:
       network: the network.
       batches: batches of at most BATCH raw images, uint8 (batch, *image_shape), and labels, int (batch,); -1 for
-        unlabelled images. All of them are held in memory.
+        unlabelled images. Images and predictions are kept on disk meanwhile.
       densities: the densities of pruning, 0 to 1.
       widths: the numbers of bits of weight sharing, 2 to 8.
+      scratch: the folder whose disk is used, see `DiskArray`.
 
     Returns:
       A row for the original network, then one per layer, method and value: "layer", "method", "value", "agreement" with
@@ -97,15 +100,22 @@ def measure(
     predict = devices.compile_often(
         lambda variables, images: task.predict(network.model.apply(variables, task.preprocessing.evaluate(images)))
     )
-    # The last batch is padded, so that it does not need another compilation.
-    data = [(np.resize(images, (BATCH, *images.shape[1:])), label) for images, label in batches]
-    rows, originals = [], []
+    labels: list[np.ndarray] = []
+
+    def filled() -> Iterator[np.ndarray]:  # the last batch is padded, so that it does not need another compilation
+        for images, label in batches:
+            labels.append(label)
+            yield np.resize(images, (BATCH, *images.shape[1:]))
+
+    data = DiskArray.of(filled(), scratch)
+    parts = [slice(first, first + BATCH) for first in range(0, len(data), BATCH)]
+    originals = DiskArray.of((np.asarray(predict(network.variables, data[part])) for part in parts), scratch)
+    rows = []
     for change in changes:
         variables, answers = change.apply(network.variables), Answers()
-        for i, (images, label) in enumerate(data):
-            probability = np.asarray(predict(variables, images))[: len(label)]
-            originals += [probability] if not change.layer else []
-            answers.add(probability, originals[i], label)
+        for part, label in zip(parts, labels, strict=True):
+            probability = np.asarray(predict(variables, data[part]))[: len(label)]
+            answers.add(probability, originals[part][: len(label)], label)
         row = dataclasses.asdict(change)
         row |= {"agreement": answers.agree / answers.images, "KL": answers.divergence / answers.images}
         if answers.labelled == answers.images:
@@ -168,8 +178,8 @@ def main() -> int:
     batches = (
         read_images(network, paths, BATCH) if paths else examples_of(network, args.dataset, args.split, args.examples)
     )
-    rows = measure(network, batches, args.densities, args.bits)
     args.output.mkdir(parents=True, exist_ok=True)
+    rows = measure(network, batches, args.densities, args.bits, args.output)
     print(tables.write_csv(args.output / f"{NAME}.csv", rows))
     print(draw(args.output / f"{NAME}.png", rows))
     return 0

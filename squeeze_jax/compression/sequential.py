@@ -8,7 +8,7 @@ Fisher information and from one rate factor for the whole network (`second_order
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
+import pathlib
 from typing import Any
 
 import flax.traverse_util
@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from squeeze_jax.compression import second_order
+from squeeze_jax.compression import on_disk, second_order
+from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.rounding import round_to_int8
 from squeeze_jax.compression.segments import Layer, SegmentedForward
+from squeeze_jax.compression.states import BATCH, Images, States, filled_batches
 from squeeze_jax.errors import InputError
 from squeeze_jax.network import Network
 from squeeze_jax.runtime.devices import compile_often
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32
 POSITIONS = 196  # output positions per image that the moments of a layer are measured at
 FISHER_IMAGES = 128
 RIDGE = 0.01  # added to the moments, relative to the mean of their diagonal
@@ -53,53 +54,64 @@ class Moments:
     original_mean: np.ndarray
 
 
-def double(images: np.ndarray, mirrored: bool, seed: int = 0) -> np.ndarray:
-    """Adds a shifted copy of each image, which is mirrored at random along the width if `mirrored`.
+def double(images: Images, mirrored: bool, folder: pathlib.Path | None = None, seed: int = 0) -> DiskArray:
+    """Adds a shifted copy of each image, which is a mirror image along the width if `mirrored`.
 
     Args:
       images: raw images, uint8 (images, *spatial, channels).
       mirrored: whether mirror images are valid images.
+      folder: the folder whose disk is used, see `DiskArray`.
       seed: the seed of the shifts.
 
     Returns:
       uint8 (2 * images, *spatial, channels): the images and their copies. Pixels at the border are repeated.
     """
     rng = np.random.default_rng(seed)
+    both = DiskArray(images.shape[1:], images.dtype, folder)
+    for change in (np.asarray, functools.partial(_shifted, mirrored, rng)):
+        for first in range(0, len(images), BATCH):
+            both.append(change(images[first : first + BATCH]))
+    return both
+
+
+def _shifted(mirrored: bool, rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
     copies = np.empty_like(images)
     for copy, image in zip(copies, images, strict=True):
         reach = [int(side * SHIFT) for side in image.shape[:-1]]
         padded = np.pad(image, [*((side, side) for side in reach), (0, 0)], mode="edge")
         offsets = [int(rng.integers(2 * side + 1)) for side in reach]
         copy[...] = padded[tuple(slice(at, at + side) for at, side in zip(offsets, image.shape[:-1], strict=True))]
-        if mirrored:
-            copy[...] = copy[..., ::-1, :]
-    return np.concatenate([images, copies])
+    return copies[..., ::-1, :] if mirrored else copies
 
 
 class Sequential:
     """Quantises a network layer by layer; several times with different settings if need be."""
 
-    def __init__(self, network: Network, images: np.ndarray, seed: int = 0) -> None:
+    def __init__(self, network: Network, images: Images, folder: pathlib.Path | None = None, seed: int = 0) -> None:
         """Measures the Fisher information of the network.
 
         Args:
           network: the original network, a classifier.
-          images: raw images as for `predict`, uint8 (images, *image_shape). All are held in memory, with the feature
-            maps of one part of the network, twice.
+          images: raw images as for `predict`, uint8 (images, *image_shape). The feature maps of one batch of them are
+            in memory at a time; the narrow ones of all are kept on disk, see `States`.
+          folder: the folder whose disk is used, see `DiskArray`.
           seed: the seed of the labels that are drawn for the Fisher information, and of the positions.
 
         Raises:
           InputError: the network is not a classifier, or there are no images.
           ModelError: see `SegmentedForward`.
+          FileError: the disk has too little room.
         """
         if network.config.task.name != "classification" or not len(images):
             raise InputError("quantisation with calibration needs a classifier and at least one image.")
         self.network = network
         self.images = images
+        self._folder = folder
         self._seed = seed
         self._preprocess = compile_often(network.task.preprocessing.evaluate)
-        inputs = jax.eval_shape(network.task.preprocessing.evaluate, next(self._batches())[0])
+        inputs = jax.eval_shape(network.task.preprocessing.evaluate, next(filled_batches(images))[0])
         self._forward = SegmentedForward(network.model, network.variables, inputs)
+        on_disk.check_room(States.disk_bytes(self._forward, len(images)), folder)
         self._fisher = self._fisher_information()
 
     def quantise(self, rate_factor: float | None, density: float | None = None) -> tuple[dict, dict[str, float]]:
@@ -116,26 +128,18 @@ class Sequential:
         original = self.network.variables
         leaves = dict(flax.traverse_util.flatten_dict(original, sep="/"))
         steps: dict[str, float] = {}
-        states = [[(self._preprocess(batch),) for batch, _ in self._batches()]]  # of the original network
+        states = States(self._forward, self._preprocess, self.images, self._folder)
         for index, layer in enumerate(self._forward.layers):
-            self._advance(index, original, states[0])
-            if index == 0:
-                states.append(list(states[0]))  # of the quantised network, in which nothing is quantised yet
-            else:
-                self._advance(index, flax.traverse_util.unflatten_dict(leaves, sep="/"), states[1])
-            self._quantise_layer(layer, states, leaves, steps, rate_factor, density)
+            if np.any(leaves[f"params/{layer.name}/kernel"]):
+                moments = self._moments(index, states, flax.traverse_util.unflatten_dict(leaves, sep="/"))
+                self._quantise_layer(layer, moments, leaves, steps, rate_factor, density)
             logger.debug("%s, layer %d of %d", layer.name, index + 1, len(self._forward.layers))
         return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
-
-    def _advance(self, index: int, variables: Any, states: list[tuple[jax.Array, ...]]) -> None:
-        """Replaces the state of each batch by the one before the next layer; one by one, because they are large."""
-        for i, state in enumerate(states):
-            states[i] = self._forward.run(index, variables, state)
 
     def _quantise_layer(
         self,
         layer: Layer,
-        states: list[list[tuple[jax.Array, ...]]],
+        moments: Moments,
         leaves: dict[str, Any],
         steps: dict[str, float],
         rate_factor: float | None,
@@ -145,16 +149,13 @@ class Sequential:
         kernel = np.asarray(leaves[name])
         by_group = kernel.reshape(-1, layer.groups, kernel.shape[-1] // layer.groups)
         weights = by_group.transpose(1, 0, 2).astype(np.float64)  # (groups, inputs, outputs)
-        if not weights.any():
-            return
-        is_head = layer.name == self._forward.layers[-1].name
-        moments = self._moments(layer, states, pooled=is_head)
         # Least squares: the weights that give the original outputs, from the inputs of the quantised network.
         missing = (moments.cross - moments.second).swapaxes(1, 2) @ weights
         target = weights + np.linalg.solve(_with_ridge(moments.second, TARGET_RIDGE), missing)
         second = _with_ridge(moments.second, RIDGE)
         new = target if density is None else second_order.prune_weights(target, second, density)
         if rate_factor is not None:
+            is_head = layer.name == self._forward.layers[-1].name
             importance = self._importance(name, moments, uniform=is_head)
             rounded = second_order.round_weights(new, second, importance, rate_factor)
             new = rounded.integers * rounded.step
@@ -181,22 +182,26 @@ class Sequential:
         share = 0 if uniform else OWN_IMPORTANCE
         return np.maximum(share * own + (1 - share) * own.mean(), SMALLEST)
 
-    def _moments(self, layer: Layer, states: list[list[tuple[jax.Array, ...]]], pooled: bool) -> Moments:
+    def _moments(self, index: int, states: States, quantised: Any) -> Moments:
         """Measures the inputs of a layer.
 
+        If its outputs are averaged over the image, as those of the last one, errors that all positions share weigh
+        more.
+
         Args:
-          layer: the layer.
-          states: the states before the layer, of the original and the quantised network, one for each batch.
-          pooled: whether the outputs are averaged over the image: then errors that all positions share weigh more.
+          index: the index of the layer.
+          states: the states of the layers.
+          quantised: the variables of the quantised network, in which the layers before are quantised.
         """
         rng = np.random.default_rng(self._seed)
-        sums: dict[str, np.ndarray] = {}
+        layer, pooled = self._forward.layers[index], index == len(self._forward.layers) - 1
+        cells = layer.output_cells(self._forward.state_shapes(index)[0].shape)
         measure = compile_often(functools.partial(_sums, layer, pooled))
-        first = states[0][0][0]
-        cells = layer.output_cells(first.shape)
-        # Products are float32, so the inputs are roughly centred before.
-        origin = np.asarray(layer.inputs_of(first, rng.permutation(cells)[:POSITIONS]).mean((0, 1)))
-        for (_, count), before, after in zip(self._batches(), *states, strict=True):
+        sums: dict[str, np.ndarray] = {}
+        origin = None
+        for count, before, after in states.before(index, self.network.variables, quantised):
+            if origin is None:  # products are float32, so the inputs are roughly centred before
+                origin = np.asarray(layer.inputs_of(before[0], rng.permutation(cells)[:POSITIONS]).mean((0, 1)))
             found = measure(before[0], after[0], origin, rng.permutation(cells)[:POSITIONS], count)
             for key, value in jax.device_get(found).items():
                 sums[key] = sums.get(key, 0) + value.astype(np.float64)
@@ -213,12 +218,6 @@ class Sequential:
             cross = (1 - POOLED) * cross + POOLED * ratio[:, None, None] * cross_pooled
         return Moments(second, cross, mean + origin, original_mean + origin)
 
-    def _batches(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields batches of BATCH raw images and the number of them that count; the last batch is filled up."""
-        for first in range(0, len(self.images), BATCH):
-            part = self.images[first : first + BATCH]
-            yield np.resize(part, (BATCH, *part.shape[1:])), len(part)
-
     def _fisher_information(self) -> dict[str, np.ndarray]:
         """Returns the Fisher information of each kernel, summed over the inputs, by name: float64 (outputs,).
 
@@ -226,7 +225,7 @@ class Sequential:
         """
         network = self.network
         stride = max(1, len(self.images) // FISHER_IMAGES)
-        images = self.images[::stride][:FISHER_IMAGES]
+        chosen = range(0, len(self.images), stride)[:FISHER_IMAGES]
 
         def squares(variables: Any, image: jax.Array, key: jax.Array) -> Any:
             inputs = network.task.preprocessing.evaluate(image[None])
@@ -240,10 +239,11 @@ class Sequential:
 
         squares_of = compile_often(squares)
         totals: dict[str, np.ndarray] = {}
-        for image, key in zip(images, jax.random.split(jax.random.key(self._seed), len(images)), strict=True):
-            found = flax.traverse_util.flatten_dict(jax.device_get(squares_of(network.variables, image, key)), sep="/")
+        for i, key in zip(chosen, jax.random.split(jax.random.key(self._seed), len(chosen)), strict=True):
+            squared = jax.device_get(squares_of(network.variables, self.images[i : i + 1][0], key))
+            found = flax.traverse_util.flatten_dict(squared, sep="/")
             for name, value in found.items():
-                totals[f"params/{name}"] = totals.get(f"params/{name}", 0) + value.astype(np.float64) / len(images)
+                totals[f"params/{name}"] = totals.get(f"params/{name}", 0) + value.astype(np.float64) / len(chosen)
         return totals
 
 
