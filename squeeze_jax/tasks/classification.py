@@ -318,9 +318,9 @@ class Classification:
                 values |= dataclasses.asdict(self.point)
         return values
 
-    def cases(self, records: Records) -> Cases:
-        """Returns the cases of an evaluation, judged at the threshold and temperature of `point`."""
-        return Cases.of(records, self.point, positive=self.positive_class)
+    def cases(self, records: Records, first: int = 0) -> Cases:
+        """Returns the cases of an evaluation, judged at the threshold and temperature of `point`; see `Cases.of`."""
+        return Cases.of(records, self.point, first, self.positive_class)
 
     def predict(self, outputs: jax.Array) -> jax.Array:
         """Returns the probabilities, float32 (batch, classes)."""
