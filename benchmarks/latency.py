@@ -16,7 +16,6 @@ and mean and standard deviation are part of every program.
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
@@ -34,7 +33,7 @@ import report
 import worker
 
 from squeeze_jax.runtime import memory
-from squeeze_jax.tables import markdown
+from squeeze_jax.tables import markdown, read_csv
 
 TURN_SECONDS = 1.0
 WARM_UP_CALLS = 5
@@ -366,8 +365,7 @@ def installed(package: str) -> str:
 
 def table(path: pathlib.Path) -> str:
     """Returns the table of docs/export.md from the CSV: milliseconds of a call, and the throughput over PyTorch's."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     cases = list(dict.fromkeys(row["case"] for row in rows))
     cells = {(row["program"], row["case"]): f"{row['milliseconds']} ({row['over_torch']})" for row in rows}
     lines = []

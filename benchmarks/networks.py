@@ -20,7 +20,6 @@ The cases of the networks outside of SqueezeNet's family are training steps agai
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
@@ -36,6 +35,7 @@ import report
 import worker
 
 from squeeze_jax.runtime import memory
+from squeeze_jax.tables import read_csv
 
 TURN_SECONDS = 1.0
 WARM_UP_STEPS = 10  # the heap grows in the first steps
@@ -358,9 +358,8 @@ def measure(case_name: str, rounds: int, without: list[str]) -> list[dict[str, A
 def measured(path: pathlib.Path) -> dict[str, dict[str, dict[str, str]]]:
     """Returns the rows of the CSV by case and program."""
     found: dict[str, dict[str, dict[str, str]]] = {}
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["case"], {})[row["program"]] = row
+    for row in read_csv(path, ("case", "program")):
+        found.setdefault(row["case"], {})[row["program"]] = row
     return found
 
 

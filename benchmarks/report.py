@@ -1,7 +1,6 @@
 """Reporting shared by all benchmarks: medians with quartiles, and the machine and date of the measurement."""
 
 import argparse
-import csv
 import datetime
 import os
 import pathlib
@@ -9,7 +8,7 @@ import platform
 import statistics
 from typing import Any
 
-from squeeze_jax.tables import write_csv
+from squeeze_jax.tables import read_csv, write_csv
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -43,8 +42,7 @@ def write(path: pathlib.Path | None, rows: list[dict[str, Any]], rounds: int, ke
     new = {row[key] for row in rows} if key else set()
     kept = []
     if key and path.exists():
-        with path.open() as file:
-            kept = [row for row in csv.DictReader(file) if row[key] not in new]
+        kept = [row for row in read_csv(path, (key,)) if row[key] not in new]
     machine = {
         "rounds": rounds,
         "date": datetime.date.today().isoformat(),

@@ -10,9 +10,7 @@ are already in the file are not measured again.
 """
 
 import argparse
-import csv
 import dataclasses
-import json
 import pathlib
 import statistics
 import sys
@@ -24,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.trials import read_json
 from squeeze_jax import commands, load, tables
 from squeeze_jax.compression.sharing import layer_bits, share
 from squeeze_jax.data.splits import Split
@@ -62,7 +61,7 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     compared = compare(network, int8_file, batches(test))
     return {
         TRIAL: folder.name,
-        "step": json.loads((folder / RESULT_FILE).read_text())["step"],
+        "step": read_json(folder / RESULT_FILE, "step")["step"],
         "float_bytes": len(sqz.serialise(network)),
         "sqz_bytes": len(sqz.serialise(small)),
         "sqz_top1": round(small.evaluate("test").values["top1"], 4),
@@ -110,10 +109,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the sweep")
     parser.add_argument("--csv", required=True, type=pathlib.Path, help="the table")
     args = parser.parse_args()
-    rows = []
-    if args.csv.exists():
-        with args.csv.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    rows = tables.read_csv(args.csv, (TRIAL,)) if args.csv.exists() else []
     known = {row[TRIAL] for row in rows}
     for result in sorted(args.workdir.glob(f"*/{RESULT_FILE}")):
         if result.parent.name not in known:

@@ -30,7 +30,6 @@ table gives ShuffleNet 1.4 M parameters and 69 %: the parameters are those of Sh
 the accuracy is that of 1x, which has 2.3 M.
 """
 
-import csv
 import dataclasses
 import functools
 import pathlib
@@ -41,6 +40,7 @@ from typing import Any
 from experiments.report import read_rows
 from experiments.sweep import main
 from experiments.trials import Sweep, SweepError
+from squeeze_jax.tables import read_csv
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TUNING = "_tuning"
@@ -125,8 +125,7 @@ def costs(name: str) -> dict[str, dict[str, float]]:
     path = RESULTS / f"{name}_costs.csv"
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        return {row.pop("trial"): {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
+    return {row.pop("trial"): {key: float(value) for key, value in row.items()} for row in read_csv(path, ("trial",))}
 
 
 def costs_of(row: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

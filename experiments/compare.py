@@ -4,15 +4,15 @@ python -m experiments.compare runs/a runs/b --plot comparison.png
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
 
+from experiments.trials import read_json
 from squeeze_jax import commands
 from squeeze_jax import config as config_lib
 from squeeze_jax.drawing import new_figure, save
-from squeeze_jax.errors import ConfigError, InputError
+from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.tables import markdown
 from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
@@ -31,7 +31,7 @@ def results(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
     for workdir in workdirs:
         path = workdir / RESULT_FILE
         if path.exists():
-            found = {"state": "finished"} | json.loads(path.read_text())
+            found = {"state": "finished"} | read_json(path)
         else:
             records = read_metrics(workdir)
             found = {"state": "not finished", "step": records[-1]["step"] if records else 0}
@@ -72,8 +72,9 @@ def main() -> None:
     workdirs = []
     for path in args.workdirs:
         try:
+            results([path])
             config_lib.read(path)
-        except ConfigError as error:
+        except SqueezeJaxError as error:
             print(f"{path} is passed over: {error}", file=sys.stderr)
         else:
             workdirs.append(path)

@@ -20,7 +20,6 @@ run. NAME.csv has one row per run, NAME.md one per stage. Checkpoints are select
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import re
 import shlex
@@ -34,8 +33,9 @@ import numpy as np
 
 from experiments.report import difference, mean_and_spread
 from experiments.sweep import Runner
-from experiments.trials import SweepError, Trial, check, check_runs, parse, status
+from experiments.trials import SweepError, Trial, check, check_runs, parse, read_json, status
 from squeeze_jax import commands, load
+from squeeze_jax.files import replaced
 from squeeze_jax.models.variables import kernels
 from squeeze_jax.network import Network
 from squeeze_jax.pretrained import sqz
@@ -117,7 +117,7 @@ def row(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / f"{run.name}.sqz"
     sqz.save(network, path)
     arrays = list(kernels(network.variables["params"]).values())
-    result = json.loads((workdir / run.name / RESULT_FILE).read_text())
+    result = read_json(workdir / run.name / RESULT_FILE, "step")
     found |= {
         "non_zero": sum(map(np.count_nonzero, arrays)) / sum(map(np.size, arrays)),
         "float32_bytes": 4 * sum(map(np.size, jax.tree.leaves(network.variables))),
@@ -156,7 +156,8 @@ def report(rows: Sequence[Mapping[str, Any]], name: str, output: pathlib.Path) -
     text = markdown(header, lines)
     missing = [f"- seed={r['seed']}/{r['stage']}: {r['status']}" for r in rows if r["status"] != "finished"]
     text = "\n".join([text, *(["", "Not in the table:", *missing] if missing else [])])
-    (output / f"{name}.md").write_text(text + "\n")
+    with replaced(output / f"{name}.md") as temporary:
+        temporary.write_text(text + "\n")
     return text
 
 

@@ -10,11 +10,14 @@ on the validation split too.
 
 NAME.csv has a row per model, seed and metric, with 95 % bootstrap intervals over patients; NAME.md is the table, with
 DeLong's test of each model against the first one; NAME_cases.csv has the judged cases; NAME.png ROC, precision-recall
-and reliability. With --nodules, NAME_froc.png is the FROC curve, and the table has LUNA16's competition score.
+and reliability. With --nodules, NAME_froc.png is the FROC curve, and the table has LUNA16's competition score. All of
+them name the positive one of two classes, which --positive sets.
 """
 
 import argparse
 import dataclasses
+import functools
+import math
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +28,12 @@ import numpy as np
 from experiments.report import mean_and_spread
 from squeeze_jax import commands, load
 from squeeze_jax import config as config_lib
-from squeeze_jax.errors import InputError
+from squeeze_jax.errors import InputError, MetricError
 from squeeze_jax.experiment import make_task
+from squeeze_jax.files import replaced
 from squeeze_jax.metrics import delong
 from squeeze_jax.metrics.cases import Cases, pool
-from squeeze_jax.metrics.froc import Froc, froc
+from squeeze_jax.metrics.froc import Froc, candidates, froc
 from squeeze_jax.metrics.plots import draw_curves, draw_froc
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tables import markdown, write_csv
@@ -39,6 +43,9 @@ from squeeze_jax.workdir.records import RESULT_FILE
 
 ENSEMBLE = "ensemble"
 NAMING = ("init_from", "model.name")  # the keys that say most about a model
+SURE = 0.001  # the smallest p that is written as a number
+
+Key = tuple[str, int | str]  # a model and its seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +70,17 @@ class Run:
     validation: Records | None
     test: Records
 
+    @functools.cached_property
+    def _fitted(self) -> Classification:
+        return self.task if self.validation is None else self.task.fitted(self.validation)
+
     def cases(self, first: int) -> Cases:
         """Returns the judged cases; those without ids are counted from `first`."""
-        task = self.task if self.validation is None else self.task.fitted(self.validation)
-        return Cases.of(self.test, task.point, first)
+        return self._fitted.cases(self.test, first)
+
+    def candidates(self, first: int) -> dict[str, np.ndarray]:
+        """Returns the arguments of `froc` for the examples; those without ids are counted from `first`."""
+        return candidates(self.test, self._fitted.point, first, self.task.positive_class)
 
 
 def evaluate(workdir: pathlib.Path, options: Mapping[str, Any]) -> Run:
@@ -119,8 +133,8 @@ def averaged(runs: Sequence[Run]) -> Run:
     return dataclasses.replace(first, seed=ENSEMBLE, validation=validation, test=mean([run.test for run in runs]))
 
 
-def judged(runs: Sequence[Run], *, ensemble: bool) -> dict[tuple[str, int | str], Cases]:
-    """Returns the pooled cases by model and seed, in the order of the runs.
+def grouped(runs: Sequence[Run], *, ensemble: bool) -> dict[Key, list[Run]]:
+    """Returns the runs of all folds by model and seed, in the order of the runs.
 
     Args:
       runs: the runs.
@@ -129,14 +143,14 @@ def judged(runs: Sequence[Run], *, ensemble: bool) -> dict[tuple[str, int | str]
     Raises:
       InputError: a fold is missing, or two runs have the same model, seed and fold.
     """
-    grouped: dict[str, dict[int | str, dict[int, Run]]] = {}
+    models: dict[str, dict[int | str, dict[int, Run]]] = {}
     for name, run in zip(name_models([run.model for run in runs]), runs, strict=True):
-        folds = grouped.setdefault(name, {}).setdefault(run.seed, {})
+        folds = models.setdefault(name, {}).setdefault(run.seed, {})
         if run.fold in folds:
             raise InputError(f"two runs have the model {name or 'of the first run'}, seed {run.seed}, fold {run.fold}.")
         folds[run.fold] = run
     found = {}
-    for name, seeds in grouped.items():
+    for name, seeds in models.items():
         if ensemble:
             common = set.intersection(*(set(folds) for folds in seeds.values()))
             seeds = {ENSEMBLE: {fold: averaged([folds[fold] for folds in seeds.values()]) for fold in common}}
@@ -146,12 +160,25 @@ def judged(runs: Sequence[Run], *, ensemble: bool) -> dict[tuple[str, int | str]
                 raise InputError(
                     f"model {name or 'of the runs'}, seed {seed}: fold {min(missing)} is missing; finish its run first."
                 )
-            parts, first = [], 0
-            for fold in sorted(folds):
-                parts.append(folds[fold].cases(first))
-                first += len(folds[fold].test["label"])
-            found[name, seed] = pool(parts)
+            found[name, seed] = [folds[fold] for fold in sorted(folds)]
     return found
+
+
+def judged(folds: Sequence[Run]) -> Cases:
+    """Returns the pooled cases of the runs of all folds."""
+    return pool([run.cases(first) for run, first in zip(folds, _first_examples(folds), strict=True)])
+
+
+def free_response(folds: Sequence[Run], num_nodules: int, num_scans: int | None) -> Froc:
+    """Returns the FROC curve of the runs of all folds; the counts are those of `froc`."""
+    parts = [run.candidates(first) for run, first in zip(folds, _first_examples(folds), strict=True)]
+    pooled = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return froc(**pooled, num_nodules=num_nodules, num_scans=num_scans)
+
+
+def _first_examples(folds: Sequence[Run]) -> list[int]:
+    """Returns the number of the first example of each fold, counted over all folds."""
+    return [0, *np.cumsum([len(run.test["label"]) for run in folds])[:-1].tolist()]
 
 
 def name_models(models: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -169,8 +196,10 @@ def name_models(models: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items()) for values in shown]
 
 
-def compare(found: Mapping[tuple[str, int | str], Cases]) -> list[list[str]]:
+def compare(found: Mapping[Key, Cases]) -> list[list[str]]:
     """Returns the rows of DeLong's test of each model against the first one, seed by seed.
+
+    Where nothing varies, the cells of the interval and of p say so.
 
     Raises:
       InputError: the models were tested on different cases.
@@ -186,15 +215,24 @@ def compare(found: Mapping[tuple[str, int | str], Cases]) -> list[list[str]]:
             raise InputError(
                 f"{name} and {first} were tested on different cases; compare runs with the same test split."
             )
-        test = delong.compare(base.label[a], base.probability[a, 1], cases.probability[b, 1], base.patient[a])
-        low, high = test.interval
-        p = "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
-        rows.append([name, str(seed), f"{test.difference:+.4f}", f"{low:+.4f} to {high:+.4f}", p])
+        positive = base.positive
+        scores = base.probability[a, positive], cases.probability[b, positive]
+        try:
+            test = delong.compare(base.label[a] == positive, *scores, base.patient[a])
+        except MetricError as error:
+            rows.append([name, str(seed), "", f"none: {error}", "none"])
+            continue
+        if math.isnan(test.p):
+            cells = ["none: the difference has no variance", "none"]
+        else:
+            low, high = test.interval
+            cells = [f"{low:+.4f} to {high:+.4f}", "< 0.001" if test.p < SURE else f"{test.p:.3f}"]
+        rows.append([name, str(seed), f"{test.difference:+.4f}", *cells])
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]], curves: Mapping[tuple[str, int | str], Froc]) -> str:
-    """Returns the metrics as Markdown: a row per model and seed, and the mean over the seeds of each model."""
+def table(rows: Sequence[Mapping[str, Any]], curves: Mapping[Key, Froc]) -> str:
+    """Returns the metrics as Markdown: a row per model and seed, the mean over the seeds of each model, and notes."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     header = ["model", "seed", "cases", "patients", *(name.replace("_", " ") for name in metrics)]
     header += ["competition score"] if curves else []
@@ -211,7 +249,18 @@ def table(rows: Sequence[Mapping[str, Any]], curves: Mapping[tuple[str, int | st
             columns += [[curves[model, seed].competition_score for seed in seeds]] if curves else []
             means = [mean_and_spread(values) if "" not in values else "" for values in columns]
             lines.append([model, "mean ± s. d.", "", "", *means])
-    return markdown(header, lines)
+    notes: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["note"]:
+            of = notes.setdefault((_title((row["model"], row["seed"])), row["note"]), [])
+            of.append(row["metric"].replace("_", " "))
+    listed = ["- " + ": ".join(filter(None, [title, ", ".join(of), note])) for (title, note), of in notes.items()]
+    return "\n".join([markdown(header, lines), *(["", *listed] if listed else [])])
+
+
+def _title(key: Key) -> str:
+    model, seed = key
+    return ", ".join(filter(None, [model, f"seed {seed}" if seed != ENSEMBLE else ""]))
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -227,14 +276,22 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the report")
     parser.add_argument("--name", default="judge", help="name of the report's files")
     parser.add_argument("--ensemble", action="store_true", help="average the probabilities of a model's seeds")
+    parser.add_argument("--positive", help="other value of config.task.positive, the class that is looked for")
     parser.add_argument("--threshold", help="other value of config.task.threshold")
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature to each validation split")
     parser.add_argument("--mirror", nargs="+", help="average over mirror images along these axes")
     parser.add_argument("--nodules", type=int, help="nodules in all scans, for FROC; also those without a candidate")
     parser.add_argument("--scans", type=int, help="scans, for FROC; default: those that have candidates")
     args = parser.parse_args()
+    if args.scans is not None and args.nodules is None:
+        raise InputError("--scans is for FROC, which needs --nodules.")
+    for flag, count in (("nodules", args.nodules), ("scans", args.scans)):
+        if count is not None and count < 1:
+            raise InputError(f"--{flag}={count}; expected at least 1.")
     compilation_cache.enable()
     options: dict[str, Any] = {}
+    if args.positive:
+        options["positive"] = args.positive
     if args.threshold:
         options["threshold"] = args.threshold
     if args.calibrate:
@@ -245,15 +302,17 @@ def main() -> None:
     if not workdirs:
         raise InputError("none of the arguments is the workdir of a run.")
     runs = [evaluate(workdir, options) for workdir in workdirs]
-    task, names = runs[0].task, runs[0].task.class_names
-    if any(run.task.class_names != names for run in runs):
+    task = runs[0].task
+    if any(run.task.class_names != task.class_names for run in runs):
         raise InputError("the runs have different classes; judge runs on one dataset.")
-    found = judged(runs, ensemble=args.ensemble)
+    if any(run.task.positive_class != task.positive_class for run in runs):
+        raise InputError("the runs have different positive classes; name one with --positive.")
+    found = grouped(runs, ensemble=args.ensemble)
     write(found, task, args.output, args.name, num_nodules=args.nodules, num_scans=args.scans)
 
 
 def write(
-    found: Mapping[tuple[str, int | str], Cases],
+    found: Mapping[Key, Sequence[Run]],
     task: Classification,
     output: pathlib.Path,
     name: str,
@@ -264,37 +323,52 @@ def write(
     """Writes the report and prints its table.
 
     Args:
-      found: the cases by model and seed.
+      found: the runs of all folds by model and seed.
       task: gives the class names and the metrics.
       output: the folder.
       name: the name of the files.
       num_nodules: nodules in all scans; None for no FROC.
       num_scans: see `froc`.
+
+    Raises:
+      InputError: FROC is asked for with other than two classes, or the models were tested on different cases.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    if num_nodules is not None and task.num_classes != 2:
+        raise InputError(f"FROC (--nodules) is for two classes; there are {', '.join(task.class_names)}.")
+    cases = {key: judged(folds) for key, folds in found.items()}
     curves = {}
-    if num_nodules:
-        counts = {"num_nodules": num_nodules, "num_scans": num_scans}
-        curves = {key: froc(cases.highest[:, 1], cases.label, cases.scan, **counts) for key, cases in found.items()}
+    if num_nodules is not None:
+        curves = {key: free_response(folds, num_nodules, num_scans) for key, folds in found.items()}
     scores, rows = [], []
-    for (model, seed), cases in found.items():
-        columns = {"model": model, "seed": seed}
-        size = {"cases": len(cases), "patients": len(np.unique(cases.patient))}
-        scores += task.score_rows(cases, **columns, **size)
-        rows += [{**columns, **row} for row in cases.rows(task.class_names)]
+    for key, of_key in cases.items():
+        columns = dict(zip(("model", "seed"), key, strict=True))
+        size = {"cases": len(of_key), "patients": len(np.unique(of_key.patient))}
+        scores += task.score_rows(of_key, **columns, **size)
+        rows += [{**columns, **row} for row in of_key.rows(task.class_names)]
+    text = _text(scores, curves, compare(cases) if task.num_classes == 2 else [], task)
+    output.mkdir(parents=True, exist_ok=True)
     write_csv(output / f"{name}.csv", scores)
     write_csv(output / f"{name}_cases.csv", rows)
-    titles = {key: ", ".join(filter(None, [key[0], f"seed {key[1]}" if key[1] != ENSEMBLE else ""])) for key in found}
-    draw_curves(output / f"{name}.png", {titles[key]: cases for key, cases in found.items()}, task.class_names)
+    draw_curves(output / f"{name}.png", {_title(key): of_key for key, of_key in cases.items()}, task.class_names)
     if curves:
-        draw_froc(output / f"{name}_froc.png", {titles[key]: curve for key, curve in curves.items()})
-    text = table(scores, curves)
-    tests = compare(found) if task.num_classes == 2 else []
+        titled = {_title(key): curve for key, curve in curves.items()}
+        draw_froc(output / f"{name}_froc.png", titled, task.class_names[task.positive_class])
+    with replaced(output / f"{name}.md") as temporary:
+        temporary.write_text(text + "\n")
+    print(text)
+
+
+def _text(
+    scores: Sequence[Mapping[str, Any]],
+    curves: Mapping[Key, Froc],
+    tests: Sequence[Sequence[str]],
+    task: Classification,
+) -> str:
+    parts = [f"{name.capitalize()}: {value}." for name, value in task.naming.items()] + [table(scores, curves)]
     if tests:
         header = ["DeLong's test of", "seed", "AUC minus that of the first model", "95 % interval", "p"]
-        text += "\n\n" + markdown(header, tests)
-    (output / f"{name}.md").write_text(text + "\n")
-    print(text)
+        parts.append(markdown(header, tests))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Reports a sweep: a CSV with one row per trial, a Markdown table with one row per point, plots with error bars."""
 
-import csv
 import itertools
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,10 +10,12 @@ import matplotlib
 from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
 from scipy import stats
 
-from experiments.trials import Sweep, SweepError, Trial, status
+from experiments.trials import Sweep, SweepError, Trial, read_json, status
 from squeeze_jax import config as config_lib
 from squeeze_jax.drawing import new_figure
-from squeeze_jax.tables import markdown, write_csv
+from squeeze_jax.errors import InputError, SqueezeJaxError
+from squeeze_jax.files import replaced
+from squeeze_jax.tables import markdown, read_csv, write_csv
 from squeeze_jax.workdir.folder import VERSIONS_FILE
 from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
@@ -49,13 +49,14 @@ def write(
     ]
     metric = _metric_of(sweep, rows)
     for row in rows:
-        if row["status"] == "finished" and metric not in row:  # undefined on this test split
+        if row["status"] == "finished" and not isinstance(row.get(metric), int | float):  # undefined on this split
             row["status"] = f"finished, but has no {metric}"
     columns = dict.fromkeys(key for row in rows for key in row)
     write_csv(output / f"{sweep.name}.csv", [{key: row.get(key, "") for key in columns} for row in rows])
     missing = [f"- {row['trial']}: {row['status']}" for row in rows if row["status"] != "finished"]
     text = "\n".join([_table(sweep, rows), *(["", "Not in the table:", *missing] if missing else [])])
-    (output / f"{sweep.name}.md").write_text(text + "\n")
+    with replaced(output / f"{sweep.name}.md") as temporary:
+        temporary.write_text(text + "\n")
     if len(sweep.points) > 1 and len(missing) < len(rows):
         _plot(sweep, rows, output)
     return text
@@ -69,13 +70,16 @@ def read_rows(path: pathlib.Path, trials: Sequence[Trial]) -> dict[str, dict[str
       trials: the trials of the sweep; rows of others are left out.
 
     Raises:
-      SweepError: the file is not the CSV of a report, or a trial of this name had other overrides.
+      SweepError: the file is not the whole CSV of a report, it has a trial twice, or a trial of this name had other
+        overrides.
     """
     try:
-        with path.open(newline="") as file:
-            rows = {row["trial"]: row for row in csv.DictReader(file) if row["status"]}
-    except (OSError, KeyError, ValueError) as error:
-        raise SweepError(f"{path} is not the CSV of a report: {error!r}.") from error
+        listed = read_csv(path, ("trial", "status"))
+    except InputError as error:
+        raise SweepError(f"this is not the CSV of a report: {error}") from error
+    rows = {row["trial"]: row for row in listed}
+    if len(rows) < len(listed):
+        raise SweepError(f"{path} has {len(listed) - len(rows)} trial(s) twice; keep one row of each.")
     found = {}
     for trial in trials:
         if trial.name in rows:
@@ -106,12 +110,19 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
     """
     row: dict[str, Any] = {"trial": trial.name, "config": trial.config, **trial.overrides, "seed": trial.seed}
     row["status"] = status(folder)
-    if row["status"] != "finished":
-        return row
+    if row["status"] == "finished":
+        try:
+            row |= _measured(sweep, row, folder)
+        except SqueezeJaxError as error:  # a damaged file of this trial
+            row["status"] = f"finished, but {error}"
+    return row
+
+
+def _measured(sweep: Sweep, row: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     config = config_lib.read(folder)[0]
     chooser = config.evaluation.best_metric
-    result = json.loads((folder / RESULT_FILE).read_text())
-    row |= {
+    result = read_json(folder / RESULT_FILE, "parameters", "macs", "step")
+    row = row | {
         "parameters": result["parameters"],
         "mebibytes": round(result["parameters"] * 4 / MIB, 2),
         "macs": result["macs"],
@@ -125,7 +136,7 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
         row["validation_loss_at_end"] = validated[-1]
     row |= sweep.derived(row)
     row["metric"] = next((f"{split}_{chooser}" for split in ("test", "validation") if split in result), "")
-    made = json.loads((folder / VERSIONS_FILE).read_text())
+    made = read_json(folder / VERSIONS_FILE, "cpu_cores", "devices", "versions", "commit")
     return row | {
         "training_seconds": round(_training_seconds(config.train.batch_size, records)),
         "cpu_cores": made["cpu_cores"],
@@ -224,17 +235,19 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric: str) -> str:
-    """Formats the mean difference over common seeds, and p of a paired, two-sided t-test if differences vary."""
+    """Formats the mean difference over common seeds, and p of a paired, two-sided t-test, or why there is none."""
     baseline = {row["seed"]: row[metric] for row in first}
     pairs = [(row[metric], baseline[row["seed"]]) for row in trials if row["seed"] in baseline]
     if not pairs:
         return ""
     differences = [ours - theirs for ours, theirs in pairs]
     text = f"{statistics.mean(differences):+.4f}"
-    if max(differences) - min(differences) > 1e-9:  # the test needs differences that vary by more than rounding
-        p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
-        text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
-    return text
+    if len(pairs) == 1:
+        return f"{text}, no p: one seed"
+    if max(differences) - min(differences) < 1e-9:  # but for rounding
+        return f"{text}, no p: all seeds differ alike"
+    p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
+    return text + (", p < 0.001" if p < 0.001 else f", p = {p:.3f}")
 
 
 def _lines(sweep: Sweep, rows: list[dict[str, Any]], x: str) -> dict[tuple[str, ...], list[list[dict[str, Any]]]]:
@@ -296,4 +309,5 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
     figure.legend(handles=drawn, loc="outside right upper", frameon=False, title=", ".join(titles))
     figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation over seeds")
     for suffix in ("svg", "png"):
-        figure.savefig(output / f"{sweep.name}.{suffix}", dpi=150)
+        with replaced(output / f"{sweep.name}.{suffix}") as temporary:
+            figure.savefig(temporary, dpi=150, format=suffix)

@@ -38,9 +38,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from experiments import report
-from experiments.trials import FAILURE_FILE, Sweep, SweepError, Trial, check, check_runs, claim, status
+from experiments.trials import FAILURE_FILE, Sweep, SweepError, Trial, check, check_runs, claim, is_finished, status
 from squeeze_jax import commands
-from squeeze_jax.workdir.records import RESULT_FILE
+from squeeze_jax.files import replaced
 
 OUTPUT_FILE = "output.txt"
 POLL_SECONDS = 1.0
@@ -70,7 +70,7 @@ class Runner:
             failure = folder / FAILURE_FILE
             if self._retry:
                 failure.unlink(missing_ok=True)
-            if not (folder / RESULT_FILE).exists() and not failure.exists() and not self._stopping:
+            if not is_finished(folder) and not failure.exists() and not self._stopping:
                 self._train(trial, folder, file)
         return status(folder)
 
@@ -94,7 +94,8 @@ class Runner:
             self._children.discard(child)
         if code and not self._stopping:
             reason = _reason(code, output.read_text(errors="replace"))
-            (folder / FAILURE_FILE).write_text(json.dumps({"status": code, "reason": reason}, indent=2) + "\n")
+            with replaced(folder / FAILURE_FILE) as temporary:
+                temporary.write_text(json.dumps({"status": code, "reason": reason}, indent=2) + "\n")
 
     def run_all(self, trials: Sequence[Trial], jobs: int) -> bool:
         """Runs the trials that have not run; returns whether all trials are finished.

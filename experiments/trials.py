@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from squeeze_jax import commands
 from squeeze_jax import config as config_lib
 from squeeze_jax.data.sources import Dataset
-from squeeze_jax.errors import SqueezeJaxError
+from squeeze_jax.errors import ConfigError, SqueezeJaxError
 from squeeze_jax.experiment import build, open_config_dataset
 from squeeze_jax.workdir.folder import LOCK_FILE
 from squeeze_jax.workdir.records import RESULT_FILE
@@ -138,6 +138,14 @@ def check_runs(
         config.
     """
     names = [trial.name for trial in trials]
+
+    def check_stored(folder: pathlib.Path, config: ConfigDict) -> None:
+        try:
+            stored = config_lib.read(folder)[0]
+        except ConfigError:  # missing, or damaged: its own process or the report says so, and the others go on
+            return
+        config_lib.check_same_experiment(stored, config, folder)
+
     for trial in trials:
         try:
             if names.count(trial.name) > 1:
@@ -145,9 +153,7 @@ def check_runs(
             config = parse(trial)
             config_lib.validate(config)
             check_one(config)
-            folder = workdir / trial.name
-            if (folder / config_lib.CONFIG_FILE).exists():
-                config_lib.check_same_experiment(config_lib.read(folder)[0], config, folder)
+            check_stored(workdir / trial.name, config)
         except SqueezeJaxError as error:
             raise SweepError(f"trial {trial.name}: {error}") from error
 
@@ -188,12 +194,43 @@ def _is_locked(path: pathlib.Path) -> bool:
     return False
 
 
+def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
+    """Returns the object in a JSON file of a run or a trial.
+
+    Args:
+      path: the file.
+      keys: some that the object must have.
+
+    Raises:
+      SweepError: the file is missing or damaged, or lacks a key; the message names it.
+    """
+    try:
+        found = json.loads(path.read_text())
+        missing = [key for key in keys if key not in found] if isinstance(found, dict) else ["{...}"]
+    except (OSError, ValueError, RecursionError) as error:
+        raise SweepError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if missing:
+        raise SweepError(f"{path} cannot be read: it lacks {', '.join(missing)}.")
+    return found
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Returns whether a trial has a result. One that cannot be read is none: the trial's command writes it again."""
+    try:
+        return bool(read_json(folder / RESULT_FILE))
+    except SweepError:
+        return False
+
+
 def status(folder: pathlib.Path) -> str:
     """Returns the status of a trial: "finished", "failed: REASON", "running", "stopped" or "not run"."""
-    if (folder / RESULT_FILE).exists():
+    if is_finished(folder):
         return "finished"
     if (folder / FAILURE_FILE).exists():
-        return f"failed: {json.loads((folder / FAILURE_FILE).read_text())['reason']}"
+        try:
+            return f"failed: {read_json(folder / FAILURE_FILE, 'reason')['reason']}"
+        except SweepError as error:
+            return f"failed: for an unknown reason, because {error}"
     if not folder.exists():
         return "not run"
     return "running" if _is_locked(folder / CLAIM_FILE) or _is_locked(folder / LOCK_FILE) else "stopped"

@@ -16,8 +16,8 @@ from squeeze_jax.config import SPLITS, duration_in_steps, is_pruned, number_of_f
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.data.splits import PATIENT, Split, hold_out, make_folds
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.data.splits import CASE, PATIENT, Split, hold_out, make_folds
+from squeeze_jax.errors import ConfigError, DataError
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
@@ -186,6 +186,13 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
             "config.task chooses a threshold or a temperature on the validation split, but there is none; set "
             "config.dataset.validation_split or config.dataset.held_out."
         )
+    model = make_model(config, task)
+    if config.task.get("labels", "multiclass") != "multiclass" and getattr(model, "head_relu", False):
+        raise ConfigError(
+            f"config.model.head_relu=True, the value of {config.model.name}, ends the network in a ReLU, so it cannot "
+            f"learn config.task.labels={config.task.labels!r}, whose outputs are logits of yes and no: none could say "
+            f"no. Set config.model.head_relu=False."
+        )
     plan = Plan.of(config, len(splits["train"]))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -198,7 +205,7 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         dataset=dataset,
         splits=splits,
         task=task,
-        model=make_model(config, task),
+        model=model,
         input_shape=task.preprocessing.input_shape(dataset.image_shape),
         plan=plan,
         schedule=schedule,
@@ -295,10 +302,37 @@ def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
 
     Raises:
       ConfigError: `name` is not one of these.
-      DataError: the dataset has no such split, or it is empty.
+      DataError: the dataset has no such split, it is empty, or a case in it has examples of several classes.
     """
     if name not in SPLITS:
         raise ConfigError(f"no split is called {name!r}; expected one of {', '.join(SPLITS)}.")
+    split = _find_split(dataset, config, name)
+    if split is not None:
+        _check_cases(split, dataset)
+    return split
+
+
+def _check_cases(split: Split, dataset: Dataset) -> None:
+    """Raises DataError, with their names, if the examples of a case are of several classes."""
+    if not split.has(CASE):
+        return
+    targets = split.targets()
+    case, label = targets[CASE], targets.get("label")
+    if label is None or label.ndim != 1 or label.dtype.kind not in "ui":
+        return
+    pairs = np.unique(np.stack([case, label]), axis=1)
+    cases, counts = np.unique(pairs[0], return_counts=True)
+    if (counts > 1).any():
+        first = cases[counts > 1][0]
+        name = dataset.group_names[CASE][first] if CASE in dataset.group_names else first
+        classes = ", ".join(dataset.class_names[i] for i in pairs[1][pairs[0] == first])
+        raise DataError(
+            f"{split.name}: the case {name} has examples of several classes ({classes}), but a case is judged as one; "
+            f"give them one class, or cases of their own."
+        )
+
+
+def _find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
     if config.dataset.folds:
         return _find_folds(dataset, config, name)
     if config.dataset.held_out and name != "test":

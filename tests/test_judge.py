@@ -2,14 +2,16 @@
 
 import csv
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 
-from experiments.judge import ENSEMBLE, Run, compare, evaluate, judged, name_models, write
+from experiments import judge
+from experiments.judge import ENSEMBLE, Run, compare, evaluate, grouped, judged, name_models, write
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.errors import InputError
-from squeeze_jax.tasks import Classification
+from squeeze_jax.tasks import Classification, classification
 
 FOLDS, CASES = 3, 40
 TASK = Classification(("benign", "malignant"), Preprocessing(), metrics="full", threshold="youden", calibrate=True)
@@ -44,10 +46,14 @@ def runs():
     ]
 
 
+def all_judged(runs, ensemble=False):
+    return {key: judged(folds) for key, folds in grouped(runs, ensemble=ensemble).items()}
+
+
 def test_every_case_is_judged_once_at_the_threshold_of_its_own_fold(runs):
-    found = judged(runs, ensemble=False)
+    found = grouped(runs, ensemble=False)
     assert list(found) == [("name=fire", 0), ("name=fire", 1), ("name=nodule", 0), ("name=nodule", 1)]
-    cases = found["name=nodule", 1]
+    cases = judged(found["name=nodule", 1])
     assert cases.case.tolist() == list(range(FOLDS * CASES)) and set(cases.slices) == {2}
     points = {TASK.fitted(r.validation).point for r in runs if r.seed == 1 and r.model["model.name"] == "nodule"}
     assert len(points) == FOLDS
@@ -59,20 +65,20 @@ def test_every_case_is_judged_once_at_the_threshold_of_its_own_fold(runs):
 
 
 def test_an_ensemble_averages_the_seeds_and_is_better(runs):
-    alone, together = judged(runs, ensemble=False), judged(runs, ensemble=True)
+    alone, together = all_judged(runs), all_judged(runs, ensemble=True)
     assert list(together) == [("name=fire", ENSEMBLE), ("name=nodule", ENSEMBLE)]
     hits = {key: (cases.prediction == cases.label).mean() for key, cases in {**alone, **together}.items()}
     assert hits["name=nodule", ENSEMBLE] > max(hits["name=nodule", 0], hits["name=nodule", 1])
     other = dataclasses.replace(runs[0], seed=1, test=records(5, 7 * CASES, 1.0))
     with pytest.raises(InputError, match="the seeds of a model were tested on different examples"):
-        judged([runs[0], other], ensemble=True)
+        grouped([runs[0], other], ensemble=True)
 
 
 def test_a_missing_or_repeated_fold_is_an_error(runs):
     with pytest.raises(InputError, match="model of the runs, seed 0: fold 1 is missing"):
-        judged(runs[:2], ensemble=False)
+        grouped(runs[:2], ensemble=False)
     with pytest.raises(InputError, match="two runs have the model of the first run, seed 0, fold 2"):
-        judged([runs[0], *runs[:3]], ensemble=False)
+        grouped([runs[0], *runs[:3]], ensemble=False)
 
 
 def test_models_are_called_after_as_few_keys_as_tell_them_apart():
@@ -86,7 +92,7 @@ def test_models_are_called_after_as_few_keys_as_tell_them_apart():
 
 
 def test_models_are_compared_seed_by_seed_on_the_same_cases(runs):
-    found = judged(runs, ensemble=False)
+    found = all_judged(runs)
     rows = compare(found)
     assert [row[:2] for row in rows] == [["name=nodule", "0"], ["name=nodule", "1"]]
     assert all(row[2].startswith("+0.") and row[4] == "< 0.001" for row in rows)
@@ -96,9 +102,10 @@ def test_models_are_compared_seed_by_seed_on_the_same_cases(runs):
 
 
 def test_the_report(runs, tmp_path, capsys):
-    found = judged([r for r in runs if r.seed == 0], ensemble=False)
+    found = grouped([r for r in runs if r.seed == 0], ensemble=False)
     write(found, TASK, tmp_path, "lung", num_nodules=100)
     text = capsys.readouterr().out
+    assert text.startswith("Positive class: malignant.\n\n| model | seed |") and "no interval" not in text
     assert "| name=fire | 0 | 120 | 60 | 0." in text and "competition score |" in text and "DeLong's test of" in text
     assert {path.name for path in tmp_path.iterdir()} == {
         "lung.csv",
@@ -109,15 +116,88 @@ def test_the_report(runs, tmp_path, capsys):
     }
     with (tmp_path / "lung.csv").open() as file:
         rows = {(row["model"], row["metric"]): row for row in csv.DictReader(file)}
+    assert {row["positive class"] for row in rows.values()} == {"malignant"}
     auc = rows["name=nodule", "auc"]
     assert float(auc["low"]) < float(auc["value"]) < float(auc["high"])
     with (tmp_path / "lung_cases.csv").open() as file:
-        assert sum(1 for _ in csv.DictReader(file)) == 2 * FOLDS * CASES
+        judged_cases = list(csv.DictReader(file))
+    assert len(judged_cases) == 2 * FOLDS * CASES and judged_cases[0]["positive class"] == "malignant"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No curves, and intervals of 30 resamples."""
+    monkeypatch.setattr(judge, "draw_curves", lambda *_: None)
+    few = functools.partial(classification.explained_intervals, resamples=30)
+    monkeypatch.setattr(classification, "explained_intervals", few)
+
+
+def test_the_report_of_the_other_class(runs, tmp_path, capsys, monkeypatch, quick):
+    """Every number of one class is that of the other one where the classes, and their rules, change places."""
+    task = dataclasses.replace(TASK, positive="benign", threshold="sensitivity=0.8")
+    swapped = dataclasses.replace(task, positive="", class_names=TASK.class_names[::-1])
+    monkeypatch.setattr(judge, "draw_froc", lambda path, curves, positive: drawn.append(positive))
+
+    def swap(records):
+        return {**records, "label": 1 - records["label"], "probability": records["probability"][:, ::-1]}
+
+    def tables(task, change=lambda records: records):
+        of_task = [
+            dataclasses.replace(r, task=task, validation=change(r.validation), test=change(r.test))
+            for r in runs
+            if r.seed == 0
+        ]
+        write(grouped(of_task, ensemble=False), task, tmp_path, "lung", num_nodules=100)
+        with (tmp_path / "lung.csv").open() as file:
+            return capsys.readouterr().out, list(csv.DictReader(file))
+
+    drawn = []
+    ours, theirs = tables(task), tables(swapped, swap)
+    assert ours == theirs and ours[0].startswith("Positive class: benign.") and drawn == ["benign"] * 2
+    other = tables(dataclasses.replace(task, positive="malignant"))
+    sensitivity = [next(row for row in rows if row["metric"] == "sensitivity") for _, rows in (ours, other)]
+    assert sensitivity[0]["value"] != sensitivity[1]["value"] and float(sensitivity[0]["value"]) > 0.6
+
+
+def test_where_nothing_varies_the_report_says_so(tmp_path, capsys, quick):
+    """One patient; then a perfect classifier against a constant one on four patients."""
+    task = Classification(("benign", "malignant"), Preprocessing(), metrics="full")
+
+    def report(patient, **models):
+        found = {}
+        for name, p in models.items():
+            records = {"label": np.array([0, 0, 1, 1]), "probability": np.stack([1 - np.array(p), p], 1)}
+            records |= {"case": np.arange(4), "patient": np.array(patient)}
+            found[name, 0] = [Run({}, 0, 0, 1, task, None, records)]
+        write(found, task, tmp_path, "few")
+        return capsys.readouterr().out
+
+    text = report([0] * 4, perfect=[0.1, 0.2, 0.8, 0.9], other=[0.1, 0.6, 0.3, 0.9])
+    assert "| perfect | 0 | 4 | 1 | 1.000 | 1.000 |" in text and "- other, seed 0: auc, average precision, " in text
+    assert "| other | 0 |  | none: DeLong's test needs at least two patients with cases of each class" in text
+    text = report(range(4), perfect=[0.1, 0.2, 0.8, 0.9], constant=[0.5] * 4)
+    assert "| constant | 0 | -0.5000 | none: the difference has no variance | none |" in text
+    assert "no interval: it is the same in all resamples of the patients." in text
+
+
+def test_froc_needs_two_classes_and_counts(monkeypatch, tmp_path):
+    task = Classification(("a", "b", "c"), Preprocessing(), metrics="full")
+    with pytest.raises(InputError, match=r"FROC \(--nodules\) is for two classes; there are a, b, c"):
+        write({}, task, tmp_path, "x", num_nodules=3)
+    for arguments, message in (
+        (["--scans=5"], "--scans is for FROC, which needs --nodules"),
+        (["--nodules=0"], "--nodules=0; expected at least 1"),
+        (["--nodules=3", "--scans=-1"], "--scans=-1; expected at least 1"),
+    ):
+        monkeypatch.setattr("sys.argv", ["judge", str(tmp_path), f"--output={tmp_path}", *arguments])
+        with pytest.raises(InputError, match=message):
+            judge.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_many_classes_is_judged(reference, tmp_path):
-    found = judged([evaluate(reference, {})], ensemble=False)
-    ((_, seed), cases), *_ = found.items()
+    ((_, seed), folds), *_ = grouped([evaluate(reference, {})], ensemble=False).items()
+    cases = judged(folds)
     assert seed == 0 and cases.num_classes == 10 and len(cases) == 300
 
 

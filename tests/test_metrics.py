@@ -1,4 +1,4 @@
-"""Judging: metrics against scikit-learn, degenerate labels, intervals, operating points, FROC, DeLong's test."""
+"""Judging: metrics against scikit-learn, degenerate labels, intervals, operating points, DeLong's test, pictures."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from squeeze_jax.errors import ConfigError, MetricError
-from squeeze_jax.metrics import delong
+from squeeze_jax.metrics import delong, plots
 from squeeze_jax.metrics.cases import Cases, pool
 from squeeze_jax.metrics.froc import froc
 from squeeze_jax.metrics.operating_point import OperatingPoint, choose_threshold, fit_temperature, parse_rule
@@ -18,6 +18,7 @@ from squeeze_jax.metrics.scores import (
     bootstrap,
     expected_calibration_error,
     explain_undefined,
+    explained_intervals,
     intervals,
     scores,
 )
@@ -33,11 +34,11 @@ def random_records(examples, classes, seed=0, **ids):
     return {"label": label, "probability": probability, **ids}
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_binary_metrics_are_those_of_scikit_learn(seed):
-    cases = Cases.of(random_records(200, 2, seed), HALF)
-    label, score, guess = cases.label, cases.probability[:, 1], cases.prediction
-    tn, fp, fn, tp = reference.confusion_matrix(label, score > 0.5).ravel()
+@pytest.mark.parametrize(("seed", "positive", "threshold"), [(0, 1, 0.5), (1, 0, 0.5), (2, 1, 0.3), (2, 0, 0.3)])
+def test_binary_metrics_are_those_of_scikit_learn(seed, positive, threshold):
+    cases = Cases.of(random_records(200, 2, seed), OperatingPoint(threshold), positive=positive)
+    label, score, guess = cases.label == positive, cases.probability[:, positive], cases.prediction == positive
+    tn, fp, fn, tp = reference.confusion_matrix(label, score > threshold).ravel()
     expected = {
         "auc": reference.roc_auc_score(label, score),
         "average_precision": reference.average_precision_score(label, score),
@@ -122,6 +123,41 @@ def test_a_case_is_the_mean_of_its_slices():
         Cases.of({**records, "patient": np.array([1, 2, 2, 1])}, HALF)
 
 
+def test_the_positive_class_is_that_of_a_relabelled_dataset():
+    """10 of 10 COVID found, 5 of 10 NonCOVID right; COVID is the first class."""
+    p = np.array([0.9] * 10 + [0.8] * 5 + [0.1] * 5)  # of COVID
+    records = {"label": np.repeat([0, 1], 10), "probability": np.stack([p, 1 - p], 1)}
+    found = scores(Cases.of(records, HALF, positive=0), BINARY)
+    assert (found["sensitivity"], found["specificity"]) == (1.0, 0.5)
+    swapped = {"label": 1 - records["label"], "probability": records["probability"][:, ::-1]}
+    assert found == scores(Cases.of(swapped, HALF), BINARY)
+    without = {**records, "label": np.ones(20, int)}
+    assert "sensitivity" not in scores(Cases.of(without, HALF, positive=0), BINARY)
+    assert "specificity" not in scores(Cases.of(without, HALF), BINARY)
+
+
+def test_there_is_no_interval_where_nothing_can_vary():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=20)
+    records = {"label": np.arange(20) % 2, "probability": np.stack([1 - p, p], 1), "case": np.arange(20)}
+    names = ["auc", "accuracy", "brier"]
+
+    def judge(**changes):
+        return explained_intervals(Cases.of({**records, **changes}, HALF), names, resamples=200)
+
+    ranges, reasons = judge(patient=np.zeros(20, int))
+    assert not ranges and set(reasons) == set(names) and "all cases are of one patient" in reasons["auc"]
+    ranges, reasons = judge(patient=np.arange(20) % 10)
+    assert set(ranges) == set(names) and not reasons and all(low < high for low, high in ranges.values())
+    perfect = np.where(records["label"] == 1, 0.5 + p / 3, 0.5 - p / 3)
+    ranges, reasons = judge(probability=np.stack([1 - perfect, perfect], 1))
+    assert set(ranges) == {"brier"} and "the same in all resamples" in reasons["auc"]
+    ranges, reasons = judge(label=np.arange(20) // 19)
+    assert "auc" not in ranges and "of 200 resamples of the patients define it" in reasons["auc"]
+    cases = Cases.of({**records, "patient": np.zeros(20, int)}, HALF)
+    assert intervals(cases, names, resamples=20) == {}
+
+
 def test_folds_are_pooled_and_must_be_disjoint():
     first, second = (Cases.of(random_records(10, 2, seed), HALF, first=10 * seed) for seed in (0, 1))
     pooled = pool([first, second])
@@ -175,7 +211,7 @@ def test_the_threshold_follows_its_rule():
     for wrong in ("1.5", "best", "specificity=2", "accuracy=0.9", ""):
         with pytest.raises(ConfigError, match="config.task.threshold=.*expected a probability such as '0.5'"):
             parse_rule(wrong)
-    with pytest.raises(MetricError, match="needs cases of both classes in the validation data, but all 3"):
+    with pytest.raises(MetricError, match="needs cases of both classes in the validation data, but all of the 3"):
         choose_threshold("youden", np.ones(3, int), np.ones(3))
     # Nothing is positive where no score separates anything.
     assert choose_threshold("specificity=0.9", np.array([1, 0]), np.array([0.5, 0.5])) == 1.0
@@ -197,46 +233,6 @@ def test_the_temperature_is_that_by_which_the_logits_are_too_large():
     assert after < before / 4
 
 
-def test_froc_and_the_competition_score_by_hand():
-    """Two scans with three nodules, one of which has two candidates, one none."""
-    score = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    label = np.array([1, 0, 1, 0, 1, 0])
-    nodule = np.array([1, 3, 1, 4, 2, 5])
-    scan = np.array([0, 0, 0, 1, 1, 1])
-    records = {"label": label, "probability": np.stack([1 - score, score], 1), "case": nodule, "scan": scan}
-    cases = Cases.of({**records, "patient": scan}, HALF)
-    best = cases.highest[:, 1], cases.label, cases.scan
-    curve = froc(*best, num_nodules=3)
-    # At 0.9: nodule 1. At 0.8 and 0.6: a false positive each. At 0.5: nodule 2. At 0.4: the third false positive.
-    points = list(zip(curve.false_positives.tolist(), (3 * curve.sensitivity).tolist(), strict=True))
-    assert points == [(0, 0), (0, 1), (0.5, 1), (1, 1), (1, 2), (1.5, 2)]
-    assert curve.competition_score == pytest.approx((3 * 1 + 4 * 2) / 3 / 7)
-    assert froc(*best, num_nodules=3, num_scans=4).false_positives[-1] == 0.75
-    assert froc(score, label, scan).sensitivity[-1] == 1
-    with pytest.raises(MetricError, match="the candidates are of 2 nodules, but the number of nodules is given as 1"):
-        froc(*best, num_nodules=1)
-    with pytest.raises(MetricError, match="no candidate has label 1"):
-        froc(score, 0 * label, scan)
-
-
-def test_a_case_has_its_highest_probability_too():
-    probability = np.array([0.9, 0.3, 0.6, 0.2])
-    records = {"label": np.array([1, 1, 0, 0]), "probability": np.stack([1 - probability, probability], 1)}
-    cases = Cases.of({**records, "case": np.array([7, 7, 8, 9])}, HALF)
-    assert cases.probability[:, 1].tolist() == [0.6, 0.6, 0.2] and cases.highest[:, 1].tolist() == [0.9, 0.6, 0.2]
-
-
-def test_froc_is_that_of_luna16s_script():
-    """Which is scikit-learn's ROC curve in other units, interpolated linearly."""
-    records = random_records(500, 2)
-    label, score = records["label"], records["probability"][:, 1]
-    curve = froc(score, label, np.arange(500) // 10, num_nodules=400)
-    false, true, _ = reference.roc_curve(label, score)
-    for rate in (0.125, 0.5, 2.0, 8.0):
-        expected = np.interp(rate, false * (label == 0).sum() / 50, true * label.sum() / 400)
-        assert curve.sensitivity_at(rate) == pytest.approx(expected)
-
-
 def test_delongs_areas_and_error_are_those_of_the_definition():
     rng = np.random.default_rng(0)
     label = rng.integers(2, size=40)
@@ -252,9 +248,23 @@ def test_delongs_areas_and_error_are_those_of_the_definition():
     assert found.error == pytest.approx(np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
     low, high = found.interval
     assert low < found.difference < high
-    assert delong.compare(label, scores_[0], scores_[0]).p == 1.0
     with pytest.raises(MetricError, match="at least two patients with cases of each class; 3 have one of class 0"):
         delong.compare(np.array([0, 0, 0, 1]), *np.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "difference"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0.8, 0.9, 0.1, 0.2], -1),  # perfect against reversed
+        ([0.1, 0.2, 0.8, 0.9], [0.5] * 4, -0.5),
+        ([0.1, 0.2, 0.8, 0.9], [0.3, 0.4, 0.5, 0.6], 0),  # two without an error
+        ([0.1, 0.8, 0.2, 0.9], [0.1, 0.8, 0.2, 0.9], 0),  # the same twice
+    ],
+)
+def test_a_difference_without_variance_has_no_p_and_no_interval(first, second, difference):
+    found = delong.compare(np.array([0, 0, 1, 1]), np.array(first), np.array(second))
+    assert found.difference == difference and found.error == 0
+    assert np.isnan(found.p) and np.isnan(found.interval).all()
 
 
 @pytest.mark.parametrize("cases", [1, 4])
@@ -282,4 +292,19 @@ def test_curves_are_drawn(tmp_path):
     only = Cases.of({**random_records(30, 2), "label": np.zeros(30, int)}, HALF)
     assert draw_curves(tmp_path / "c.png", {"": only}, ("benign", "malignant")).exists()
     curve = froc(two.probability[:, 1], two.label, two.patient // 5)
-    assert draw_froc(tmp_path / "d.png", {"v1": curve}).stat().st_size > 10_000
+    assert draw_froc(tmp_path / "d.png", {"v1": curve}, "malignant").stat().st_size > 10_000
+
+
+def test_pictures_name_the_positive_class(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots.drawing, "save", lambda figure, path: drawn.append(figure))
+    cases = Cases.of(random_records(30, 2), HALF, positive=0)
+    draw_curves(tmp_path / "a.png", {"": cases}, ("benign", "malignant"))
+    draw_froc(tmp_path / "b.png", {"v1": froc(cases.probability[:, 0], cases.label == 0, cases.case)}, "benign")
+    titles = [axis.get_title() for figure in drawn for axis in figure.axes]
+    assert titles == ["ROC of benign", "precision-recall of benign", "reliability of benign", "FROC of benign"]
+    roc, dot = drawn[0].axes[0].lines[:2]
+    expected = reference.roc_curve(cases.label == 0, cases.probability[:, 0])
+    np.testing.assert_allclose(roc.get_xydata().T, expected[:2])
+    tn, fp, fn, tp = reference.confusion_matrix(cases.label == 0, cases.probability[:, 0] > 0.5).ravel()
+    assert dot.get_xydata().tolist() == [[fp / (fp + tn), tp / (tp + fn)]]

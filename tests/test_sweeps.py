@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, Child
 
-from experiments import report, sweep
+from experiments import compare, report, sweep
 from experiments.trials import Sweep, SweepError, Trial, check, check_runs, claim, status
 from squeeze_jax import load, models
 from squeeze_jax.models.summary import summarize
@@ -110,7 +110,7 @@ def test_trials_of_an_earlier_report_are_used_and_not_run_again(fake, tmp_path):
     other = [*elsewhere, "--config.train.batch_size=7"]
     assert "x=0,seed=0 has train.batch_size=None; this sweep has '7'" in Child(other, tmp_path / "other.log").fail()
     wrong = [*fake(), f"--reuse={tmp_path / 'first' / 'fake.md'}"]
-    assert "fake.md is not the CSV of a report" in Child(wrong, tmp_path / "wrong.log").fail()
+    assert "this is not the CSV of a report" in Child(wrong, tmp_path / "wrong.log").fail()
 
 
 def test_sigterm_stops_a_sweep_and_its_trials(fake, tmp_path):
@@ -335,6 +335,85 @@ def test_a_column_that_only_some_trials_have_is_their_mean(tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 1000
 
 
+DAMAGED = {"empty": "", "half": '{"parameters": 1, "rea', "other": "[]", "without a key": "{}", "deep": "[" * 100_000}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_of_a_trial_is_named_and_the_others_go_on(text, tmp_path, monkeypatch):
+    sweep_ = Sweep("s", "none.py", [{"model.x": x} for x in (0, 1)], seeds=(0,))
+    for trial in sweep_.trials():
+        folder = tmp_path / trial.name
+        folder.mkdir()
+        values = {"config": {"train": {"batch_size": 10}}, "resolved": {}}
+        (folder / "config.json").write_text(json.dumps(values))
+        made = {"versions": {"jax": "1", "flax": "2"}, "commit": "c", "cpu_cores": 2, "devices": ["cpu"]}
+        (folder / "versions.json").write_text(json.dumps(made))
+        result = {"step": 5, "parameters": 2**18, "macs": 3, "test": {"top1": 0.5}}
+        (folder / "result.json").write_text(json.dumps(result))
+    broken = tmp_path / "x=1,seed=0"
+    (broken / "versions.json").write_text(text)
+    table = report.write(sweep_, tmp_path, tmp_path / "report")
+    assert "| 0 | 262,144 |" in table and f"- x=1,seed=0: finished, but {broken / 'versions.json'} cannot be" in table
+    (broken / "result.json").write_text(text)
+    assert status(broken) == "stopped"
+    (broken / "failure.json").write_text(text)
+    assert status(broken).startswith(f"failed: for an unknown reason, because {broken / 'failure.json'} cannot be read")
+    report.write(sweep_, tmp_path, tmp_path / "report")
+    # A trial without a readable result is run again, and one that failed with --retry.
+    started = []
+    monkeypatch.setattr(sweep.Runner, "_train", lambda self, trial, folder, file: started.append(trial.name))
+    for retry in (False, True):
+        for trial in sweep_.trials():
+            sweep.Runner(tmp_path, retry=retry).run(trial)
+    assert started == ["x=1,seed=0"]
+
+
+def test_a_report_that_was_cut_is_not_reused(tmp_path):
+    """Cut at every byte of its last row: refused, or without the row."""
+    trials = Sweep("s", "c.py", [{"model.x": "1"}, {"model.x": "2"}], seeds=(0,)).trials()
+    rows = [
+        {"trial": trial.name, "config": "c.py", "model.x": trial.point["model.x"], "seed": 0, "status": "finished"}
+        | {"test_top1": 0.98666}
+        for trial in trials
+    ]
+    path = write_csv(tmp_path / "s.csv", rows)
+    assert [row["test_top1"] for row in report.read_rows(path, trials).values()] == [0.98666] * 2
+    whole = path.read_bytes()
+    start = whole.index(b'"x=2')
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        if end == start:
+            assert list(report.read_rows(path, trials)) == ["x=1,seed=0"]
+        else:
+            with pytest.raises(SweepError, match="s.csv"):
+                report.read_rows(path, trials)
+    path.write_bytes(whole[:-2])
+    with pytest.raises(SweepError, match=r"s.csv, line 3, has no end, so the file was cut"):
+        report.read_rows(path, trials)
+    path.write_bytes(whole[:-10] + b"\r\n")
+    with pytest.raises(SweepError, match="s.csv, line 3, has 5 cells; expected 6"):
+        report.read_rows(path, trials)
+    write_csv(path, [*rows, rows[0]])
+    with pytest.raises(SweepError, match=r"has 1 trial\(s\) twice"):
+        report.read_rows(path, trials)
+    for text in ("", "trial,status\n", "a,b\n1,2\n", "\0"):
+        path.write_text(text)
+        with pytest.raises(SweepError, match="this is not the CSV of a report"):
+            report.read_rows(path, trials)
+
+
+def test_a_run_with_a_damaged_result_is_passed_over_in_a_comparison(reference, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text((reference / "config.json").read_text())
+    (other / "result.json").write_text("")
+    monkeypatch.setattr(sys, "argv", ["compare", str(other), str(reference)])
+    compare.main()
+    found = capsys.readouterr()
+    assert f"{other} is passed over: {other / 'result.json'} cannot be read" in found.err
+    assert "| state | finished |" in found.out
+
+
 def test_runs_are_compared(reference, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -356,8 +435,10 @@ def test_a_difference_has_a_p_value_where_the_seeds_differ():
 
     # t = 0.2 / (0.1414 / sqrt(2)) = 2 with one degree of freedom: p = 1 - 2 atan(2) / pi.
     assert report.difference(trials(0.5, 0.5), trials(0.6, 0.8), "test_top1") == "+0.2000, p = 0.295"
-    assert report.difference(trials(0.5, 0.5), trials(1.0, 1.0), "test_top1") == "+0.5000"
-    assert report.difference(trials(0.7, 0.8), trials(0.8, 0.9), "test_top1") == "+0.1000"  # but for rounding
+    alike = "no p: all seeds differ alike"
+    assert report.difference(trials(0.5, 0.5), trials(1.0, 1.0), "test_top1") == f"+0.5000, {alike}"
+    assert report.difference(trials(0.7, 0.8), trials(0.8, 0.9), "test_top1") == f"+0.1000, {alike}"  # but for rounding
+    assert report.difference(trials(0.5), trials(0.6), "test_top1") == "+0.1000, no p: one seed"
     assert report.difference(trials(0.5)[:0], trials(1.0), "test_top1") == ""
 
 

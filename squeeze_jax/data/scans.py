@@ -129,6 +129,7 @@ class Candidate:
       class_name: the text of its class.
       patient: the patient; the scan where the list does not say.
       case: the nodule; a case of its own where the list does not say.
+      ignored: whether it is on an irrelevant finding, which FROC counts neither as found nor as wrong.
     """
 
     row: str
@@ -137,13 +138,15 @@ class Candidate:
     class_name: str
     patient: str
     case: str
+    ignored: bool = False
 
 
 def read_candidates(path: pathlib.Path) -> list[Candidate]:
     """Reads a list of candidates in CSV.
 
     The columns are those of LUNA16: seriesuid, coordX, coordY, coordZ (world coordinates in mm) and class. The columns
-    patient and nodule may say which rows belong together; others, such as diameter_mm, are ignored.
+    patient and nodule may say which rows belong together, and the column ignore (1 or 0, empty for 0) which are on an
+    irrelevant finding, see `metrics.froc`; others, such as diameter_mm, are ignored.
 
     Raises:
       DataError: the file cannot be read, or a column or value is missing or wrong; the message names the row.
@@ -166,12 +169,21 @@ def read_candidates(path: pathlib.Path) -> list[Candidate]:
                     raise DataError(f"{row}: expected a seriesuid, three coordinates in mm and a class, got {values}.")
                 case = f"{scan}/{values.get('nodule') or f'line{reader.line_num}'}"
                 patient = values.get("patient") or scan
-                found.append(Candidate(row, scan, centre, values["class"].strip(), patient, case))
+                ignored = _is_ignored(row, values.get("ignore"))
+                found.append(Candidate(row, scan, centre, values["class"].strip(), patient, case, ignored))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not found:
         raise DataError(f"{path} lists no candidates.")
     return found
+
+
+def _is_ignored(row: str, text: str | None) -> bool:
+    """Returns the value of the column `ignore`; raises DataError, naming the row, if it is neither 0 nor 1."""
+    value = (text or "").strip() or "0"
+    if value not in ("0", "1"):
+        raise DataError(f"{row}: the column ignore has {value!r}; expected 1 on an irrelevant finding, else 0.")
+    return value == "1"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.folders import ImageFolder
-from squeeze_jax.data.splits import GROUPS, Split, Subset, Sum
+from squeeze_jax.data.splits import GROUPS, IGNORED, Split, Subset, Sum
 from squeeze_jax.errors import DataError
 
 
@@ -196,12 +196,13 @@ class _Tfds:
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         stored = self._builder.as_data_source(split=split, decoders=self._decoders)
-        return _TfdsExamples(stored, self._image, self._label, tuple(self.group_names), self._num_labels)
+        targets = (*self.group_names, *(name for name in (IGNORED,) if name in self._builder.info.features))
+        return _TfdsExamples(stored, self._image, self._label, targets, self._num_labels)
 
 
 class _TfdsExamples(Sequence):
-    def __init__(self, stored: Sequence, image_key: str, label_key: str, groups: tuple[str, ...], num_labels: int):
-        self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in groups}}
+    def __init__(self, stored: Sequence, image_key: str, label_key: str, targets: tuple[str, ...], num_labels: int):
+        self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in targets}}
         self._num_labels = num_labels
 
     def __len__(self) -> int:

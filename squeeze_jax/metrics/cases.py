@@ -22,8 +22,8 @@ class Cases:
       slices: the number of its examples, int (cases,).
       label: its class, int (cases,).
       probability: the mean over its examples, float64 (cases, classes).
-      highest: the highest probability of its examples, float64 (cases, classes).
       prediction: its predicted class, int (cases,).
+      positive: the positive one of two classes; means nothing with more.
     """
 
     case: np.ndarray
@@ -32,11 +32,11 @@ class Cases:
     slices: np.ndarray
     label: np.ndarray
     probability: np.ndarray
-    highest: np.ndarray
     prediction: np.ndarray
+    positive: int = 1
 
     @classmethod
-    def of(cls, records: Mapping[str, np.ndarray], point: OperatingPoint, first: int = 0) -> "Cases":
+    def of(cls, records: Mapping[str, np.ndarray], point: OperatingPoint, first: int = 0, positive: int = 1) -> "Cases":
         """Joins the examples of each case.
 
         Args:
@@ -45,15 +45,15 @@ class Cases:
             every case is its own patient; without "scan", every patient has one.
           point: the temperature is applied to each example, the threshold to each case.
           first: the id of the first example where examples have no ids.
+          positive: the positive one of two classes.
 
         Raises:
           MetricError: the examples of a case have different labels, patients or scans.
         """
         label = np.asarray(records["label"])
-        ids = np.asarray(records.get(CASE, np.arange(first, first + len(label))))
+        ids, patients, scans = groups_of(records, first)
         case, starts, inverse, slices = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-        patients = np.asarray(records.get(PATIENT, ids))
-        columns = {"labels": label, "patients": patients, "scans": np.asarray(records.get(SCAN, patients))}
+        columns = {"labels": label, "patients": patients, "scans": scans}
         for name, column in columns.items():
             differs = column != column[starts][inverse]
             if differs.any():
@@ -64,10 +64,9 @@ class Cases:
         sums = np.zeros((len(case), scaled.shape[1]))
         np.add.at(sums, inverse, scaled)
         probability = sums / slices[:, None]
-        highest = np.zeros_like(sums)
-        np.maximum.at(highest, inverse, scaled)
         first_label, patient, scan = (column[starts] for column in columns.values())
-        return cls(case, patient, scan, slices, first_label, probability, highest, point.decide(probability))
+        prediction = point.decide(probability, positive)
+        return cls(case, patient, scan, slices, first_label, probability, prediction, positive)
 
     def __len__(self) -> int:
         return len(self.case)
@@ -79,10 +78,11 @@ class Cases:
 
     def take(self, rows: np.ndarray) -> "Cases":
         """Returns the cases at these indices; a case may be taken several times."""
-        return Cases(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in ARRAYS})
 
     def rows(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Returns one row per case for a table."""
+        positive = {"positive class": class_names[self.positive]} if self.num_classes == 2 else {}
         return [
             {
                 "case": int(self.case[i]),
@@ -90,10 +90,21 @@ class Cases:
                 "slices": int(self.slices[i]),
                 "label": class_names[self.label[i]],
                 "prediction": class_names[self.prediction[i]],
+                **positive,
                 **{f"probability {name}": float(p) for name, p in zip(class_names, self.probability[i], strict=True)},
             }
             for i in range(len(self))
         ]
+
+
+ARRAYS = tuple(field.name for field in dataclasses.fields(Cases) if field.name != "positive")
+
+
+def groups_of(records: Mapping[str, np.ndarray], first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the case, patient and scan of each example, int (examples,); see `Cases.of`."""
+    case = np.asarray(records.get(CASE, np.arange(first, first + len(records["label"]))))
+    patient = np.asarray(records.get(PATIENT, case))
+    return case, patient, np.asarray(records.get(SCAN, patient))
 
 
 def pool(parts: Sequence[Cases]) -> Cases:
@@ -106,4 +117,5 @@ def pool(parts: Sequence[Cases]) -> Cases:
         ids, counts = np.unique(np.concatenate([np.unique(getattr(part, name)) for part in parts]), return_counts=True)
         if (counts > 1).any():
             raise MetricError(f"{name} {ids[counts > 1][0]} is in several folds; expected folds without a common one.")
-    return Cases(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Cases)))
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
+    return dataclasses.replace(parts[0], **arrays)

@@ -7,6 +7,8 @@ import numpy as np
 
 from squeeze_jax.errors import MetricError
 
+ROUNDING = 1e-13  # of a standard error; the smallest one of a million cases of each class is ten times this
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -14,8 +16,8 @@ class Comparison:
 
     Attributes:
       first, second: their AUC.
-      error: the standard error of second - first.
-      p: of the two-sided test that both are equal.
+      error: the standard error of second - first; 0 where nothing varies between the cases.
+      p: of the two-sided test that both are equal; NaN if `error` is 0, because there is nothing to test against.
     """
 
     first: float
@@ -30,9 +32,11 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the difference, by the normal approximation."""
+        """The 95 % interval of the difference, by the normal approximation; (NaN, NaN) if `error` is 0."""
         from scipy.stats import norm
 
+        if not self.error:
+            return math.nan, math.nan
         half = norm.ppf(0.975) * self.error
         return self.difference - half, self.difference + half
 
@@ -83,6 +87,6 @@ def compare(label: np.ndarray, first: np.ndarray, second: np.ndarray, patient: n
     )
     variance += 2 * (of_positives @ of_negatives) * clusters / ((clusters - 1) * counts[0] * counts[1])
     difference, error = areas[1] - areas[0], math.sqrt(max(variance, 0.0))
-    # Equal rankings have no spread.
-    p = 2 * norm.sf(abs(difference) / error) if error else float(difference == 0)
+    error = error if error > ROUNDING else 0.0
+    p = 2 * norm.sf(abs(difference) / error) if error else math.nan
     return Comparison(float(areas[0]), float(areas[1]), error, float(p))

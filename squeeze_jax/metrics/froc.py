@@ -1,12 +1,26 @@
-"""Free-response ROC: sensitivity against false positives per scan, and the competition score of LUNA16."""
+"""Free-response ROC: sensitivity against false positives per scan, and the competition score of LUNA16.
+
+The rules are those of LUNA16's evaluation script (Setio et al. 2017, arXiv 1612.08012):
+
+- Of each scan at most 100 candidates count: those with a score above that of the 101st.
+- A nodule counts with the best of its candidates. The others of the same nodule are no false positives.
+- A candidate on an irrelevant finding counts neither as a nodule nor as a false positive.
+- Every other candidate is a false positive.
+- A nodule without a candidate that counts is never found.
+"""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
+from squeeze_jax.data.splits import IGNORED
 from squeeze_jax.errors import MetricError
+from squeeze_jax.metrics.cases import groups_of
+from squeeze_jax.metrics.operating_point import OperatingPoint
 
 LUNA16_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan
+LUNA16_MARKS = 100  # of a scan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,40 +45,79 @@ class Froc:
         return float(np.mean([self.sensitivity_at(rate) for rate in LUNA16_RATES]))
 
 
+def candidates(
+    records: Mapping[str, np.ndarray], point: OperatingPoint, first: int = 0, positive: int = 1
+) -> dict[str, np.ndarray]:
+    """Returns the arguments of `froc` for the examples of an evaluation: each of them is a candidate.
+
+    Args:
+      records, point, first, positive: as in `Cases.of`; and "ignored", bool (examples,), if known.
+    """
+    label = np.asarray(records["label"])
+    nodule, _, scan = groups_of(records, first)
+    return {
+        "score": point.scale(np.asarray(records["probability"]))[:, positive],
+        "label": (label == positive).astype(int),
+        "scan": scan,
+        "nodule": nodule,
+        "ignored": np.asarray(records.get(IGNORED, np.zeros(len(label))), bool),
+    }
+
+
 def froc(
     score: np.ndarray,
     label: np.ndarray,
     scan: np.ndarray,
     *,
+    nodule: np.ndarray | None = None,
+    ignored: np.ndarray | None = None,
     num_nodules: int | None = None,
     num_scans: int | None = None,
 ) -> Froc:
-    """Computes the FROC curve of cases, as LUNA16's evaluation script does of candidates.
-
-    A case is a nodule, which counts with the best of its candidates (`Cases.highest`), or a single candidate without a
-    nodule. Nodules without a candidate are never found.
+    """Computes the FROC curve of candidates by the rules above.
 
     Args:
-      score: float (cases,).
-      label: int (cases,), 1 for a nodule, else 0.
-      scan: the scan of each case, int (cases,).
+      score: float (candidates,).
+      label: int (candidates,), 1 on a nodule, else 0.
+      scan: the scan of each candidate, int (candidates,).
+      nodule: the nodule of each candidate with label 1, int (candidates,); None if each is of another one.
+      ignored: whether a candidate is on an irrelevant finding, bool (candidates,); None if none is.
       num_nodules: the nodules in all scans; None if each has a candidate.
       num_scans: the scans, also those without candidates; None if each has one.
 
     Raises:
-      MetricError: no case is a nodule, or a count is smaller than what the cases have.
+      MetricError: no candidate is on a nodule, or a count is smaller than what the candidates have.
     """
-    positive = np.asarray(label) == 1
     score = np.asarray(score, np.float64)
-    hits, misses = score[positive], score[~positive]
-    scans = len(np.unique(scan))
-    num_nodules, num_scans = num_nodules or len(hits), num_scans or scans
-    if not num_nodules:
-        raise MetricError("FROC needs at least one nodule; no candidate has label 1.")
-    for name, count, least in (("nodules", num_nodules, len(hits)), ("scans", num_scans, scans)):
-        if count < least:
-            raise MetricError(f"the candidates are of {least} {name}, but the number of {name} is given as {count}.")
+    relevant = np.ones(len(score), bool) if ignored is None else ~np.asarray(ignored, bool)
+    on_nodule = (np.asarray(label) == 1) & relevant
+    nodule = np.arange(len(score)) if nodule is None else np.asarray(nodule)
+    found = {"nodules": len(np.unique(nodule[on_nodule])), "scans": len(np.unique(scan))}
+    given = {"nodules": num_nodules, "scans": num_scans}
+    counts = {name: found[name] if count is None else count for name, count in given.items()}
+    if not counts["nodules"]:
+        raise MetricError("FROC needs at least one nodule; no candidate is on one.")
+    for name, count in counts.items():
+        if count < found[name]:
+            raise MetricError(
+                f"the candidates are of {found[name]} {name}, but the number of {name} is given as {count}."
+            )
+    counted = _counted(score, scan)
+    _, of_hit = np.unique(nodule[on_nodule & counted], return_inverse=True)
+    hits = np.full(of_hit.max(initial=-1) + 1, -np.inf)
+    np.maximum.at(hits, of_hit, score[on_nodule & counted])
+    misses = score[relevant & ~on_nodule & counted]
     thresholds = np.unique(np.concatenate([hits, misses]))[::-1]
-    found = len(hits) - np.searchsorted(np.sort(hits), thresholds)
+    true = len(hits) - np.searchsorted(np.sort(hits), thresholds)
     false = len(misses) - np.searchsorted(np.sort(misses), thresholds)
-    return Froc(np.append(0, false) / num_scans, np.append(0, found) / num_nodules)
+    return Froc(np.append(0, false) / counts["scans"], np.append(0, true) / counts["nodules"])
+
+
+def _counted(score: np.ndarray, scan: np.ndarray) -> np.ndarray:
+    """Returns which candidates are among the best ones of their scan, bool (candidates,); ties at the end are not."""
+    _, of_scan, sizes = np.unique(scan, return_inverse=True, return_counts=True)
+    best_first = np.lexsort((-score, of_scan))
+    crowded = sizes > LUNA16_MARKS
+    limit = np.full(len(sizes), -np.inf)
+    limit[crowded] = score[best_first[(np.cumsum(sizes) - sizes)[crowded] + LUNA16_MARKS]]
+    return score > limit[of_scan]

@@ -16,10 +16,10 @@ SMALLEST = np.finfo(np.float32).tiny  # a probability of zero has no logarithm
 
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold on the probability of class 1, for two classes, and a temperature.
+    """A threshold on the probability of the positive one of two classes, and a temperature.
 
     Attributes:
-      threshold: a case is positive if the probability of class 1 is above it; not used with more than two classes.
+      threshold: a case is positive if the probability of that class is above it; not used with more than two classes.
       temperature: the logits are divided by it.
     """
 
@@ -35,10 +35,15 @@ class OperatingPoint:
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
-    def decide(self, probability: np.ndarray) -> np.ndarray:
-        """Returns the predicted class of each case, int (cases,), from scaled probabilities (cases, classes)."""
+    def decide(self, probability: np.ndarray, positive: int = 1) -> np.ndarray:
+        """Returns the predicted class of each case, int (cases,).
+
+        Args:
+          probability: scaled, float (cases, classes).
+          positive: the positive one of two classes.
+        """
         if probability.shape[1] == 2:
-            return (probability[:, 1] > self.threshold).astype(int)
+            return np.where(probability[:, positive] > self.threshold, positive, 1 - positive)
         return probability.argmax(axis=1)
 
 
@@ -77,8 +82,8 @@ def choose_threshold(rule: str, label: np.ndarray, probability: np.ndarray) -> f
 
     Args:
       rule: see `parse_rule`.
-      label: int (cases,), 0 or 1.
-      probability: float (cases,), of class 1.
+      label: whether a case is positive, bool or int (cases,).
+      probability: of the positive class, float (cases,).
 
     Returns:
       A number that lies in the middle between two neighbouring probabilities.
@@ -94,8 +99,9 @@ def choose_threshold(rule: str, label: np.ndarray, probability: np.ndarray) -> f
 
     if len(np.unique(label)) < 2:
         raise MetricError(
-            f"config.task.threshold={rule!r} needs cases of both classes in the validation data, but all {len(label)} "
-            f"are of class {label[0] if len(label) else '-'}; use another validation split or a number."
+            f"config.task.threshold={rule!r} needs cases of both classes in the validation data, but "
+            f"{'all' if np.any(label) else 'none'} of the {len(label)} are positive; use another validation split or a "
+            f"number."
         )
     false_positives, sensitivity, thresholds = roc_curve(label, probability, drop_intermediate=False)
     specificity = 1 - false_positives

@@ -16,8 +16,8 @@ CURVES = 10  # largest number of classes that get a curve each
 def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Sequence[str]) -> pathlib.Path:
     """Draws ROC, precision-recall and reliability curves side by side, and returns the path of the PNG.
 
-    With two classes, the curves are those of class 1, and a dot marks the operating threshold. With more, there is one
-    curve per class against the rest, for up to 10 classes.
+    With two classes, the curves are those of the positive one, which the titles name, and a dot marks the operating
+    threshold. With more, there is one curve per class against the rest, for up to 10 classes.
 
     Args:
       path: the file to write.
@@ -28,7 +28,8 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
 
     figure, axes = drawing.new_figure(1, 3, width=13, height=4.3)
     roc, precision_recall, reliable = axes.flat
-    classes = [1] if len(class_names) == 2 else range(min(len(class_names), CURVES))
+    positive = next(iter(judged.values())).positive
+    classes = [positive] if len(class_names) == 2 else range(min(len(class_names), CURVES))
     lines = [(name, cases, i) for name, cases in judged.items() for i in classes]
     for (name, cases, i), colour in zip(lines, drawing.colours(len(lines)), strict=True):
         label, score = cases.label == i, cases.probability[:, i]
@@ -40,19 +41,20 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
         precision, recall, _ = precision_recall_curve(label, score)
         precision_recall.plot(recall, precision, color=colour, label=text)
         if len(class_names) == 2:
-            positive = cases.prediction == 1
-            here = positive[label].mean()
-            roc.plot(positive[~label].mean(), here, "o", color=colour)
-            if positive.any():
-                precision_recall.plot(here, label[positive].mean(), "o", color=colour)
+            called = cases.prediction == positive
+            here = called[label].mean()
+            roc.plot(called[~label].mean(), here, "o", color=colour)
+            if called.any():
+                precision_recall.plot(here, label[called].mean(), "o", color=colour)
     for (name, cases), colour in zip(judged.items(), drawing.colours(len(judged)), strict=True):
         confidences, hits, _ = reliability(*confidence_and_hit(cases))
         reliable.plot(confidences, hits, "o-", color=colour, label=name)
     for axis in (roc, reliable):
         axis.plot((0, 1), (0, 1), ":", color="grey")
-    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
-    precision_recall.set(xlabel="recall", ylabel="precision", title="precision-recall", ylim=(0, 1.05))
-    reliable.set(xlabel="probability", ylabel="share of cases", title="reliability")
+    of = f" of {class_names[positive]}" if len(class_names) == 2 else ""
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC{of}")
+    precision_recall.set(xlabel="recall", ylabel="precision", title=f"precision-recall{of}", ylim=(0, 1.05))
+    reliable.set(xlabel="probability", ylabel="share of cases", title=f"reliability{of}")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     if any(line.get_label()[:1] not in ("", "_") for line in roc.lines):
@@ -60,12 +62,13 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
     return drawing.save(figure, path)
 
 
-def draw_froc(path: pathlib.Path, curves: Mapping[str, Froc]) -> pathlib.Path:
+def draw_froc(path: pathlib.Path, curves: Mapping[str, Froc], positive: str) -> pathlib.Path:
     """Draws FROC curves from 1/8 to 8 false positives per scan, and returns the path of the PNG.
 
     Args:
       path: the file to write.
       curves: the curve of each classifier by its name.
+      positive: the name of the positive class.
     """
     figure, ((axis,),) = drawing.new_figure(1, 1, width=6, height=4.3)
     rates = np.geomspace(LUNA16_RATES[0], LUNA16_RATES[-1], 200)
@@ -74,7 +77,7 @@ def draw_froc(path: pathlib.Path, curves: Mapping[str, Froc]) -> pathlib.Path:
         axis.plot(rates, [froc.sensitivity_at(rate) for rate in rates], color=colour, label=text)
     axis.set_xscale("log", base=2)
     axis.set_xticks(LUNA16_RATES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    axis.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02), title="FROC")
+    axis.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02), title=f"FROC of {positive}")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=8)
     return drawing.save(figure, path)

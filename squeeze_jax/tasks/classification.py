@@ -7,7 +7,7 @@ import html
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,8 +17,9 @@ import optax
 
 from squeeze_jax import drawing, tables
 from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mixup
-from squeeze_jax.data.splits import CASE, GROUPS, PATIENT, VALID, Split, targets_of
+from squeeze_jax.data.splits import CASE, GROUPS, IGNORED, PATIENT, VALID, Split, targets_of
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.files import replaced
 from squeeze_jax.metrics import plots
 from squeeze_jax.metrics.cases import Cases
 from squeeze_jax.metrics.operating_point import (
@@ -28,7 +29,7 @@ from squeeze_jax.metrics.operating_point import (
     fit_temperature,
     parse_rule,
 )
-from squeeze_jax.metrics.scores import available, explain_undefined, intervals, scores
+from squeeze_jax.metrics.scores import available, explain_undefined, explained_intervals, scores
 from squeeze_jax.tasks.task import Batch, Records, Sums, Values
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Classification:
         training loss is that of the mixed examples; the accuracies use an example's own label.
       auc: whether to report AUC too and, with two classes, sensitivity and specificity; by case, see `metrics.cases`.
       metrics: "full" for all metrics of `metrics.scores` and, in the report, their intervals, the cases and curves.
-      threshold: a rule for the threshold on the probability of the second of two classes, see
+      positive: the name of the positive one of two classes; empty for the second one.
+      threshold: a rule for the threshold on the probability of the positive class, see
         `metrics.operating_point.parse_rule`.
       calibrate: whether to fit a temperature to the validation split.
       specificity: of the metric "sensitivity_at_specificity".
@@ -82,6 +84,7 @@ class Classification:
         "mixup": 0.0,  # alpha of the Beta distribution of the mixing share; 0 for no mixup
         "auc": False,
         "metrics": "basic",  # "full": AUC, average precision, F1, Brier score, calibration and others, with intervals
+        "positive": "",  # the class that sensitivity, threshold and FROC are about; "" for the second of two
         "threshold": "0.5",  # of two classes; "youden", "sensitivity=0.9", "specificity=0.9": chosen in validation
         "calibrate": False,  # scale the logits by a temperature that is fitted to the validation data
         "specificity": 0.9,  # at which the sensitivity is reported with "full"
@@ -97,6 +100,7 @@ class Classification:
     mixup: float = 0.0
     auc: bool = False
     metrics: str = "basic"
+    positive: str = ""
     threshold: str = "0.5"
     calibrate: bool = False
     specificity: float = 0.9
@@ -133,15 +137,19 @@ class Classification:
         if not 0 < options["specificity"] < 1:
             raise ConfigError(f"config.task.specificity={options['specificity']}; expected 0 < value < 1.")
         rule = parse_rule(options["threshold"])
-        if options["labels"] == "multilabel" and (options["metrics"] == "full" or options["calibrate"] or rule != 0.5):
+        given = {name for name, default in cls.OPTIONS.items() if options[name] != default}
+        given -= {"threshold"} if rule == 0.5 else set()
+        if options["labels"] == "multilabel":
+            reason = "is for one class per image, not for config.task.labels='multilabel'"
+            _refuse(options, given & {"metrics", "calibrate", "positive", "threshold"}, reason)
+        if options["labels"] == "multilabel" or len(class_names) != 2:
+            # Runs of earlier versions may have set the specificity in vain, and must be loaded.
+            useless = {"positive", "threshold"} | ({"specificity"} if train_split is not None else set())
+            _refuse(options, given & useless, f"is for two classes, but there are {len(class_names)}")
+        elif options["positive"] not in ("", *class_names):
             raise ConfigError(
-                "config.task.metrics='full', config.task.threshold and config.task.calibrate are for one class per "
-                "image; leave them out with config.task.labels='multilabel'."
-            )
-        if rule != 0.5 and len(class_names) != 2:
-            raise ConfigError(
-                f"config.task.threshold={options['threshold']!r} is for two classes, but there are {len(class_names)}; "
-                f"leave it out."
+                f"config.task.positive={options['positive']!r} is not a class of the dataset; expected "
+                f"{' or '.join(map(repr, class_names))}."
             )
         point = OperatingPoint(threshold=rule) if isinstance(rule, float) else UNFITTED
         values = {name: options[name] for name in cls.OPTIONS}
@@ -159,7 +167,9 @@ class Classification:
 
     @staticmethod
     def check_labels(split: Split, num_classes: int) -> None:
-        """Raises ConfigError unless each example has one class."""
+        """Raises ConfigError unless each example has one class, of several."""
+        if num_classes < 2:
+            raise ConfigError(f"{split.name} has one class; expected at least two, or there is nothing to learn.")
         shape = np.shape(targets_of(split.examples, 0)["label"])
         if shape:
             raise ConfigError(
@@ -170,6 +180,11 @@ class Classification:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    @property
+    def positive_class(self) -> int:
+        """The positive one of two classes, as an index; means nothing with more."""
+        return self.class_names.index(self.positive) if self.positive else 1
 
     @property
     def num_outputs(self) -> int:
@@ -205,12 +220,13 @@ class Classification:
             temperature = fit_temperature(records["label"], records["probability"])
             point = dataclasses.replace(point, temperature=temperature)
         cases = Cases.of(records, point)
+        text = f"temperature {point.temperature:.4f}"
         if self.num_classes == 2:
-            threshold = choose_threshold(self.threshold, cases.label, cases.probability[:, 1])
+            positive = self.positive_class
+            threshold = choose_threshold(self.threshold, cases.label == positive, cases.probability[:, positive])
             point = dataclasses.replace(point, threshold=threshold)
-        logger.info(
-            "on %d validation cases: threshold %.4f, temperature %.4f", len(cases), point.threshold, point.temperature
-        )
+            text += f", threshold {threshold:.4f} on the probability of {self.class_names[positive]}"
+        logger.info("on %d validation cases: %s", len(cases), text)
         return dataclasses.replace(self, point=point)
 
     @property
@@ -220,21 +236,22 @@ class Classification:
 
     def augment(self, batch: Batch, keys: jax.Array) -> Batch:
         """Augments the images and adds "target", the soft labels for the loss, float (batch, classes)."""
-        if self.mixup and len(batch["image"]) % 2:
-            raise ConfigError(
-                f"config.task.mixup pairs examples, but a batch has {len(batch['image'])}; use an even batch size per "
-                f"device."
-            )
         images = self.preprocessing.augment(batch["image"], keys)
         one_hot = jax.nn.one_hot(batch["label"], self.num_classes, dtype=images.dtype)
-        targets = optax.smooth_labels(one_hot, self.label_smoothing)
-        if self.mixup:
-            mixup_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, MIXUP)
-            images, targets = mixup(images, targets, mixup_keys, self.mixup)
+        images, targets = self._mixed(images, optax.smooth_labels(one_hot, self.label_smoothing), keys)
         if self.class_weights:
             # Cross entropy is linear in the target, so weighting the target weights the loss.
             targets = targets * jnp.array(self.class_weights, images.dtype)
         return {**batch, "image": images, "target": targets}
+
+    def _mixed(self, images: jax.Array, targets: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not self.mixup:
+            return images, targets
+        if len(images) % 2:
+            raise ConfigError(
+                f"config.task.mixup pairs examples, but a batch has {len(images)}; use an even batch size per device."
+            )
+        return mixup(images, targets, jax.vmap(jax.random.fold_in, (0, None))(keys, MIXUP), self.mixup)
 
     def forward(self, apply: Callable[[jax.Array], jax.Array], batch: Batch) -> jax.Array:
         """Returns the logits (batch, classes), averaged over the mirror images if `mirror` is set."""
@@ -273,13 +290,13 @@ class Classification:
         }
 
     def records(self, outputs: jax.Array, batch: Batch) -> Records:
-        """Returns "label" and "prediction", int32 (batch,), and the ids of `data.splits.GROUPS` that the batch has.
+        """Returns "label" and "prediction", int32 (batch,), and what the batch has of `data.splits.GROUPS` and IGNORED.
 
         For metrics by case also "probability", float (batch, classes).
         """
         outputs = self.class_logits(outputs)
         found = {"label": batch["label"], "prediction": jnp.argmax(outputs, -1).astype(jnp.int32)}
-        found |= {group: batch[group] for group in GROUPS if group in batch}
+        found |= {name: batch[name] for name in (*GROUPS, IGNORED) if name in batch}
         by_case = self._case_metrics or self.fits_on_validation
         return found | ({"probability": jax.nn.softmax(outputs)} if by_case else {})
 
@@ -293,13 +310,17 @@ class Classification:
         names = ["loss", "top1"] + (["top5"] if self.num_classes > TOP_K else [])
         values = {name: float(sums[name]) / int(sums["examples"]) for name in names}
         if "probability" in records:
-            cases = Cases.of(records, self.point)
+            cases = self.cases(records)
             values |= scores(cases, self._case_metrics, self.specificity)
             if left_out := explain_undefined(cases, self._case_metrics, self.class_names):
                 logger.warning(left_out)
             if self.fits_on_validation:
                 values |= dataclasses.asdict(self.point)
         return values
+
+    def cases(self, records: Records, first: int = 0) -> Cases:
+        """Returns the cases of an evaluation, judged at the threshold and temperature of `point`; see `Cases.of`."""
+        return Cases.of(records, self.point, first, self.positive_class)
 
     def predict(self, outputs: jax.Array) -> jax.Array:
         """Returns the probabilities, float32 (batch, classes)."""
@@ -324,10 +345,12 @@ class Classification:
     def report(self, folder: pathlib.Path, sums: Sums, records: Records) -> None:
         """Writes per_class.csv, confusion.csv and confusion.png, by example.
 
-        With `metrics="full"` also scores.csv, the metrics with their intervals, cases.csv and curves.png.
+        With `metrics="full"` also scores.csv, the metrics with their intervals, cases.csv and curves.png. All but the
+        confusion matrix name the positive one of two classes.
         """
         confusion = self.confusion(records)
-        tables.write_csv(folder / "per_class.csv", per_class(confusion, self.class_names))
+        rows = [row | self.naming for row in per_class(confusion, self.class_names)]
+        tables.write_csv(folder / "per_class.csv", rows)
         rows = [
             {"label": name, **dict(zip(self.class_names, map(int, counts), strict=True))}
             for name, counts in zip(self.class_names, confusion, strict=True)
@@ -335,16 +358,21 @@ class Classification:
         tables.write_csv(folder / "confusion.csv", rows)
         draw_confusion(folder / "confusion.png", confusion, self.class_names)
         if self.metrics == "full":
-            cases = Cases.of(records, self.point)
+            cases = self.cases(records)
             tables.write_csv(folder / "cases.csv", cases.rows(self.class_names))
             plots.draw_curves(folder / "curves.png", {"": cases}, self.class_names)
             units = {"case": cases}
             if len(cases) < len(records["label"]):
                 of_patients = {**records, PATIENT: records.get(PATIENT, records[CASE])}
                 del of_patients[CASE]
-                units["example"] = Cases.of(of_patients, self.point)
+                units["example"] = self.cases(of_patients)
             rows = [row for unit, judged in units.items() for row in self.score_rows(judged, unit=unit)]
             tables.write_csv(folder / "scores.csv", rows)
+
+    @property
+    def naming(self) -> dict[str, str]:
+        """A column for tables, with the name of the positive one of two classes; none with more classes."""
+        return {"positive class": self.class_names[self.positive_class]} if self.num_classes == 2 else {}
 
     def score_rows(self, cases: Cases, /, **columns: Any) -> list[dict[str, Any]]:
         """Returns a row for each metric of `metrics="full"`, with its 95 % interval over patients.
@@ -354,13 +382,14 @@ class Classification:
           columns: the first columns of every row.
         """
         names = available(self.num_classes)
-        values, ranges = scores(cases, names, self.specificity), intervals(cases, names, self.specificity)
+        values = scores(cases, names, self.specificity)
+        ranges, reasons = explained_intervals(cases, names, self.specificity)
         rows = []
         for name in names:
             low, high = ranges.get(name, ("", ""))
-            note = "" if name in values else explain_undefined(cases, [name], self.class_names)
+            note = reasons.get(name, "") if name in values else explain_undefined(cases, [name], self.class_names)
             row = {"metric": name, "value": values.get(name, ""), "low": low, "high": high, "note": note}
-            rows.append({**columns, **row})
+            rows.append({**columns, **self.naming, **row})
         return rows
 
     def draw(self, path: pathlib.Path, batch: Batch) -> None:
@@ -384,9 +413,8 @@ class Classification:
         )
         title = f"{self.class_names[int(np.argmax(mean))]}, {mean.max():.1%}"
         page = CASE_PAGE.format(title=html.escape(title), count=len(names), rows=rows(mean), images=images)
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(page)
-        temporary.replace(path)
+        with replaced(path) as temporary:
+            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # of file names that are not UTF-8
 
     def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
         """Draws the class activation map (Zhou et al. 2016, arXiv 1512.04150) of the most probable class."""
@@ -463,10 +491,7 @@ class MultiLabel(Classification):
     def augment(self, batch: Batch, keys: jax.Array) -> Batch:
         """Augments the images and adds "target", the labels, float (batch, labels), mixed with `mixup`."""
         images = self.preprocessing.augment(batch["image"], keys)
-        targets = batch["label"].astype(images.dtype)
-        if self.mixup:
-            mixup_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, MIXUP)
-            images, targets = mixup(images, targets, mixup_keys, self.mixup)
+        images, targets = self._mixed(images, batch["label"].astype(images.dtype), keys)
         return {**batch, "image": images, "target": targets}
 
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
@@ -532,6 +557,12 @@ LABELS: Mapping[str, type[Classification]] = {
     "ordinal": Ordinal,
     "multilabel": MultiLabel,
 }
+
+
+def _refuse(options: Mapping[str, Any], given: Collection[str], reason: str) -> None:
+    """Raises ConfigError, for this reason, if any options are given, because they would have no effect."""
+    for name in sorted(given):
+        raise ConfigError(f"config.task.{name}={options[name]!r} {reason}; leave it out.")
 
 
 def label_aucs(probability: np.ndarray, label: np.ndarray) -> np.ndarray:

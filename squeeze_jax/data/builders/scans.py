@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from squeeze_jax.data import synthetic_nodules
 from squeeze_jax.data.scans import Candidate, Cut, Scan, Stored, cut_all, locate, read_scan
-from squeeze_jax.data.splits import CASE, PATIENT, SCAN
+from squeeze_jax.data.splits import CASE, IGNORED, PATIENT, SCAN
 from squeeze_jax.errors import DataError
 
 
@@ -24,14 +24,18 @@ def features(cut: Cut, candidates: Sequence[Candidate]) -> tfds.features.Feature
         return tfds.features.ClassLabel(names=sorted({getattr(candidate, attribute) for candidate in candidates}))
 
     groups = {PATIENT: names("patient"), SCAN: names("scan"), CASE: names("case")}
-    return tfds.features.FeaturesDict({"image": image, "label": names("class_name"), **groups})
+    ignored = {IGNORED: tfds.features.Scalar(np.bool_)} if any(one.ignored for one in candidates) else {}
+    return tfds.features.FeaturesDict({"image": image, "label": names("class_name"), **groups, **ignored})
 
 
-def examples(scan: Scan, candidates: list[Candidate], cut: Cut) -> Iterator[tuple[str, dict[str, Any]]]:
+def examples(
+    scan: Scan, candidates: list[Candidate], cut: Cut, *, with_ignored: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the examples of one scan, with keys as TFDS wants them."""
     for i, (candidate, patch) in enumerate(zip(candidates, cut_all(scan, candidates, cut), strict=True)):
         groups = {PATIENT: candidate.patient, SCAN: candidate.scan, CASE: candidate.case}
-        yield f"{candidate.scan}/{i}", {"image": patch, "label": candidate.class_name, **groups}
+        ignored = {IGNORED: candidate.ignored} if with_ignored else {}
+        yield f"{candidate.scan}/{i}", {"image": patch, "label": candidate.class_name, **groups, **ignored}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -75,7 +79,7 @@ class Scans(tfds.core.GeneratorBasedBuilder):
                 scan = read_scan(self.builder_config.scans[uid].files)
             except DataError as error:
                 raise DataError(f"{candidates[0].row}: {error}") from error
-            yield from examples(scan, candidates, self.builder_config.cut)
+            yield from examples(scan, candidates, self.builder_config.cut, with_ignored=IGNORED in self.info.features)
 
 
 class SyntheticNodules(tfds.core.GeneratorBasedBuilder):
