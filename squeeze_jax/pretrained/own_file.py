@@ -12,7 +12,8 @@ import safetensors.numpy
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import WeightError
 from squeeze_jax.experiment import make_model, make_task
-from squeeze_jax.pretrained.weights import LARGEST_FILE, Weights, fit, read_bytes
+from squeeze_jax.files import replaced
+from squeeze_jax.pretrained.weights import LARGEST_FILE, WRONG_VALUES, Weights, fit, read_bytes, read_header
 
 KEY = "squeeze_jax"
 # The order matters, because the file is verified by writing it again. Without a "version", the config's version is 1.
@@ -25,6 +26,9 @@ def save(network: Any, path: str | pathlib.Path) -> None:
     Args:
       network: a `Network`, as returned by `squeeze_jax.load`.
       path: the file to write, ending in ".safetensors".
+
+    Raises:
+      FileError: the file cannot be written, for example because the disk is full.
     """
     path = pathlib.Path(path)
     description = {
@@ -36,9 +40,8 @@ def save(network: Any, path: str | pathlib.Path) -> None:
     }
     leaves = flax.traverse_util.flatten_dict(network.variables, sep="/")
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(_serialise(arrays, description))
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_bytes(_serialise(arrays, description))
 
 
 def read(path: pathlib.Path) -> Weights:
@@ -59,11 +62,14 @@ def read(path: pathlib.Path) -> Weights:
         raise WeightError(
             f"{path} has changed since it was written (its checksum differs); create or download it again."
         )
-    config = config_lib.from_values(description["config"], path, description.get("version", 1))
-    class_names, image_shape = tuple(description["class_names"]), tuple(description["image_shape"])
-    task = make_task(config, class_names)
-    variables = fit(path, make_model(config, task), arrays, task.preprocessing.input_shape(image_shape))
-    return Weights(config, variables, class_names, image_shape, description["step"])
+    config, class_names, image_shape, step = read_header(path, description, description.get("version", 1))
+    try:
+        task = make_task(config, class_names)
+        model, input_shape = make_model(config, task), task.preprocessing.input_shape(image_shape)
+    except WRONG_VALUES as error:
+        raise WeightError(f"{path} describes no network: {error}") from error
+    variables = fit(path, model, arrays, input_shape)
+    return Weights(config, variables, class_names, image_shape, step)
 
 
 def is_own(path: pathlib.Path) -> bool:

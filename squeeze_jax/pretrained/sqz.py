@@ -25,9 +25,18 @@ import numpy as np
 
 from squeeze_jax import config as config_lib
 from squeeze_jax.compression import arrays
-from squeeze_jax.errors import SqueezeJaxError, WeightError
+from squeeze_jax.errors import WeightError
 from squeeze_jax.experiment import make_model, make_task
-from squeeze_jax.pretrained.weights import Weights, check_shapes, imagenet_class_names, read_bytes, write_verified
+from squeeze_jax.pretrained.weights import (
+    IMAGENET,
+    WRONG_VALUES,
+    Weights,
+    check_shapes,
+    imagenet_class_names,
+    read_bytes,
+    read_header,
+    write_verified,
+)
 
 SUFFIX = ".sqz"
 MAGIC = b"sqz"
@@ -35,11 +44,6 @@ VERSION = 1
 LANES = 256  # decodes the paper's network in 1/30 s; 1,024 lanes take 2 kB more, 64 lanes a few hundred bytes less
 DIGEST = 16  # bytes
 LARGEST_DESCRIPTION = 2**20  # bytes, inflated
-LARGEST_SIDE = 2**16  # pixels of an image side
-IMAGENET = "imagenet2012"  # stored instead of its 1000 class names, which would take 4 kB
-
-# Errors that building a config, a task and a model from untrusted values may raise.
-WRONG_VALUES = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 def save(
@@ -114,7 +118,7 @@ def read(path: pathlib.Path) -> Weights:
         raise WeightError(f"{path} has changed since it was written (wrong checksum); create or download it again.")
     try:
         return _weights(path, memoryview(body))
-    except (SqueezeJaxError, *WRONG_VALUES, UnicodeDecodeError) as error:
+    except WRONG_VALUES as error:  # among them our own errors
         raise WeightError(f"{path} is not an intact .sqz file: {error}") from error
 
 
@@ -123,24 +127,18 @@ def _weights(path: pathlib.Path, body: memoryview) -> Weights:
     numbers, codes = _split(rest)
     description = json.loads(arrays.inflate(deflated, LARGEST_DESCRIPTION))
     stored = [arrays.Description.from_json(values) for values in description["arrays"]]
-    class_names, image_shape = description["class_names"], tuple(description["image_shape"])
-    class_names = imagenet_class_names() if class_names == IMAGENET else tuple(class_names)
-    if not all(isinstance(name, str) for name in class_names):
-        raise WeightError("its class names are not strings.")
-    if not all(type(whole) is int for whole in (*image_shape, description["step"], description["lanes"])):
-        raise WeightError("its image shape, step or lanes are not integers.")
-    if not all(1 <= side <= LARGEST_SIDE for side in image_shape):
-        raise WeightError(f"its images have the shape {image_shape}.")
+    config, class_names, image_shape, step = read_header(path, description, description["config_version"])
     # The arrays are checked against the network before any of them is allocated.
-    config = config_lib.from_values(description["config"], path, description["config_version"])
     task = make_task(config, class_names)
     shapes = {entry.name: entry.shape for entry in stored}
     if len(shapes) < len(stored):
         raise WeightError("it describes the same array twice.")
     check_shapes(path, make_model(config, task), shapes, task.preprocessing.input_shape(image_shape))
+    if type(description["lanes"]) is not int:
+        raise WeightError("its number of lanes is not a whole number")
     leaves = arrays.unpack(stored, numbers, codes, description["lanes"])
     variables = flax.traverse_util.unflatten_dict(leaves, sep="/")
-    return Weights(config, variables, class_names, image_shape, description["step"])
+    return Weights(config, variables, class_names, image_shape, step)
 
 
 def _with_length(part: bytes) -> bytes:

@@ -1,34 +1,28 @@
-"""Reads torchvision's state dicts (`.safetensors`, `.pth`) without PyTorch.
+"""Reads the state dicts of torchvision's networks (`.safetensors`, and the files of torch.save) without PyTorch.
 
-A `.pth` file is a zip of a pickle, which describes how to build the state dict, and of the raw values of each tensor;
-before PyTorch 1.6 it was a sequence of pickles, followed by the values. A pickle is a program, so this module
-interprets only what a state dict needs: an opcode or global that a state dict does not use is an error, and the globals
-that it does use are mapped to plain records of this module.
+A state dict has names and shapes, and no graph: it is taken for the network here that has them all, in its published
+form. Their names may have a prefix that a wrapper of PyTorch adds, such as "module.".
 """
 
-import collections
-import io
 import math
 import pathlib
-import pickle
-import pickletools
-import zipfile
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
+import safetensors
 
 from squeeze_jax.errors import WeightError
 from squeeze_jax.models.efficientnet import EfficientNetB0
 from squeeze_jax.models.registry import TORCHVISION_IMAGENET, registered
 from squeeze_jax.models.squeezenet import FIRST_FIRE, SqueezeNet
+from squeeze_jax.pretrained import pth
+from squeeze_jax.pretrained.graphs import shown
 from squeeze_jax.pretrained.weights import (
-    LARGEST_FILE,
     Leaves,
     Rules,
     Weights,
-    imagenet_class_names,
+    class_names_for,
     imagenet_config,
     make_weights,
     read_bytes,
@@ -127,34 +121,59 @@ NETWORKS = (
 )
 # The channels and sides of maps that torchvision flattens, by the layer that takes them.
 FLATTENED = {"fc6": (256, 6, 6)}
-COUNTER = "num_batches_tracked"  # of training steps; we need none
+COUNTER = "num_batches_tracked"  # of training steps; not needed
 
-_OPCODES = (
-    "PROTO GLOBAL EMPTY_TUPLE EMPTY_DICT EMPTY_LIST MARK BINUNICODE SHORT_BINUNICODE BININT BININT1 BININT2 LONG1 NONE "
-    "TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET BINPERSID REDUCE NEWFALSE NEWTRUE SETITEM "
-    "SETITEMS APPEND APPENDS BUILD STOP"
-)
-OPCODES = frozenset(_OPCODES.split())
+AVERAGED = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+# What wrappers put before the names: DataParallel, Lightning, torch.compile, a network within a network.
+PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "net.", "network.")
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16, "I64": "<i8", "I32": "<i4"}
 
 
-def read(path: pathlib.Path) -> Weights:
-    """Reads a state dict; the suffix determines the format.
+def read_safetensors(path: pathlib.Path) -> Weights:
+    """Reads a state dict in a safetensors file; errors are those of `read_pth`."""
+    return _weights(path, from_safetensors(path))
+
+
+def read_pth(path: pathlib.Path) -> Weights:
+    """Reads a state dict in a file of torch.save.
 
     Raises:
       WeightError: the file is damaged or of another network, or its pickle uses more than a state dict needs.
     """
-    state = from_safetensors(path) if path.suffix == ".safetensors" else from_pth(path)
+    return _weights(path, pth.read_tensors(path))
+
+
+def _weights(path: pathlib.Path, state: dict[str, np.ndarray]) -> Weights:
     for network in NETWORKS:
-        if network.tensor in state and state[network.tensor].shape == network.shape:
-            images = registered(network.model).input
-            if network.model.startswith("squeezenet"):  # the registry has the authors' own
-                images = TORCHVISION_IMAGENET
-            config = imagenet_config(network.model, images)
-            return make_weights(path, config, to_leaves(state, network.rules), imagenet_class_names())
+        prefix = _prefix(state, network)
+        if prefix is None:
+            continue
+        images = registered(network.model).input
+        if network.model.startswith("squeezenet"):  # the registry has the authors' own
+            images = TORCHVISION_IMAGENET
+        config = imagenet_config(network.model, images)
+        try:
+            leaves = to_leaves({name.removeprefix(prefix): value for name, value in state.items()}, network.rules)
+        except WeightError as error:
+            raise WeightError(f"{path} is not a state dict of {network.model}: {error}") from error
+        return make_weights(path, config, leaves, class_names_for(leaves, registered(network.model).network.head))
     raise WeightError(
         f"{path} is not a state dict of a network here ({', '.join(network.model for network in NETWORKS)}); it has "
-        f"{', '.join(list(state)[:3])}, ..."
+        f"{', '.join(shown(name) for name in list(state)[:3])}, ..."
     )
+
+
+def _prefix(state: dict[str, np.ndarray], network: Published) -> str | None:
+    """Returns the prefix of all names if the state dict may be of this network; None if it is not."""
+    for name, value in state.items():
+        prefix = name.removesuffix(network.tensor)
+        if name.endswith(network.tensor) and value.shape == network.shape:
+            rest = prefix
+            while known := next((part for part in PREFIXES if rest.startswith(part)), ""):
+                rest = rest.removeprefix(known)
+            if not rest:
+                return prefix
+    return None
 
 
 def to_leaves(state: dict[str, np.ndarray], rules: Rules) -> Leaves:
@@ -166,14 +185,21 @@ def to_leaves(state: dict[str, np.ndarray], rules: Rules) -> Leaves:
 
     Returns:
       float32 arrays; kernels are (height, width, in, out) or (in, out).
+
+    Raises:
+      WeightError: a tensor holds whole numbers.
     """
     leaves = {}
     for name, value in state.items():
         layer, _, kind = name.rpartition(".")
-        if kind == COUNTER:
+        if kind == COUNTER or name == AVERAGED:
             continue
+        if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
+            raise WeightError(
+                f"{shown(name)} holds {value.dtype} values; expected float values, not a quantized network"
+            )
         layer, value = rename(layer, rules), value.astype(np.float32)
-        if kind == "weight" and layer in FLATTENED and value.shape[1] == math.prod(FLATTENED[layer]):
+        if kind == "weight" and layer in FLATTENED and value.shape[1:] == (math.prod(FLATTENED[layer]),):
             value = value.reshape(-1, *FLATTENED[layer])
         if kind == "weight" and value.ndim > 1:
             value = value.transpose(*range(2, value.ndim), 1, 0)
@@ -187,130 +213,22 @@ def to_leaves(state: dict[str, np.ndarray], rules: Rules) -> Leaves:
 
 
 def from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a safetensors file.
+    """Returns the tensors of a safetensors file, by name.
 
     Raises:
-      WeightError: the file is damaged.
-    """
-    try:
-        return safetensors.numpy.load(read_bytes(path))
-    except WeightError:
-        raise
-    except Exception as error:  # the library raises errors of many kinds
-        raise WeightError(f"{path} is not an intact safetensors file: {error}") from error
-
-
-def from_pth(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a state dict that was written by torch.save.
-
-    Raises:
-      WeightError: the file is damaged, not a state dict, or uses more than a state dict needs.
+      WeightError: the file is damaged, or holds values of another type than `DTYPES`.
     """
     data = read_bytes(path)
     try:
-        state, stored = _sequence(data) if data.startswith(LEGACY_MAGIC) else _archive(data)
-        if not isinstance(state, dict):
-            raise WeightError("it does not contain a state dict")
-        tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, _Tensor)}
-        return {name: tensor.values(stored(tensor.storage)) for name, tensor in tensors.items()}
-    except WeightError as error:
-        raise WeightError(f"{path} is not a readable state dict: {error}") from error
-    except Exception as error:  # zipfile and pickle raise errors of many kinds for damaged files
-        raise WeightError(f"{path} is not an intact .pth file: {type(error).__name__}: {error}") from error
-
-
-def _archive(data: bytes) -> tuple[Any, Callable[["_Storage"], bytes]]:
-    """Returns the state dict of a zip file, and a function that returns the bytes of a storage."""
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    members = {}
-    for info in archive.infolist():
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > LARGEST_FILE:
-            raise WeightError(f"{info.filename} is compressed or too large; torch.save does not compress")
-        members[info.filename.partition("/")[2]] = info
-    if "data.pkl" not in members:
-        raise WeightError("it contains no data.pkl; save the state dict again with PyTorch 1.6 or later")
-    state = _unpickle(io.BytesIO(archive.read(members["data.pkl"])))
-    return state, lambda storage: archive.read(members[f"data/{storage.key}"])
-
-
-# The first pickle of a file written before PyTorch 1.6 is a number: torch.serialization.MAGIC_NUMBER.
-LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-
-
-def _sequence(data: bytes) -> tuple[Any, Callable[["_Storage"], bytes]]:
-    """Returns the same of a sequence of pickles: magic, version, system, state dict, storage keys; then the values."""
-    file = io.BytesIO(data)
-    _, _, system, state, keys = (_unpickle(file) for _ in range(5))
-    if not isinstance(system, dict) or not system.get("little_endian") or not isinstance(keys, list):
-        raise WeightError("it was written on a big-endian machine, or has no list of storages")
-    storages = {tensor.storage.key: tensor.storage for tensor in state.values() if isinstance(tensor, _Tensor)}
-    values = {}
-    for key in map(str, keys):
-        count = int.from_bytes(file.read(8), "little")
-        values[key] = file.read(count * np.dtype(storages[key].dtype).itemsize)
-    return state, lambda storage: values[storage.key]
-
-
-class _Storage(NamedTuple):
-    dtype: str
-    key: str
-
-
-class _Tensor(NamedTuple):
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def values(self, stored: bytes) -> np.ndarray:
-        dtype = np.dtype(self.storage.dtype)
-        contiguous = tuple(math.prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
-        if not all(isinstance(n, int) and n >= 0 for n in (self.offset, *self.shape)) or len(self.shape) > 4:
-            raise WeightError(f"a tensor has an invalid shape {self.shape} or offset {self.offset}")
-        if tuple(self.strides) != contiguous:
-            raise WeightError(f"a tensor of shape {self.shape} has the strides {self.strides}; expected {contiguous}")
-        last = (self.offset + math.prod(self.shape)) * dtype.itemsize
-        if last > len(stored):
-            raise WeightError(f"a tensor of shape {self.shape} needs {last} bytes; {len(stored)} are stored")
-        return np.frombuffer(stored, dtype, math.prod(self.shape), self.offset * dtype.itemsize).reshape(self.shape)
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise WeightError("a tensor without a storage or a shape")
-    return _Tensor(storage, offset, shape, strides)
-
-
-ALLOWED = {
-    "collections OrderedDict": collections.OrderedDict,
-    "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
-    "torch FloatStorage": "<f4",
-    "torch DoubleStorage": "<f8",
-    "torch HalfStorage": "<f2",
-    "torch LongStorage": "<i8",
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module} {name}" not in ALLOWED:
-            raise WeightError(f"its pickle uses {module}.{name}, which no state dict needs; nothing was executed")
-        return ALLOWED[f"{module} {name}"]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and pid[1] in ALLOWED.values()):
-            raise WeightError("a storage of an unknown kind")
-        return _Storage(str(pid[1]), str(pid[2]))
-
-
-def _unpickle(file: io.BytesIO) -> Any:
-    """Reads one pickle, after checking that it uses only opcodes of a state dict and no oversized memo index."""
-    start, size = file.tell(), len(file.getbuffer())
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name not in OPCODES:
-            raise WeightError(f"its pickle uses {opcode.name}, which no state dict needs; nothing was executed")
-        if opcode.name == "LONG_BINPUT" and argument > size:
-            raise WeightError(f"its pickle has the memo index {argument} in only {size} bytes")
-    file.seek(start)
-    return _Unpickler(file).load()
+        stored = safetensors.deserialize(data)
+    except Exception as error:  # the library raises errors of many kinds
+        raise WeightError(f"{path} is not an intact safetensors file: {shown(str(error))}") from error
+    state = {}
+    for name, tensor in stored:
+        dtype = DTYPES.get(tensor["dtype"])
+        if dtype is None:
+            raise WeightError(
+                f"{path} has values of {shown(tensor['dtype'])} in {shown(name)}; expected one of {', '.join(DTYPES)}."
+            )
+        state[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    return state

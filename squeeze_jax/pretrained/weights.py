@@ -1,9 +1,10 @@
 """Code shared by all importers: matching named arrays to a network, and the config of published ImageNet weights."""
 
 import dataclasses
+import math
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -12,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from squeeze_jax import config as config_lib
 from squeeze_jax.config import base_config, use_images
 from squeeze_jax.errors import WeightError
 from squeeze_jax.experiment import make_crop, make_model, make_task
@@ -25,6 +27,16 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 
 MODEL_OF_STEM = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}  # by the size of conv1's kernel
 LARGEST_FILE = 256 * 2**20  # bytes; AlexNet, the largest network here, takes 233 MiB
+IMAGENET = "imagenet2012"  # stored instead of its 1000 class names, which would take 4 kB
+# Limits of what the header of a file may ask for.
+LARGEST_SIDE = 2**16  # pixels of an image side
+LARGEST_IMAGE = 2**26  # values of an image
+MOST_CLASSES = 2**16
+LAST_STEP = 2**53
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that change what a terminal shows
+
+# Errors that building a config, a task and a model from untrusted values may raise.
+WRONG_VALUES = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +106,74 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
 
 
+def class_names_for(leaves: Leaves, head: str) -> tuple[str, ...]:
+    """Returns ImageNet's class names if the layer `head` has 1000 outputs, else "0", "1" and so on: a file of weights
+    that were trained further does not name its classes."""
+    names, kernel = imagenet_class_names(), leaves.get(f"params/{head}/kernel")
+    is_imagenet = kernel is None or kernel.shape[-1:] == (len(names),)
+    return names if is_imagenet else tuple(map(str, range(kernel.shape[-1] if kernel.ndim else 1)))
+
+
+def read_header(
+    path: pathlib.Path, header: Mapping[str, Any], version: Any
+) -> tuple[ConfigDict, tuple[str, ...], tuple[int, ...], int]:
+    """Returns the config, class names, image shape and step in the header of a file of ours, after checking them.
+
+    Args:
+      path: the file, for messages.
+      header: the JSON values "config", "class_names" (or the name of a known list), "image_shape" and "step".
+      version: the version of the config's format.
+
+    Raises:
+      WeightError: a value is missing, of another type, beyond the limits above, or does not suit the others.
+    """
+    try:
+        names, shape, step = header["class_names"], tuple(header["image_shape"]), header["step"]
+        names = imagenet_class_names() if names == IMAGENET else tuple(names)
+        if not 1 <= len(names) <= MOST_CLASSES or not all(isinstance(name, str) for name in names):
+            raise WeightError(f"its class names are not 1 to {MOST_CLASSES} strings")
+        if any(CONTROL.search(name) for name in names):
+            raise WeightError("its class names contain control characters")
+        if not all(type(whole) is int for whole in (*shape, step, version)) or not 0 <= step < LAST_STEP:
+            raise WeightError("its image shape, step or version are not whole numbers, or out of range")
+        if (
+            len(shape) not in (3, 4)
+            or not all(1 <= side <= LARGEST_SIDE for side in shape)
+            or math.prod(shape) > LARGEST_IMAGE
+        ):
+            raise WeightError(
+                f"its images have the shape {shape}; expected (*spatial, channels), at most {LARGEST_IMAGE} values"
+            )
+        config = config_lib.from_values(header["config"], path, version)
+        config_lib.validate(config)
+        _check_images(config, shape)
+    except WRONG_VALUES as error:  # among them our own errors
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise WeightError(f"{path} has a header that no run writes: {reason}") from error
+    return config, names, shape, step
+
+
+def _check_images(config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Raises WeightError unless what a config does to images suits their shape."""
+    *sides, channels = shape
+    dataset, crop = config.dataset, make_crop(config)
+    if crop is not None and list(crop.size) != sides:
+        raise WeightError(f"its images have the shape {shape}, but config.crop.size={config.crop.size}")
+    if dataset.channels not in (None, channels):
+        raise WeightError(f"its images have {channels} channels, but config.dataset.channels={dataset.channels}")
+    for key in ("mean", "std"):
+        values = dataset[key]
+        if len(values) not in (1, channels) or not all(np.isfinite(float(value)) for value in values):
+            raise WeightError(f"config.dataset.{key}={values!r} does not suit {channels} channels")
+    size = dataset.image_size
+    if size and (
+        len(size) != len(sides)
+        or not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in size)
+        or math.prod(size) * channels > LARGEST_IMAGE
+    ):
+        raise WeightError(f"config.dataset.image_size={size!r} does not suit images of {shape}")
+
+
 def make_weights(path: object, config: ConfigDict, leaves: Leaves, class_names: tuple[str, ...]) -> Weights:
     """Matches arrays to the network of a config, with RGB or grey images of `config.crop.size`.
 
@@ -115,6 +195,8 @@ def fit(path: object, model: nn.Module, leaves: Leaves, input_shape: tuple[int, 
     """Returns the arrays as the variables of a network, after checking them; errors are those of `make_weights`."""
     check_shapes(path, model, {name: tuple(leaf.shape) for name, leaf in leaves.items()}, input_shape)
     for name, leaf in leaves.items():
+        if leaf.dtype.kind != "f":
+            raise WeightError(f"{path} contains {leaf.dtype} values in {name}; expected float values.")
         if not np.isfinite(leaf).all():
             raise WeightError(f"{path} contains values in {name} that are not finite; download or create it again.")
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
@@ -125,7 +207,11 @@ def check_shapes(
 ) -> None:
     """Raises WeightError, with one line per array, unless a network's arrays have these names and shapes."""
     dummy = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
-    wanted = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), dummy), sep="/")
+    try:
+        variables = jax.eval_shape(model.init, jax.random.key(0), dummy)
+    except WRONG_VALUES as error:
+        raise WeightError(f"{path} describes no network: {error}") from error
+    wanted = flax.traverse_util.flatten_dict(variables, sep="/")
     expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     if expected != found:
         lines = differences(expected, found)
