@@ -199,18 +199,30 @@ def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[
     crop, channels = make_crop(config), image_shape[-1]
     try:
         if pathlib.Path(path).suffix == ARRAY:
-            image = np.lib.format.open_memmap(path, mode="r")  # a file of another shape is not read
+            image = _open_array(pathlib.Path(path))
             if image_shape == (*image.shape, 1):
                 image = image[..., None]
         elif crop is None:
-            image = decoding.decode(pathlib.Path(path).read_bytes(), channels)
+            image = decoding.decode(decoding.read_file(path), channels)
         else:
-            image, _ = crop.for_evaluation(pathlib.Path(path).read_bytes(), channels)
-    except (OSError, ValueError) as error:  # of Pillow and NumPy
-        raise InputError(f"{path} cannot be read: {error}") from error
+            image, _ = crop.for_evaluation(decoding.read_file(path), channels)
+    except (OSError, decoding.Undecodable, decoding.Unsuitable) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read: {reason}") from error
     if image.shape != image_shape or image.dtype != np.uint8:
         raise InputError(f"{path} has shape {image.shape}, {image.dtype}; the network expects {image_shape}, uint8.")
     return np.array(image)
+
+
+def _open_array(path: pathlib.Path) -> np.ndarray:
+    """Maps an array in a .npy file without reading its values, because it may have any shape."""
+    if not path.is_file():
+        raise decoding.Undecodable("it is not a file.")
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy evaluates the header, which raises errors of many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise decoding.Undecodable(f"it is not an intact .npy file: {reason}") from error
 
 
 def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
