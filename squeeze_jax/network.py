@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
 from squeeze_jax import pretrained, tables
-from squeeze_jax.config import SPLITS, check_same_experiment, validate
+from squeeze_jax.config import SPLITS, check_same_experiment
 from squeeze_jax.data import decoding
 from squeeze_jax.data.sources import Dataset
 from squeeze_jax.data.splits import Split
@@ -24,6 +24,7 @@ from squeeze_jax.experiment import find_split, make_crop, make_model, make_task,
 from squeeze_jax.runtime.devices import DeviceMesh, compile_often, is_main_process
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.evaluation import Evaluation, Evaluator
+from squeeze_jax.validation import validate
 from squeeze_jax.workdir import folder as folder_lib
 from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
 

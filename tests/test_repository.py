@@ -30,6 +30,7 @@ FLOORS = [
         "compression.segments",
     },
     {"tasks"},
+    {"validation"},
     {"config"},
     {"workdir", "training.state", "training.stopwatch", "training.health", "training.profiler"},
     {"training.optimizers", "training.pruning", "training.weight_sharing", "training.quantization"},
