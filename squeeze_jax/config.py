@@ -32,6 +32,7 @@ __all__ = [
 CONFIG_FILE = "config.json"
 VERSION = 2  # of the file format; see `_from_version_1`
 SPLITS = ("train", "validation", "test")
+PATH_KEYS = ("init_from", "dataset.name", "run.data_dir")  # keys whose values may be paths
 
 
 def base_config(task: str = "classification") -> ConfigDict:

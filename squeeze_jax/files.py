@@ -35,6 +35,11 @@ def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         ) from error
 
 
+def user_path(text: str | os.PathLike) -> pathlib.Path:
+    """Returns a path with "~" expanded, which no shell does after "="; for arguments of commands."""
+    return pathlib.Path(os.path.expanduser(text))
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON with line breaks; errors are those of `replaced`."""
     with replaced(path) as temporary:

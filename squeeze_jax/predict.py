@@ -12,6 +12,7 @@ wrote, which is run by its own runtime; it includes the preprocessing. A volume 
 then 1.
 """
 
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
@@ -134,12 +135,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
     parser.add_argument(
-        "--weights", required=True, type=pathlib.Path, help="a weight file, a workdir, a name or an exported file"
+        "--weights", required=True, type=user_path, help="a weight file, a workdir, a name or an exported file"
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    parser.add_argument("--labels", type=pathlib.Path, help="file with one label per line, in the order of the classes")
-    parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="folder for class activation maps")
-    parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="HTML page about the images as one case")
+    parser.add_argument("--labels", type=user_path, help="file with one label per line, in the order of the classes")
+    parser.add_argument("--cam", type=user_path, metavar="DIR", help="folder for class activation maps")
+    parser.add_argument("--report", type=user_path, metavar="FILE", help="HTML page about the images as one case")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
     compilation_cache.enable()
