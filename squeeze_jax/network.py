@@ -21,6 +21,7 @@ from squeeze_jax.data.sources import Dataset
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError, InputError
 from squeeze_jax.experiment import find_split, make_crop, make_model, make_task, open_config_dataset
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime.devices import DeviceMesh, compile_often, is_main_process
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.evaluation import Evaluation, Evaluator
@@ -239,7 +240,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
       CheckpointError: the checkpoint does not exist, or none is intact.
       WeightError: the weight file cannot be used.
     """
-    source = pathlib.Path(source)
+    source = user_path(source)
     if not source.is_dir():
         weights = pretrained.read(source)
         config, class_names, image_shape = weights.config, weights.class_names, weights.image_shape

@@ -19,6 +19,7 @@ from squeeze_jax import drawing, tables
 from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mixup
 from squeeze_jax.data.splits import CASE, GROUPS, PATIENT, VALID, Split, targets_of
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.files import replaced
 from squeeze_jax.metrics import plots
 from squeeze_jax.metrics.cases import Cases
 from squeeze_jax.metrics.operating_point import (
@@ -384,9 +385,8 @@ class Classification:
         )
         title = f"{self.class_names[int(np.argmax(mean))]}, {mean.max():.1%}"
         page = CASE_PAGE.format(title=html.escape(title), count=len(names), rows=rows(mean), images=images)
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(page)
-        temporary.replace(path)
+        with replaced(path) as temporary:
+            temporary.write_text(page, "utf-8", errors="backslashreplace")  # names of files need not be text
 
     def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
         """Draws the class activation map (Zhou et al. 2016, arXiv 1512.04150) of the most probable class."""
