@@ -9,7 +9,6 @@ description of the network. The coders take turns; the results are medians over 
 
 import bz2
 import lzma
-import pathlib
 import sys
 import time
 import zlib
@@ -22,6 +21,7 @@ import report
 
 from squeeze_jax import load
 from squeeze_jax.compression import arrays
+from squeeze_jax.files import user_path
 
 LANES = (64, 256, 1024)
 OURS = "ours, {} lanes"
@@ -64,7 +64,7 @@ def size(coded: Any) -> int:
 def main() -> int:
     """Runs the benchmark."""
     parser = report.parser(__doc__)
-    parser.add_argument("--weights", type=pathlib.Path, required=True, help="weight file or workdir")
+    parser.add_argument("--weights", type=user_path, required=True, help="weight file or workdir")
     args = parser.parse_args()
     flat = flax.traverse_util.flatten_dict(load(args.weights).variables, sep="/")
     programs = coders({name: np.asarray(leaf) for name, leaf in flat.items()})

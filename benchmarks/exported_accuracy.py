@@ -25,6 +25,7 @@ from squeeze_jax import load
 from squeeze_jax.export.__main__ import choose_calibration
 from squeeze_jax.export.comparison import BATCH, compare
 from squeeze_jax.export.formats import open_exported
+from squeeze_jax.files import user_path
 from squeeze_jax.predict import find_images, read_images
 
 FILES = {
@@ -57,10 +58,12 @@ class OpenVINO:
 def main() -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
-    parser.add_argument("--calibration", required=True, metavar="FOLDER", help="photographs in folders of their class")
-    parser.add_argument("--evaluation", metavar="FOLDER", help="other photographs")
-    parser.add_argument("--csv", type=pathlib.Path, help="file for the table")
+    parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
+    parser.add_argument(
+        "--calibration", required=True, type=user_path, metavar="FOLDER", help="photographs in folders of their class"
+    )
+    parser.add_argument("--evaluation", type=user_path, metavar="FOLDER", help="other photographs")
+    parser.add_argument("--csv", type=user_path, help="file for the table")
     args = parser.parse_args()
     network = load(args.weights)
     images = find_images([args.calibration])

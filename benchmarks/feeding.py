@@ -9,6 +9,7 @@ whose dataset is not on disk are skipped. The ImageNet configs read photographs 
 contains the JPEGs. `--dataset` replaces a dataset by another one.
 """
 
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
@@ -105,7 +106,7 @@ def measure(name: str, config: Any, rounds: int) -> dict[str, Any]:
 def main() -> int:
     parser = report.parser(__doc__)
     parser.add_argument("--config", action="append", choices=CONFIGS, help="may be repeated; default: all")
-    parser.add_argument("--photographs", type=pathlib.Path, help="a folder of JPEGs for the ImageNet configs")
+    parser.add_argument("--photographs", type=user_path, help="a folder of JPEGs for the ImageNet configs")
     parser.add_argument(
         "--dataset", action="append", default=[], metavar="NAME=OTHER", help="replace a dataset; may be repeated"
     )

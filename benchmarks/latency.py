@@ -32,6 +32,7 @@ import numpy as np
 import report
 import worker
 
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime import memory
 from squeeze_jax.tables import markdown, read_csv
 
@@ -379,14 +380,14 @@ def table(path: pathlib.Path) -> str:
 def main() -> int:
     """Runs the benchmark."""
     parser = report.parser(__doc__)
-    parser.add_argument("--weights", type=pathlib.Path, help="weight file or workdir of a 2-D SqueezeNet")
-    parser.add_argument("--calibration", type=pathlib.Path, metavar="FOLDER", help="photographs")
+    parser.add_argument("--weights", type=user_path, help="weight file or workdir of a 2-D SqueezeNet")
+    parser.add_argument("--calibration", type=user_path, metavar="FOLDER", help="photographs")
     parser.add_argument("--threads", type=int, action="append", help="may be repeated; default: 1 and 2")
     parser.add_argument("--batch", type=int, action="append", help="at most 32; may be repeated; default: 1 and 32")
     parser.add_argument("--program", action="append", choices=PROGRAMS, help="may be repeated; default: all")
     parser.add_argument("--table", action="store_true", help="print --csv as a Markdown table, without measuring")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=user_path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.table:
         print(table(args.csv))

@@ -34,6 +34,7 @@ import numpy as np
 import report
 import worker
 
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime import memory
 from squeeze_jax.tables import read_csv
 
@@ -420,7 +421,7 @@ def main() -> int:
     )
     parser.add_argument("--table", action="store_true", help="print --csv as Markdown tables, without measuring")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=user_path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.table:
         print(table(args.csv), compact_table(args.csv), sep="\n\n")

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import report
 
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime import memory
 
 SIZE, BATCH, SMALLEST_AREA = 224, 64, 0.08
@@ -107,7 +108,7 @@ def measure(name: str, folder: pathlib.Path, seconds: float) -> float:
 
 def main() -> int:
     parser = report.parser(__doc__)
-    parser.add_argument("--images", required=True, type=pathlib.Path)
+    parser.add_argument("--images", required=True, type=user_path)
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each measurement")
     parser.add_argument("--program", choices=PROGRAMS, help="measure only this one, and print its images per second")
     args = parser.parse_args()

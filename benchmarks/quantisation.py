@@ -9,7 +9,6 @@ compression runs once.
 """
 
 import functools
-import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from squeeze_jax.compression.compressor import FIRST_RATE_FACTOR, Compressor
 from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import BATCH
 from squeeze_jax.compression.sharing import layer_bits
+from squeeze_jax.files import user_path
 from squeeze_jax.network import Network
 from squeeze_jax.predict import find_images, read_images
 
@@ -47,8 +47,8 @@ def programs(network: Network, images: DiskArray, size: int) -> dict[str, Callab
 def main() -> int:
     """Runs the benchmark."""
     parser = report.parser(__doc__)
-    parser.add_argument("--weights", type=pathlib.Path, required=True, help="weight file or workdir")
-    parser.add_argument("--calibration", type=pathlib.Path, required=True, help="folder of images")
+    parser.add_argument("--weights", type=user_path, required=True, help="weight file or workdir")
+    parser.add_argument("--calibration", type=user_path, required=True, help="folder of images")
     parser.add_argument("--size", type=int, default=340_000, help="bytes")
     args = parser.parse_args()
     network = load(args.weights)

@@ -8,13 +8,14 @@ import platform
 import statistics
 from typing import Any
 
+from squeeze_jax.files import user_path
 from squeeze_jax.tables import read_csv, write_csv
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Returns a parser with the arguments of all benchmarks."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--csv", type=pathlib.Path, help="file for the table")
+    made.add_argument("--csv", type=user_path, help="file for the table")
     made.add_argument("--rounds", type=int, default=7)
     return made
 

@@ -11,12 +11,13 @@ import argparse
 import csv
 import datetime
 import os
-import pathlib
 import queue
 import subprocess
 import sys
 import threading
 import time
+
+from squeeze_jax.files import user_path
 
 REPORT_EVERY = 100
 
@@ -62,7 +63,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pool-threads", type=int, default=16, help="value of NPROC; 0 for XLA's default")
     parser.add_argument("--patience", type=float, default=180.0, help="seconds without output that count as a hang")
-    parser.add_argument("--csv", type=pathlib.Path, help="append a row with the outcome")
+    parser.add_argument("--csv", type=user_path, help="append a row with the outcome")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -31,6 +31,7 @@ from squeeze_jax.export.comparison import BATCH, compare
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import open_exported
 from squeeze_jax.export.forward import forward
+from squeeze_jax.files import user_path
 from squeeze_jax.pretrained import sqz
 from squeeze_jax.runtime.devices import compile_often
 from squeeze_jax.workdir.records import RESULT_FILE
@@ -106,8 +107,8 @@ def exported(data: bytes) -> Exported:
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the sweep")
-    parser.add_argument("--csv", required=True, type=pathlib.Path, help="the table")
+    parser.add_argument("--workdir", required=True, type=user_path, help="folder of the sweep")
+    parser.add_argument("--csv", required=True, type=user_path, help="the table")
     args = parser.parse_args()
     rows = tables.read_csv(args.csv, (TRIAL,)) if args.csv.exists() else []
     known = {row[TRIAL] for row in rows}

@@ -13,6 +13,7 @@ from squeeze_jax import commands
 from squeeze_jax import config as config_lib
 from squeeze_jax.drawing import new_figure, save
 from squeeze_jax.errors import InputError, SqueezeJaxError
+from squeeze_jax.files import user_path
 from squeeze_jax.tables import markdown
 from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
@@ -66,8 +67,8 @@ def plot(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, help="workdirs; other files and folders are skipped")
-    parser.add_argument("--plot", type=pathlib.Path, help="file for a plot of the curves")
+    parser.add_argument("workdirs", nargs="+", type=user_path, help="workdirs; other files and folders are skipped")
+    parser.add_argument("--plot", type=user_path, help="file for a plot of the curves")
     args = parser.parse_args()
     workdirs = []
     for path in args.workdirs:

@@ -25,6 +25,7 @@ from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import round_to_int8
 from squeeze_jax.compression.sharing import layer_bits
+from squeeze_jax.files import user_path
 from squeeze_jax.network import Network
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
@@ -77,12 +78,12 @@ def files(network: Network, images: DiskArray, args: argparse.Namespace) -> list
 def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
-    parser.add_argument("--calibration", required=True, type=pathlib.Path, help="folder of images")
-    parser.add_argument("--evaluation", required=True, type=pathlib.Path, help="folder of labelled images")
+    parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
+    parser.add_argument("--calibration", required=True, type=user_path, help="folder of images")
+    parser.add_argument("--evaluation", required=True, type=user_path, help="folder of labelled images")
     parser.add_argument("--rate_factors", type=float, nargs="+", default=[1e-8, 1e-7, 2e-7, 3e-7, 4e-7, 8e-7, 2e-6])
-    parser.add_argument("--stages", type=pathlib.Path, help="folder of results that a repeated command uses")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the CSV and the plot")
+    parser.add_argument("--stages", type=user_path, help="folder of results that a repeated command uses")
+    parser.add_argument("--output", required=True, type=user_path, help="folder of the CSV and the plot")
     parser.add_argument("--name", default="compression_curve", help="name of the files")
     args = parser.parse_args()
     compilation_cache.enable()

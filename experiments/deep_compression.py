@@ -35,7 +35,7 @@ from experiments.report import difference, mean_and_spread
 from experiments.sweep import Runner
 from experiments.trials import SweepError, Trial, check, check_runs, parse, read_json, status
 from squeeze_jax import commands, load
-from squeeze_jax.files import replaced
+from squeeze_jax.files import replaced, user_path
 from squeeze_jax.models.variables import kernels
 from squeeze_jax.network import Network
 from squeeze_jax.pretrained import sqz
@@ -199,7 +199,7 @@ def main() -> int:
 def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="config file, with its argument")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the study")
+    parser.add_argument("--workdir", required=True, type=user_path, help="folder of the study")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated integers")
     parser.add_argument("--dense", default="", help="duration of the dense stage; default: the config's")
     parser.add_argument("--pruned", default="3 epochs", help="duration of the pruned stage")
@@ -213,10 +213,10 @@ def _main() -> int:
     parser.add_argument("--list", action="store_true", help="print the commands without running them")
     parser.add_argument("--retry", action="store_true", help="run failed runs again")
     parser.add_argument("--report", action="store_true", help="write files and tables without running anything")
-    parser.add_argument("--publish", type=pathlib.Path, metavar="FILE", help="a .sqz file for the best network")
+    parser.add_argument("--publish", type=user_path, metavar="FILE", help="a .sqz file for the best network")
     parser.add_argument("--publish_stage", default="shared_6", help="the stage of that network")
     parser.add_argument("--name", default="deep_compression", help="name of the report's files")
-    parser.add_argument("--output", type=pathlib.Path, help="folder of the report; default: WORKDIR")
+    parser.add_argument("--output", type=user_path, help="folder of the report; default: WORKDIR")
     args, rest = parser.parse_known_args()
     overrides = {}
     for argument in rest:

@@ -30,7 +30,7 @@ from squeeze_jax import commands, load
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import InputError, MetricError
 from squeeze_jax.experiment import make_task
-from squeeze_jax.files import replaced
+from squeeze_jax.files import replaced, user_path
 from squeeze_jax.metrics import delong
 from squeeze_jax.metrics.cases import Cases, pool
 from squeeze_jax.metrics.froc import Froc, candidates, froc
@@ -272,8 +272,8 @@ def _cell(row: Mapping[str, Any]) -> str:
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, help="workdirs; other files and folders are skipped")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the report")
+    parser.add_argument("workdirs", nargs="+", type=user_path, help="workdirs; other files and folders are skipped")
+    parser.add_argument("--output", required=True, type=user_path, help="folder of the report")
     parser.add_argument("--name", default="judge", help="name of the report's files")
     parser.add_argument("--ensemble", action="store_true", help="average the probabilities of a model's seeds")
     parser.add_argument("--positive", help="other value of config.task.positive, the class that is looked for")

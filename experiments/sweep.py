@@ -40,7 +40,7 @@ from typing import TextIO
 from experiments import report
 from experiments.trials import FAILURE_FILE, Sweep, SweepError, Trial, check, check_runs, claim, is_finished, status
 from squeeze_jax import commands
-from squeeze_jax.files import replaced
+from squeeze_jax.files import replaced, user_path
 
 OUTPUT_FILE = "output.txt"
 POLL_SECONDS = 1.0
@@ -175,9 +175,7 @@ def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
         parser.add_argument("--setting", choices=list(sweeps), default=next(iter(sweeps)))
     else:
         parser.add_argument("--config", required=True, help="config file, with its argument")
-    parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="folder of the sweep, one subfolder per trial"
-    )
+    parser.add_argument("--workdir", required=True, type=user_path, help="folder of the sweep, one subfolder per trial")
     parser.add_argument("--seeds", help="comma-separated integers")
     parser.add_argument("--jobs", type=int, default=1, help="number of trials at a time")
     parser.add_argument("--list", action="store_true", help="print the commands without running them")
@@ -185,7 +183,7 @@ def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
     parser.add_argument("--retry", action="store_true", help="run failed trials again")
     parser.add_argument(
         "--reuse",
-        type=pathlib.Path,
+        type=user_path,
         action="append",
         default=[],
         metavar="CSV",
@@ -194,7 +192,7 @@ def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
     parser.add_argument("--report", action="store_true", help="write the report without running anything")
     parser.add_argument("--metric", help="column of the CSV to compare in the table and its tests")
     parser.add_argument("--name", help="name of the report's files")
-    parser.add_argument("--output", type=pathlib.Path, help="folder of the report; default: WORKDIR")
+    parser.add_argument("--output", type=user_path, help="folder of the report; default: WORKDIR")
     args, rest = parser.parse_known_args()
     sweep = sweeps[args.setting] if sweeps else Sweep(_stem(args.config), args.config, [{}])
     sweep = sweep() if callable(sweep) else sweep

@@ -1,7 +1,10 @@
 """Behaviour shared by all commands: user errors are printed as one line, and routine library messages are hidden."""
 
 import ast
+import codecs
 import contextlib
+import errno
+import io
 import itertools
 import logging
 import os
@@ -16,38 +19,75 @@ import ml_collections
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from squeeze_jax.errors import ConfigError, InputError, SqueezeJaxError
+from squeeze_jax.config import PATH_KEYS
+from squeeze_jax.errors import ConfigError, FileError, InputError, SqueezeJaxError
 
 # Files that parse flags. An exception raised in any other file is not a flag error.
-FLAG_READERS = (os.path.dirname(absl.__file__) + os.sep, os.path.dirname(ml_collections.__file__) + os.sep, "<frozen ")
+FLAG_READERS = (
+    os.path.dirname(absl.__file__) + os.sep,
+    os.path.dirname(ml_collections.__file__) + os.sep,
+    ast.__file__,
+    "<frozen ",
+)
+# Flags whose values are paths.
+PATHS = ("config", "workdir", "output", "weights", "dataset", *(f"config.{key}" for key in PATH_KEYS))
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 IN_CONFIG_FILE = "Error whilst parsing config file"  # of ml_collections
 OURS = os.path.dirname(__file__) + os.sep
 UNAVAILABLE = "Configuration is not available because of an earlier failure to load: "
 NOT_LOADED = re.compile(r"^Failed loading config file \S+ Attempted \[[^]]*\]: \S+ \[Errno \d+\] ")
 ALL_FIELDS = re.compile(r"\s*Other fields present: .*?(?=Did you mean|$)", re.DOTALL)
+MALFORMED = re.compile(r"ValueError\('malformed node or string.*", re.DOTALL)  # of ast
 
 
 def run(main: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status.
 
-    A `SqueezeJaxError` is printed as one line on stderr, with exit status 1. If the reader of the output closes the
-    pipe, as `| head` does, the command ends silently with status 1. Any other exception is a bug and keeps its
-    traceback.
+    A `SqueezeJaxError` is printed as one line on stderr, with exit status 1, and so is a full disk. If the reader of
+    the output closes the pipe, as `| head` does, the command ends silently with status 1. Any other exception is a bug
+    and keeps its traceback.
 
     Args:
       main: the command; returns its exit status, or None for success.
     """
     quiet()
+    _accept_any_name()
     try:
         status = main() or 0
         sys.stdout.flush()
         return status
-    except SqueezeJaxError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # leaves nothing to flush at exit
+        _drop_output()
         return 1
+    except OSError as error:
+        if not isinstance(error, SqueezeJaxError) and error.errno not in NO_ROOM:
+            raise
+        _print_error(as_file_error(error))
+        return 1
+    except SqueezeJaxError as error:
+        _print_error(error)
+        return 1
+
+
+def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
+    """Returns the error of ours for a disk that takes no more; other errors come back as they are."""
+    if isinstance(error, SqueezeJaxError) or error.errno not in NO_ROOM:
+        return error
+    where = f"{os.fsdecode(error.filename)} cannot be written" if error.filename else "a file cannot be written"
+    return FileError(f"{where} ({error.strerror}); make room or name another place.")
+
+
+def _print_error(error: Exception) -> None:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Leaves nothing to flush at exit, which would print another error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_with_flags(main: Callable[[], int | None]) -> None:
@@ -64,6 +104,28 @@ def quiet() -> None:
     """Hides routine library messages, such as JAX's about a missing TPU and Orbax's about its start-up."""
     absl.logging.set_verbosity(absl.logging.ERROR)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+
+
+def _accept_any_name() -> None:
+    """Lets names of files be printed that are no text: as their bytes if the output is in UTF-8, else escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # and not a notebook's
+        in_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if in_utf8 else "backslashreplace")
+
+
+def _expand_home(argv: Sequence[str]) -> list[str]:
+    """Expands "~" in the values of the flags PATHS, which no shell does after "="."""
+    expanded, is_value = [], False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        is_path = word.startswith("-") and name.lstrip("-") in PATHS
+        if is_path and equals:
+            word = f"{name}={os.path.expanduser(value)}"
+        elif is_value:
+            word = os.path.expanduser(word)
+        expanded.append(word)
+        is_value = is_path and not equals
+    return expanded
 
 
 def _flag_error(error: Exception) -> Exception:
@@ -91,6 +153,7 @@ def _flag_error(error: Exception) -> Exception:
         message = ast.literal_eval(message)
     message = " ".join(ALL_FIELDS.sub(" ", message).split())
     message = NOT_LOADED.sub("the config file cannot be loaded: ", message)
+    message = MALFORMED.sub("expected a Python value; a section of the config is changed key by key", message)
     if message.startswith("'"):
         message = f"unknown key {message}"
     if "get_config() takes" in message:
@@ -127,6 +190,7 @@ def read_config(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict:
     Raises:
       ConfigError: a flag, key or value is invalid.
     """
+    argv = _expand_home(argv)
     with _flag_errors(argv):
         values(argv)
         values.config["seed"]  # raises if the file could not be loaded
@@ -148,6 +212,7 @@ def _flag_errors(argv: Sequence[str]) -> Iterator[None]:
 
 def _read_flags(argv: Sequence[str]) -> list[str]:
     rest: list[str] = []
+    argv = _expand_home(argv)
 
     def read() -> None:
         with _flag_errors(argv):

@@ -1,39 +1,38 @@
-"""The base config of all experiments: its defaults, validation, and reading and writing it in a workdir.
+"""The base config of all experiments: its defaults, and reading and writing it in a workdir.
 
 A config file imports `base_config`, changes the values its experiment needs and returns the config from `get_config`.
 The base config defines every key and is locked, so a misspelt key is an error that suggests the right one.
 """
 
-import difflib
-import json
-import operator
+import math
 import pathlib
-import re
-from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.compression.sharing import BITS, INITIALISATIONS
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.files import read_json, write_json
 from squeeze_jax.models.registry import ImageInput
+from squeeze_jax.validation import LARGEST_IMAGE, LARGEST_SIDE, duration_in_steps, flatten, lookup, validate
+
+__all__ = [
+    "base_config",
+    "check_same_experiment",
+    "duration_in_steps",
+    "flatten",
+    "from_values",
+    "lookup",
+    "read",
+    "save",
+    "use_images",
+    "validate",
+]
 
 CONFIG_FILE = "config.json"
-SIZE = "a number of pixels, or (height, width)"
 VERSION = 2  # of the file format; see `_from_version_1`
-
-BACKENDS = ("jit", "pmap")
-OPTIMIZERS = ("sgd", "caffe_sgd", "rmsprop", "adamw", "muon")
-SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 SPLITS = ("train", "validation", "test")
-CROPS = ("random_resized", "random")
-INTERPOLATIONS = ("bilinear", "bicubic")
-SAMPLINGS = ("uniform", "balanced")
-PRUNING_SCOPES = ("layer", "global")
-PRUNING_SCHEDULES = ("cubic", "geometric")
-
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?)\s*")
+PATH_KEYS = ("init_from", "dataset.name", "run.data_dir")  # keys whose values may be paths
 
 
 def base_config(task: str = "classification") -> ConfigDict:
@@ -185,219 +184,6 @@ def use_images(config: ConfigDict, images: ImageInput) -> None:
     config.crop.interpolation = images.interpolation
 
 
-def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
-    """Converts a duration to a number of steps, rounded to the nearest integer.
-
-    Args:
-      duration: such as "20 epochs", "500 steps" or "51200 examples".
-      batch_size: examples per step.
-      num_examples: examples per epoch.
-
-    Raises:
-      ConfigError: `duration` is not a number with a unit.
-    """
-    match = _DURATION.fullmatch(duration)
-    if match is None:
-        raise ConfigError(
-            f"{duration!r} is not a duration; expected a number and a unit, such as '20 epochs' or '500 steps'."
-        )
-    amount, unit = float(match[1]), match[2].rstrip("s")
-    examples = {"step": amount * batch_size, "epoch": amount * num_examples, "example": amount}[unit]
-    return round(examples / batch_size)
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks the values of a config, before anything is computed or written.
-
-    Raises:
-      ConfigError: a value is invalid; the message names the key.
-    """
-    for key, choices in (
-        ("optimizer.name", OPTIMIZERS),
-        ("schedule.name", SCHEDULES),
-        ("run.backend", BACKENDS),
-        ("crop.train", CROPS),
-        ("crop.interpolation", INTERPOLATIONS),
-        ("train.sampling", SAMPLINGS),
-        ("pruning.scope", PRUNING_SCOPES),
-        ("pruning.schedule", PRUNING_SCHEDULES),
-        ("sharing.initialisation", INITIALISATIONS),
-    ):
-        value = lookup(config, key)
-        if value not in choices:
-            close = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"config.{key}={value!r} is unknown; expected one of {', '.join(choices)}.{hint}")
-    if config.train.sampling == "balanced" and config.task.get("mixup"):
-        raise ConfigError(
-            "config.train.sampling='balanced' takes the classes in turns, so config.task.mixup would mix the "
-            "same pairs of classes; use config.task.class_weights instead."
-        )
-    for key in ("train.batch_size", "train.micro_batches", "evaluation.batch_size", "run.num_threads"):
-        _require(config, key, lambda value: value >= 1, "at least 1")
-    _require(config, "run.keep_checkpoints", lambda value: value >= 1, "at least 1, so that the run can resume")
-    for key in ("run.num_devices", "run.stop_after_steps"):
-        _require(config, key, lambda value: value is None or value >= 1, "at least 1")
-    for key in (
-        "augment.pad_and_crop",
-        "augment.cutout",
-        "augment.rotate",
-        "augment.intensity_shift",
-        "dataset.held_out",
-        "optimizer.weight_decay",
-        "optimizer.epsilon",
-        "optimizer.gradient_clip",
-        "optimizer.learning_rate",
-        "run.num_workers",
-    ):
-        _require(config, key, lambda value: value >= 0, "zero or more")
-    _require(config, "seed", lambda value: 0 <= value < 2**31, "0 <= value < 2**31")
-    _require(config, "model.squeeze_ratio", _is_squeeze_ratio, "one number, or a tuple of eight: one per Fire module")
-    _require(config, "crop.smallest_area", lambda value: 0 < value <= 1, "0 < value <= 1")
-    _require(config, "dataset.channels", lambda value: value in (None, 1, 3), "1 or 3")
-    _require(
-        config,
-        "augment.intensity",
-        lambda value: len(value) in (0, 2) and tuple(sorted(value)) == tuple(value),
-        "(low, high)",
-    )
-    _require(
-        config,
-        "augment.scale",
-        lambda value: len(value) == 0 or (len(value) == 2 and 0 < value[0] <= value[1]),
-        "(low, high), above 0",
-    )
-    _require(config, "crop.size", lambda value: value == 0 or _is_size(value), f"{SIZE}; 0 for no crop")
-    _require(config, "crop.resize", _is_size, SIZE)
-    if config.crop.size and any(map(operator.gt, size_of(config.crop.size), size_of(config.crop.resize))):
-        raise ConfigError(
-            f"config.crop.size={config.crop.size} is larger than config.crop.resize={config.crop.resize}."
-        )
-    if config.dataset.held_out and config.dataset.validation_split:
-        raise ConfigError(
-            f"config.dataset.held_out={config.dataset.held_out} already creates a validation split; set "
-            f"config.dataset.validation_split='' or leave held_out at 0."
-        )
-    _require(config, "dataset.folds", _is_folds, "0, at least 3 folds, or the names of at least 3 stored splits")
-    if config.dataset.folds:
-        count = number_of_folds(config.dataset.folds)
-        _require(config, "dataset.fold", lambda value: 0 <= value < count, f"0 to {count - 1}")
-        if config.dataset.held_out:
-            raise ConfigError(
-                f"config.dataset.folds={config.dataset.folds} already gives a validation split; leave "
-                f"config.dataset.held_out at 0."
-            )
-    _require(
-        config,
-        "optimizer.learning_rate_multipliers",
-        lambda value: _is_by_pattern(value, lambda multiplier: multiplier >= 0),
-        "((pattern, multiplier), ...), with regular expressions and numbers of zero or more",
-    )
-    _require(config, "pruning.density", lambda value: 0 < value <= 1, "0 < value <= 1")
-    _require(
-        config,
-        "pruning.layer_densities",
-        lambda value: _is_by_pattern(value, lambda density: 0 < density <= 1),
-        "((pattern, density), ...), with regular expressions and numbers above 0, at most 1",
-    )
-    _require(config, "sharing.bits", lambda value: value == 0 or value in BITS, f"0, or {BITS[0]} to {BITS[-1]}")
-    if config.sharing.bits and is_pruned(config):
-        raise ConfigError(
-            "config.pruning and config.sharing cannot be used in one run: prune first, then share the weights of that "
-            "run (config.init_from). Weight sharing keeps zeros by itself."
-        )
-    for key in ("train.ema_decay", "optimizer.momentum", "optimizer.rms_decay"):
-        _require(config, key, lambda value: 0 <= value < 1, "0 <= value < 1")
-    _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
-    _require(
-        config,
-        "schedule.milestones",
-        lambda value: list(value) == sorted(value) and all(0 < share < 1 for share in value),
-        "increasing fractions of the duration, each between 0 and 1",
-    )
-    _require(config, "dataset.std", lambda value: all(std > 0 for std in value), "positive numbers")
-    _require(
-        config,
-        "run.profile_steps",
-        lambda value: len(value) in (0, 2) and tuple(sorted(value)) == tuple(value),
-        "(first, last)",
-    )
-    if config.train.batch_size % config.train.micro_batches:
-        raise ConfigError(
-            f"config.train.micro_batches={config.train.micro_batches} does not divide "
-            f"config.train.batch_size={config.train.batch_size}."
-        )
-    for key in (
-        "train.duration",
-        "train.patience",
-        "schedule.warmup",
-        "pruning.start",
-        "pruning.end",
-        "pruning.every",
-        "pruning.release",
-        "run.log_every",
-        "run.evaluate_every",
-        "run.checkpoint_every",
-    ):
-        try:
-            duration_in_steps(lookup(config, key), config.train.batch_size, 1)
-        except ConfigError as error:
-            raise ConfigError(f"config.{key}: {error}") from None
-
-
-def is_pruned(config: ConfigDict) -> bool:
-    """Returns whether the run prunes weights or keeps zeros."""
-    pruning = config.pruning
-    return pruning.density < 1 or bool(pruning.layer_densities) or pruning.keep_zeros
-
-
-def lookup(config: ConfigDict, key: str) -> Any:
-    """Returns the value at a dotted key, such as "optimizer.name"."""
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
-def _require(config: ConfigDict, key: str, accept, expected: str) -> None:
-    value = lookup(config, key)
-    if not accept(value):
-        raise ConfigError(f"config.{key}={value!r}; expected {expected}.")
-
-
-def _is_size(value: Any) -> bool:
-    sides = value if isinstance(value, tuple) and len(value) == 2 else (value,)
-    return all(type(side) is int and side >= 1 for side in sides)
-
-
-def _is_by_pattern(value: Any, accept: Callable[[float], bool]) -> bool:
-    """Returns whether the value is ((pattern, number), ...), with numbers that are accepted."""
-    try:
-        return all(re.compile(pattern) and accept(float(number)) for pattern, number in value)
-    except (TypeError, ValueError, re.error):
-        return False
-
-
-def _is_folds(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return len(set(value)) == len(value) >= 3 and all(isinstance(name, str) for name in value)
-    return type(value) is int and (value == 0 or value >= 3)
-
-
-def number_of_folds(folds: int | tuple[str, ...]) -> int:
-    """Returns the number of folds of `config.dataset.folds`."""
-    return len(folds) if isinstance(folds, tuple) else folds
-
-
-def size_of(value: int | tuple[int, int]) -> tuple[int, int]:
-    """Returns (height, width) of a size that is given as one number or as both."""
-    return value if isinstance(value, tuple) else (value, value)
-
-
-def _is_squeeze_ratio(value: Any) -> bool:
-    ratios = value if isinstance(value, tuple) else (value,)
-    return value is None or all(isinstance(ratio, (int, float)) for ratio in ratios)
-
-
 def check_same_experiment(
     stored: ConfigDict, given: ConfigDict, workdir: pathlib.Path | str, *, free: tuple[str, ...] = ("run",)
 ) -> None:
@@ -425,18 +211,6 @@ def check_same_experiment(
         )
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Returns the values of a config by their dotted keys."""
-
-    def walk(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat = {}
-        for key, value in tree.items():
-            flat |= walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return flat
-
-    return walk(config.to_dict(), "")
-
-
 def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) -> None:
     """Writes `config.json`.
 
@@ -446,33 +220,47 @@ def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) ->
       resolved: JSON values that were read from the dataset, such as the class names; `load` needs them without the
         dataset.
     """
-    text = json.dumps({"version": VERSION, "config": config.to_dict(), "resolved": resolved}, indent=2)
-    temporary = workdir / f"{CONFIG_FILE}.tmp"
-    temporary.write_text(text + "\n")
-    temporary.replace(workdir / CONFIG_FILE)
+    write_json(workdir / CONFIG_FILE, {"version": VERSION, "config": config.to_dict(), "resolved": resolved})
 
 
 def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
     """Reads `config.json` and returns the config and the values that were read from the dataset, see `save`.
 
     Raises:
-      ConfigError: `config.json` is missing, cannot be read, or is from an incompatible version of this project.
+      ConfigError: `config.json` is missing, cannot be read, has a value that is not valid, or is from an incompatible
+        version of this project.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; is {workdir} the workdir of a run? A new run needs --config.")
     try:
-        stored = json.loads(path.read_text())
-        values, resolved = stored["config"], stored["resolved"]
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist; is {workdir} the workdir of a run? A new run needs --config."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        stored = read_json(path)
+        if not isinstance(stored, dict) or not isinstance(stored.get("resolved"), dict):
+            raise ValueError('expected {"version": ..., "config": {...}, "resolved": {...}}')
+        config = from_values(stored.get("config"), path, stored.get("version", 1))
+        _check_resolved(stored["resolved"])
+    except ConfigError:
+        raise
+    except ValueError as error:
         raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
-    return from_values(values, path, stored.get("version", 1)), resolved
+    return config, stored["resolved"]
 
 
-def from_values(values: dict[str, Any], path: pathlib.Path, version: int) -> ConfigDict:
-    """Rebuilds a config from its JSON values.
+def _check_resolved(resolved: dict[str, Any]) -> None:
+    """Raises ValueError unless the values that `save` got from a dataset are those of one."""
+    names, shape = resolved.get("class_names"), resolved.get("image_shape")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names is not a list of names")
+    if not isinstance(shape, list) or len(shape) not in (3, 4) or not all(type(side) is int for side in shape):
+        raise ValueError("image_shape is not a list of three or four sizes")
+    if min(shape) < 1 or math.prod(shape[:-1]) > LARGEST_IMAGE or shape[-1] > LARGEST_SIDE:
+        raise ValueError(f"images of shape {shape}")
+    if resolved.get("num_classes", len(names)) != len(names):
+        raise ValueError(f"{len(names)} names of {resolved['num_classes']} classes")
+
+
+def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:
+    """Rebuilds a config from its JSON values, and validates it.
 
     Args:
       values: the sections of the config.
@@ -480,18 +268,25 @@ def from_values(values: dict[str, Any], path: pathlib.Path, version: int) -> Con
       version: the format version of the file.
 
     Raises:
-      ConfigError: the task is not registered, or the keys are of another version of this project.
+      ConfigError: the task is not registered, the keys are of another version of this project, or a value is not valid;
+        the message names the file. Nothing else is raised, whatever JSON the values are.
     """
+    if type(version) is not int or version < 1:
+        raise ConfigError(f"{path} has the version {version!r}; expected a number. Restore the file.")
     if version > VERSION:
         raise ConfigError(f"{path} has version {version} and was written by a newer squeeze_jax; update this one.")
     try:
         values = _from_version_1(values) if version == 1 else values
         config = base_config(values["task"]["name"])
         config.update(_tuples(values))
-    except ConfigError:
-        raise
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} was written by another version of squeeze_jax: {error}") from error
+    try:
+        validate(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return config
 
 

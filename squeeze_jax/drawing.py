@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from squeeze_jax.files import replaced
+
 # In pixels: minimum size of an example, gap between examples, height of a caption, width of its letters.
 TILE, TILE_MARGIN, TILE_TEXT, TILE_LETTER = 96, 8, 14, 6
 SHEET = 32  # examples
@@ -32,8 +34,13 @@ def colours(count: int) -> list[Any]:
 
 
 def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
-    """Writes a figure as a PNG and returns its path."""
-    figure.savefig(path, dpi=120)
+    """Writes a figure in the format of the suffix, whole or not at all, and returns its path.
+
+    Raises:
+      FileError: the file cannot be written.
+    """
+    with replaced(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=120)
     return path
 
 
@@ -60,7 +67,8 @@ def draw_sheet(path: pathlib.Path, images: np.ndarray, captions: Sequence[str]) 
         tile = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         sheet.paste(tile.resize((width * scale, height * scale), Image.Resampling.NEAREST), (left, top + TILE_TEXT))
         pen.text((left, top), caption[: cell[0] // TILE_LETTER], fill="black")
-    sheet.save(path)
+    with replaced(path) as temporary:
+        sheet.save(temporary, "PNG")
     return path
 
 

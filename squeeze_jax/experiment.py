@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.config import SPLITS, duration_in_steps, is_pruned, number_of_folds, validate
+from squeeze_jax.config import SPLITS
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
@@ -25,6 +25,7 @@ from squeeze_jax.training.pruning import PruningPlan, prune
 from squeeze_jax.training.state import TrainState, create_state
 from squeeze_jax.training.steps import make_train_step
 from squeeze_jax.training.weight_sharing import share_weights
+from squeeze_jax.validation import duration_in_steps, is_pruned, number_of_folds, validate
 
 
 @dataclasses.dataclass(frozen=True)

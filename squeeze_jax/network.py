@@ -15,15 +15,17 @@ from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
 from squeeze_jax import pretrained, tables
-from squeeze_jax.config import SPLITS, check_same_experiment, validate
+from squeeze_jax.config import SPLITS, check_same_experiment
 from squeeze_jax.data import decoding
 from squeeze_jax.data.sources import Dataset
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError, InputError
 from squeeze_jax.experiment import find_split, make_crop, make_model, make_task, open_config_dataset
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime.devices import DeviceMesh, compile_often, is_main_process
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.evaluation import Evaluation, Evaluator
+from squeeze_jax.validation import validate
 from squeeze_jax.workdir import folder as folder_lib
 from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
 
@@ -199,18 +201,30 @@ def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[
     crop, channels = make_crop(config), image_shape[-1]
     try:
         if pathlib.Path(path).suffix == ARRAY:
-            image = np.lib.format.open_memmap(path, mode="r")  # a file of another shape is not read
+            image = _open_array(pathlib.Path(path))
             if image_shape == (*image.shape, 1):
                 image = image[..., None]
         elif crop is None:
-            image = decoding.decode(pathlib.Path(path).read_bytes(), channels)
+            image = decoding.decode(decoding.read_file(path), channels)
         else:
-            image, _ = crop.for_evaluation(pathlib.Path(path).read_bytes(), channels)
-    except (OSError, ValueError) as error:  # of Pillow and NumPy
-        raise InputError(f"{path} cannot be read: {error}") from error
+            image, _ = crop.for_evaluation(decoding.read_file(path), channels)
+    except (OSError, decoding.Undecodable, decoding.Unsuitable) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read: {reason}") from error
     if image.shape != image_shape or image.dtype != np.uint8:
         raise InputError(f"{path} has shape {image.shape}, {image.dtype}; the network expects {image_shape}, uint8.")
     return np.array(image)
+
+
+def _open_array(path: pathlib.Path) -> np.ndarray:
+    """Maps an array in a .npy file without reading its values, because it may have any shape."""
+    if not path.is_file():
+        raise decoding.Undecodable("it is not a file.")
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy evaluates the header, which raises errors of many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise decoding.Undecodable(f"it is not an intact .npy file: {reason}") from error
 
 
 def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
@@ -226,7 +240,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
       CheckpointError: the checkpoint does not exist, or none is intact.
       WeightError: the weight file cannot be used.
     """
-    source = pathlib.Path(source)
+    source = user_path(source)
     if not source.is_dir():
         weights = pretrained.read(source)
         config, class_names, image_shape = weights.config, weights.class_names, weights.image_shape

@@ -8,10 +8,11 @@
 --weights is a weight file (see squeeze_jax.pretrained), the workdir of a run, the name of a network that comes with
 this package, such as digits, or that is downloaded, such as torchvision/resnet18, or a file that squeeze_jax.export
 wrote, which is run by its own runtime; it includes the preprocessing. A volume is a uint8 array in a .npy file. With
---report, all images are slices of one case. Images that cannot be read are reported and skipped; the exit status is
-then 1.
+--report, all images are slices of one case. Images that are missing or cannot be read are reported and skipped; the
+exit status is then 1.
 """
 
+from squeeze_jax.files import make_folder, user_path
 from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
@@ -22,6 +23,7 @@ import csv
 import dataclasses
 import glob
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -40,26 +42,60 @@ from squeeze_jax.network import ARRAY, Network, load
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tasks import Task
 
+HIDDEN = (".", "__MACOSX")  # first letters of the names of what is left out of a folder
 
-def find_images(arguments: list[str]) -> list[pathlib.Path]:
+
+def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     """Expands files, folders (all images below them) and glob patterns to image paths, in the order given.
+
+    Hidden files and folders below a folder, such as the "._" files of macOS, are left out.
 
     Raises:
       InputError: an argument gives no image.
     """
     found = []
     for argument in arguments:
-        path = pathlib.Path(argument)
+        path = user_path(argument)
         if path.is_dir():
-            images = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*EXTENSIONS, ARRAY))
-        elif path.exists():
+            images = _images_below(path)
+        elif os.path.lexists(path):
             images = [path]
         else:
-            images = sorted(map(pathlib.Path, glob.glob(argument, recursive=True)))
+            images = sorted(map(pathlib.Path, glob.glob(str(path), recursive=True)))
         if not images:
             raise InputError(f"{argument} is not a file, a folder with images or a pattern that matches any image.")
         found += images
     return found
+
+
+def _images_below(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the images below a folder, also in linked folders, sorted; each folder is entered once."""
+    images, hidden, entered = [], [], set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:  # a link to a folder above
+            subfolders.clear()
+            continue
+        entered.add(real)
+        hidden += [pathlib.Path(folder, name) for name in (*subfolders, *files) if name.startswith(HIDDEN)]
+        subfolders[:] = [name for name in subfolders if not name.startswith(HIDDEN)]
+        names = [name for name in files if name.lower().endswith((*EXTENSIONS, ARRAY)) and not name.startswith(HIDDEN)]
+        images += [pathlib.Path(folder, name) for name in names]
+    if hidden:
+        print(f"left out {len(hidden)} hidden file(s) and folder(s), such as {min(hidden)}", file=sys.stderr)
+    return sorted(images)
+
+
+def map_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Returns a name for the class activation map of each image, below the folder of the maps.
+
+    The name is that of the image; where two images have one name, all keep their folders and suffixes.
+    """
+    files = {path: pathlib.Path(os.path.abspath(path)) for path in paths}
+    if len({file.stem for file in files.values()}) == len(set(files.values())):
+        return {path: f"{file.stem}.png" for path, file in files.items()}
+    root = os.path.commonpath([file.parent for file in files.values()])
+    return {path: f"{file.relative_to(root)}.png" for path, file in files.items()}
 
 
 def read_images(
@@ -94,13 +130,13 @@ def predictions(
       unreadable: the paths of images that cannot be read are appended to this list.
     """
     batch: list[tuple[pathlib.Path, np.ndarray]] = []
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
         try:
             batch.append((path, network.read_image(path)))
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
             unreadable.append(str(path))
-        if batch and (len(batch) == batch_size or path == paths[-1]):
+        if batch and (len(batch) == batch_size or number == len(paths)):
             # The last batch is padded, so that it does not need another compilation.
             images = np.stack([image for _, image in batch])
             filled = np.resize(images, (min(batch_size, len(paths)), *images.shape[1:]))
@@ -117,9 +153,11 @@ def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, 
       InputError: the file cannot be read, or its number of lines differs from the number of classes.
     """
     try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read: it is not text in UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     if len(lines) != len(class_names):
         raise InputError(f"{path} has {len(lines)} lines; expected {len(class_names)}, one label per class.")
     ids = [line.split(maxsplit=1) for line in lines]
@@ -134,17 +172,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
     parser.add_argument(
-        "--weights", required=True, type=pathlib.Path, help="a weight file, a workdir, a name or an exported file"
+        "--weights", required=True, type=user_path, help="a weight file, a workdir, a name or an exported file"
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    parser.add_argument("--labels", type=pathlib.Path, help="file with one label per line, in the order of the classes")
-    parser.add_argument("--cam", type=pathlib.Path, metavar="DIR", help="folder for class activation maps")
-    parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="HTML page about the images as one case")
+    parser.add_argument("--labels", type=user_path, help="file with one label per line, in the order of the classes")
+    parser.add_argument("--cam", type=user_path, metavar="DIR", help="folder for class activation maps")
+    parser.add_argument("--report", type=user_path, metavar="FILE", help="HTML page about the images as one case")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
+    _check(args)
     compilation_cache.enable()
     unreadable: list[str] = []
-    paths = find_images(args.images)
+    paths = []
+    for argument in args.images:
+        try:
+            paths += find_images([argument])
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            unreadable.append(argument)
+    if not paths:
+        raise InputError("there is no image to classify.")
     network = open_exported(args.weights) if is_exported(args.weights) else load(args.weights)
     if (args.cam or args.report) and isinstance(network, Exported):
         raise InputError(
@@ -152,19 +199,36 @@ def main() -> int:
         )
     if args.labels:
         network = dataclasses.replace(network, class_names=read_labels(args.labels, network.class_names))
+    names = map_names(paths)
     results, case = [], []
-    for path, image, predicted in predictions(network, paths, args.batch_size, unreadable):
-        results.append({"file": str(path), **network.task.describe(predicted)})
-        if args.cam:
-            args.cam.mkdir(parents=True, exist_ok=True)
-            network.explain(args.cam / f"{path.stem}.png", image, predicted)
-        if args.report:
-            case.append((str(path), _picture(network, image, predicted), predicted))
-    if case:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
-        network.task.report_case(args.report, *zip(*case, strict=True))
-    _print(results, network.task, args.format)
+    try:
+        for path, image, predicted in predictions(network, paths, args.batch_size, unreadable):
+            results.append({"file": str(path), **network.task.describe(predicted)})
+            if args.cam:
+                picture = args.cam / names[path]
+                make_folder(picture.parent)
+                network.explain(picture, image, predicted)
+            if args.report:
+                case.append((str(path), _picture(network, image, predicted), predicted))
+        if case:
+            network.task.report_case(args.report, *zip(*case, strict=True))
+    finally:
+        _print(results, network.task, args.format)
     return 1 if unreadable else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises InputError or FileError before anything is computed for what cannot be written."""
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size {args.batch_size}; expected at least 1.")
+    if args.cam:
+        make_folder(args.cam)
+    if args.report:
+        make_folder(args.report.parent)
+        if args.report.is_dir():
+            raise InputError(
+                f"--report {args.report} is a folder; expected a file, such as {args.report / 'case.html'}."
+            )
 
 
 def _picture(network: Network, image: np.ndarray, predicted: Any) -> bytes:

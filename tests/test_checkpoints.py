@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from squeeze_jax.config import OPTIMIZERS, base_config
+from squeeze_jax.config import base_config
 from squeeze_jax.errors import CheckpointError
 from squeeze_jax.training.optimizers import make_optimizer
 from squeeze_jax.training.state import TrainState, empty_window
+from squeeze_jax.validation import OPTIMIZERS
 from squeeze_jax.workdir.checkpoints import Checkpoints
 
 SUMS = {"examples": jax.ShapeDtypeStruct((), jnp.int32), "loss": jax.ShapeDtypeStruct((), jnp.float32)}

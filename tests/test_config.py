@@ -1,5 +1,6 @@
 """Configs: every file loads and is traced, every key is read, wrong values are named, a workdir gives its own back."""
 
+import contextlib
 import json
 import pathlib
 
@@ -17,7 +18,7 @@ from squeeze_jax import models
 from squeeze_jax.config import base_config, duration_in_steps
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.errors import ConfigError, TrainingError
+from squeeze_jax.errors import ConfigError, SqueezeJaxError, TrainingError
 from squeeze_jax.experiment import build, find_split, make_crop, make_model, make_task
 from squeeze_jax.training import trainer
 from squeeze_jax.training.fine_tuning import clustered
@@ -245,6 +246,26 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ({"schedule.milestones": (0.8, 0.5)}, "increasing fractions"),
         ({"dataset.std": (0.0,)}, "positive numbers"),
         ({"run.profile_steps": (5,)}, r"\(first, last\)"),
+        ({"dataset.mean": (1.0, 2.0, 3.0)}, r"config.dataset.mean=\(1.0, 2.0, 3.0\) has 3 values, but .* 1 channel"),
+        ({"dataset.std": (1.0, 2.0)}, r"config.dataset.std=\(1.0, 2.0\) has 2 values, but the images have 1 channel"),
+        ({"dataset.mean": ()}, r"config.dataset.mean=\(\); expected a tuple of numbers"),
+        ({"dataset.mean": ("0.5*255",)}, "config.dataset.mean=.*expected a tuple of numbers"),
+        ({"dataset.std": ("0.2*255",)}, "config.dataset.std=.*expected a tuple of numbers"),
+        ({"dataset.mean": (float("nan"),)}, "config.dataset.mean has the value .nan,.; expected text, a finite number"),
+        ({"dataset.image_size": (32.5, 32)}, r"config.dataset.image_size=\(32.5, 32\); expected \(height, width\)"),
+        ({"dataset.image_size": (-3, 3)}, r"config.dataset.image_size=\(-3, 3\); expected"),
+        ({"dataset.image_size": (32,)}, r"config.dataset.image_size=\(32,\); expected"),
+        ({"dataset.image_size": (20, 20, 20)}, "has 3 sizes, but the images have 2 spatial axes"),
+        ({"dataset.image_size": (50_000, 50_000)}, "of at most 4096 pixels"),
+        ({"crop.resize": 30_000}, "config.crop.resize=30000; expected .* at most 4096"),
+        ({"augment.scale": ("a", "b")}, "config.augment.scale=.*above 0"),
+        ({"augment.intensity": ("a", "b")}, r"config.augment.intensity=.*\(low, high\)"),
+        ({"schedule.milestones": ("a",)}, "config.schedule.milestones=.*increasing fractions"),
+        ({"augment.flip": (1,)}, r"config.augment.flip=\(1,\); expected names of axes"),
+        ({"run.num_workers": 5000}, "config.run.num_workers=5000; expected 0 to 1024"),
+        ({"run.data_dir": "None"}, "config.run.data_dir='None'; expected a folder; leave the key out"),
+        ({"model.dtype": "float16"}, "config.model.dtype='float16' is unknown; expected one of float32"),
+        ({"optimizer.learning_rate": float("inf")}, "config.optimizer.learning_rate has the value inf"),
     ],
 )
 def test_wrong_value_is_named(data_dir, overrides, message):
@@ -314,15 +335,68 @@ def test_workdir_gives_the_config_back(tmp_path, data_dir):
     ratios = (0.125,) * 4 + (0.25,) * 4
     values = {"model.pool_after": (1, 3), "model.squeeze_ratio": ratios, "run.stop_after_steps": 7}
     config = configure(data_dir, **values)
-    config_lib.save(tmp_path, config, {"class_names": ("a", "b")})
+    config_lib.save(tmp_path, config, {"class_names": ("a", "b"), "image_shape": (8, 8, 1)})
     stored, resolved = config_lib.read(tmp_path)
     assert stored.to_dict() == config.to_dict()
-    assert stored.is_locked and resolved == {"class_names": ["a", "b"]}
+    assert stored.is_locked and resolved == {"class_names": ["a", "b"], "image_shape": [8, 8, 1]}
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"config": {"sed": 1}, "resolved": {}}'])
-def test_damaged_config_json_is_named(tmp_path: pathlib.Path, content):
+NAMES = '"class_names": ["a", "b"]'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist; is .* the workdir of a run"),
+        ("", "cannot be read"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        (b"\xff\xfe", "it is not text in UTF-8"),
+        ("[" * 10_000, "it is nested too deeply"),
+        ('{"config": {"sed": 1}, "resolved": {}}', "was written by another version"),
+        ('{"config": %s, "resolved": {}, "version": "2"}', "has the version '2'; expected a number"),
+        ('{"config": %s, "resolved": []}', "cannot be read"),
+        ('{"config": [], "resolved": {}, "version": 2}', "was written by another version"),
+        ('{"config": %s, "resolved": {}, "version": 2}', "class_names is not a list of names"),
+        ('{"config": %s, "resolved": {"class_names": ["a", 1]}, "version": 2}', "class_names is not a list of names"),
+        ('{"config": %s, "resolved": {' + NAMES + ', "image_shape": [8, 8]}, "version": 2}', "image_shape is not"),
+        (
+            '{"config": %s, "resolved": {' + NAMES + ', "image_shape": [9999, 99999, 3]}, "version": 2}',
+            "images of shape",
+        ),
+        ('{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2}', "config.task.name='evil' is unknown"),
+    ],
+)
+def test_damaged_config_json_is_named(tmp_path: pathlib.Path, content, message):
     if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ConfigError, match="config.json"):
+        text = content if isinstance(content, bytes) else content.replace("%s", VALUES).encode()
+        (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=f"{tmp_path}.config.json.*{message}"):
         config_lib.read(tmp_path)
+
+
+VALUES = json.dumps(base_config().to_dict())
+HOSTILE = (None, True, -1, 7, 2**40, 2**70, 1e308, float("nan"), "", "x", "\0", "9" * 400 + " epochs", [], [1], ["a"])
+NESTED = ([[1]], [["(", 1.0]], [{"a": 1}], {}, {"a": 1}, {"name": 1}, [[[[1]]]], [0.1] * 5000)
+
+
+def test_any_json_in_the_place_of_a_value_is_a_config_or_an_error_of_ours():
+    """A config may be in a file from anybody; 5 % of all pairs of a key and a value."""
+    keys = [*config_lib.flatten(base_config()), *base_config()]
+    pairs = [(key, value) for key in keys for value in HOSTILE + NESTED]
+    accepted = 0
+    for i in np.random.default_rng(0).permutation(len(pairs))[: len(pairs) // 20]:
+        key, value = pairs[i]
+        values = json.loads(VALUES)
+        node = values
+        *sections, last = key.split(".")
+        for section in sections:
+            node = node[section]
+        node[last] = value
+        with contextlib.suppress(SqueezeJaxError):
+            config = config_lib.from_values(values, pathlib.Path("a.sqz"), config_lib.VERSION)
+            task = make_task(config, tuple("abcdefghij"))
+            make_model(config, task)
+            make_crop(config)
+            accepted += 1
+    assert 5 < accepted < len(pairs) // 40

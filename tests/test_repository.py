@@ -32,6 +32,7 @@ FLOORS = [
         "compression.states",
     },
     {"tasks"},
+    {"validation"},
     {"config"},
     {"workdir", "training.state", "training.stopwatch", "training.health", "training.profiler"},
     {"training.optimizers", "training.pruning", "training.weight_sharing", "training.quantization"},

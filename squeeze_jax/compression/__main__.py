@@ -14,7 +14,6 @@ compared with the network before it replaces an existing one.
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Mapping
 
@@ -26,6 +25,7 @@ from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS
 from squeeze_jax.compression.sharing import INITIALISATIONS, layer_bits
 from squeeze_jax.errors import InputError, SqueezeJaxError
+from squeeze_jax.files import user_path
 from squeeze_jax.network import Network, load
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.pretrained import deep_compression, sqz
@@ -63,8 +63,8 @@ def parse_bits(text: str, network: Network) -> dict[str, int]:
 def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="output file, ending in .sqz or .net")
+    parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
+    parser.add_argument("--output", required=True, type=user_path, help="output file, ending in .sqz or .net")
     parser.add_argument("--layout", choices=LAYOUTS, help="file format; default: determined by the suffix")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--size", type=int, metavar="BYTES", help="largest size of the file; needs --calibration")
@@ -79,15 +79,15 @@ def main() -> int:
     parser.add_argument(
         "--initialisation", choices=INITIALISATIONS, default="density", help="initial centroids of k-means"
     )
-    parser.add_argument("--calibration", type=pathlib.Path, metavar="FOLDER", help="images, which need no labels")
+    parser.add_argument("--calibration", type=user_path, metavar="FOLDER", help="images, which need no labels")
     parser.add_argument(
         "--no_augmentation", action="store_true", help="do not calibrate on shifted and mirrored copies too"
     )
     parser.add_argument("--biases", choices=BIAS_FORMS, help="with --size and --quality always int8; default: float32")
     parser.add_argument("--batch_norm", choices=NORM_FORMS, default="float32")
-    parser.add_argument("--evaluation", type=pathlib.Path, metavar="FOLDER", help="images to evaluate each stage on")
+    parser.add_argument("--evaluation", type=user_path, metavar="FOLDER", help="images to evaluate each stage on")
     parser.add_argument(
-        "--stages", type=pathlib.Path, metavar="FOLDER", help="keeps results; a repeated command continues from them"
+        "--stages", type=user_path, metavar="FOLDER", help="keeps results; a repeated command continues from them"
     )
     args = parser.parse_args()
     layout = args.layout or args.output.suffix[1:]

@@ -26,6 +26,7 @@ from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import BATCH, Answers
 from squeeze_jax.compression.sharing import BITS, layer_bits, share
 from squeeze_jax.errors import InputError
+from squeeze_jax.files import user_path
 from squeeze_jax.models.summary import summarize
 from squeeze_jax.network import Network, load
 from squeeze_jax.predict import find_images, read_images
@@ -159,9 +160,9 @@ def numbers(text: str) -> list[float]:
 def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for the table and the plot")
-    parser.add_argument("--evaluation", type=pathlib.Path, metavar="FOLDER", help="images to evaluate on")
+    parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
+    parser.add_argument("--output", required=True, type=user_path, help="folder for the table and the plot")
+    parser.add_argument("--evaluation", type=user_path, metavar="FOLDER", help="images to evaluate on")
     parser.add_argument("--dataset", help="dataset to evaluate on; default: the network's own")
     parser.add_argument("--split", default="validation", help="split of the dataset")
     parser.add_argument("--examples", type=int, default=1000, help="largest number of examples of the split")

@@ -105,7 +105,23 @@ class Preprocessing:
         return (images - jnp.array(self.mean, self.dtype)) / jnp.array(self.std, self.dtype)
 
     def input_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns (*spatial, channels) of the network's input for raw images of shape `image_shape`."""
+        """Returns (*spatial, channels) of the network's input for raw images of shape `image_shape`.
+
+        Raises:
+          ConfigError: the mean, the standard deviation or the size is of images with other channels or axes.
+        """
+        *spatial, channels = image_shape
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise ConfigError(
+                    f"config.dataset.{key}={values} has {len(values)} values, but the images have {channels} "
+                    f"channel(s); expected one value per channel, or one for all."
+                )
+        if self.image_size and len(self.image_size) != len(spatial):
+            raise ConfigError(
+                f"config.dataset.image_size={self.image_size} has {len(self.image_size)} sizes, but the images have "
+                f"{len(spatial)} spatial axes."
+            )
         return (*(self.image_size or image_shape[:-1]), image_shape[-1])
 
     def _check(self, spatial: tuple[int, ...]) -> None:

@@ -8,18 +8,18 @@ benign and malignant nodules. It needs SimpleITK (the extra `ct`). See squeeze_j
 """
 
 import argparse
-import pathlib
 import sys
 
 from squeeze_jax import commands
 from squeeze_jax.data import synthetic_nodules
 from squeeze_jax.errors import DataError
+from squeeze_jax.files import user_path
 
 
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=pathlib.Path, help="the folder to write to")
+    parser.add_argument("output", type=user_path, help="the folder to write to")
     parser.add_argument("--patients", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dicom", action="store_true", help="write DICOM series instead of .mhd files")

@@ -30,6 +30,7 @@ from squeeze_jax.data.folders import ImageFolder
 from squeeze_jax.data.scans import CUTS, Cut, find_scans, read_candidates
 from squeeze_jax.data.sources import default_data_dir
 from squeeze_jax.errors import DataError, SqueezeJaxError
+from squeeze_jax.files import user_path
 
 
 def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None = None) -> pathlib.Path:
@@ -240,12 +241,12 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder for datasets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--from", dest="source", type=pathlib.Path, metavar="DIR", help="a prepared tfrecord dataset to convert"
+        "--from", dest="source", type=user_path, metavar="DIR", help="a prepared tfrecord dataset to convert"
     )
-    what.add_argument("--file", type=pathlib.Path, help="the dataset's file, if it is already downloaded")
+    what.add_argument("--file", type=user_path, help="the dataset's file, if it is already downloaded")
     scans = parser.add_argument_group("patches of CT scans")
-    scans.add_argument("--scans", type=pathlib.Path, help="folder of .mhd, .mha, NIfTI or DICOM files")
-    scans.add_argument("--candidates", type=pathlib.Path, help="CSV: seriesuid, coordX, coordY, coordZ in mm, class")
+    scans.add_argument("--scans", type=user_path, help="folder of .mhd, .mha, NIfTI or DICOM files")
+    scans.add_argument("--candidates", type=user_path, help="CSV: seriesuid, coordX, coordY, coordZ in mm, class")
     scans.add_argument("--cut", choices=CUTS, default="cube")
     scans.add_argument("--size", type=int, help="voxels on a side; default: 32 of a cube, 50 of a slice")
     scans.add_argument("--spacing", type=float, default=1.0, help="mm between voxels")

@@ -26,6 +26,7 @@ from squeeze_jax.export import web
 from squeeze_jax.export.comparison import BATCH, LARGEST_CHANGE, LARGEST_LOSS, Comparison, compare, random_images
 from squeeze_jax.export.description import PIXELS
 from squeeze_jax.export.formats import FORMATS
+from squeeze_jax.files import user_path
 from squeeze_jax.network import Network, load
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
@@ -107,14 +108,14 @@ def export(
 def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
+    parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument(
-        "--output", required=True, type=pathlib.Path, help=f"file, ending in {', '.join(FORMATS)}; or folder for a page"
+        "--output", required=True, type=user_path, help=f"file, ending in {', '.join(FORMATS)}; or folder for a page"
     )
     parser.add_argument("--pixels", choices=PIXELS, default="float32", help="dtype of the images that the file takes")
     parser.add_argument("--int8", action="store_true", help="compute in 8-bit integers; needs --calibration")
-    parser.add_argument("--calibration", type=pathlib.Path, metavar="FOLDER", help="images for the ranges of int8")
-    parser.add_argument("--evaluation", type=pathlib.Path, metavar="FOLDER", help="images to compare on")
+    parser.add_argument("--calibration", type=user_path, metavar="FOLDER", help="images for the ranges of int8")
+    parser.add_argument("--evaluation", type=user_path, metavar="FOLDER", help="images to compare on")
     parser.add_argument(
         "--allow_loss",
         type=float,

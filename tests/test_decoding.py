@@ -1,0 +1,148 @@
+"""Images from anybody: read as Pillow reads them, or refused with one of two errors, whatever they are."""
+
+import contextlib
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from squeeze_jax import config as config_lib
+from squeeze_jax import network
+from squeeze_jax.data import decoding
+from squeeze_jax.data.decoding import Crop, Undecodable, Unsuitable
+from squeeze_jax.errors import InputError
+
+CROP = Crop((224, 224), "random", 256, True, 0.08)
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+
+
+def encode(form, mode="RGB", size=None, **options):
+    stored = io.BytesIO()
+    image = Image.fromarray(PIXELS).convert(mode)
+    (image if size is None else image.resize(size)).save(stored, form, **options)
+    return stored.getvalue()
+
+
+def png_of(width, height):
+    """A PNG of a few bytes whose header says this size."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
+
+
+def broken_png():
+    """A PNG of which the type of the second chunk of data is overwritten, for which Pillow raises SyntaxError."""
+    stored = encode("PNG", size=(200, 200))
+    start = stored.index(b"IDAT")
+    length = struct.unpack(">I", stored[start - 4 : start])[0]
+    pixels = stored[start + 4 : start + 4 + length]
+    chunks = b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in ((b"IDAT", pixels[: length // 2]), (b"\xff\xff\xff\xff", pixels[length // 2 :]))
+    )
+    return stored[: start - 4] + chunks + stored[start + 8 + length :]
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG"])
+def test_every_format_is_read_as_pillow_reads_it(form):
+    stored = encode(form, **({"lossless": True} if form == "WEBP" else {}))
+    expected = np.asarray(Image.open(io.BytesIO(stored)).convert("RGB"))
+    assert np.array_equal(decoding.decode(stored, 3), expected)
+
+
+def test_no_other_reader_of_pillow_is_started(monkeypatch):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n%%EOF\n"
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    for stored in (eps, encode("ICO"), encode("JPEG2000"), b"<html></html>", b""):
+        with pytest.raises(Undecodable, match="it is not an image; expected JPEG, PNG, "):
+            decoding.decode(stored, 3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "error", "message"),
+    [
+        (png_of(50_000, 50_000), Unsuitable, "it has more than 100,000,000 pixels"),
+        (png_of(13_000, 13_000), Unsuitable, "it has 13,000 x 13,000 pixels; expected at most 100,000,000 pixels"),
+        (png_of(9_000, 9_000), Undecodable, "it is damaged"),
+        (broken_png(), Undecodable, "it is damaged: broken PNG file"),
+        (encode("JPEG")[:-300], Undecodable, "it is damaged: image file is truncated"),
+        (encode("PNG")[:-300], Undecodable, "it is damaged"),
+        (encode("TIFF", "F"), Unsuitable, "more than 8 bits"),
+    ],
+    ids=["bomb", "large", "empty", "chunk", "jpeg", "png", "float"],
+)
+def test_what_cannot_be_read_is_one_of_two_errors(stored, error, message):
+    for read in (lambda: decoding.decode(stored, 3), lambda: CROP.for_evaluation(stored, 3)):
+        with pytest.raises(error, match=message):
+            read()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM"])
+def test_damaged_images_raise_nothing_else(form):
+    stored = encode(form)
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        changed = bytearray(stored)
+        for place in rng.integers(0, min(len(stored), 600), rng.integers(1, 4)):
+            changed[place] = rng.integers(256)
+        with contextlib.suppress(Undecodable, Unsuitable):
+            assert CROP.for_evaluation(bytes(changed), 3)[0].shape == (224, 224, 3)
+
+
+def test_only_the_crop_of_a_thin_image_is_resized(monkeypatch):
+    stored = encode("PNG", size=(900, 3))
+    whole, box = CROP.for_evaluation(stored, 3)  # 76,800 x 256 pixels
+    monkeypatch.setattr(decoding, "LARGEST_IMAGE", 76_800 * 256 - 1)
+    part, same_box = CROP.for_evaluation(stored, 3)
+    assert box == same_box and np.abs(part.astype(int) - whole).max() <= 1
+    monkeypatch.undo()
+    resized = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *a, **o: resized.append(resize(*a, **o)) or resized[-1])
+    longest, _ = CROP.for_evaluation(encode("PNG", size=(60_000, 1)), 3)
+    assert longest.shape == (224, 224, 3) and resized[-1].size == (224, 224)
+
+
+def npy(header, data=bytes(192)):
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+def test_what_is_no_image_file_is_an_input_error(tmp_path):
+    config = config_lib.base_config()
+    np.save(tmp_path / "right.npy", PIXELS)
+    assert np.array_equal(network.read_image(tmp_path / "right.npy", config, PIXELS.shape), PIXELS)
+    form = "{'descr': '|u1', 'fortran_order': False, 'shape': %s, }\n"
+    for name, stored in {
+        "token": npy((form % "(8, 8, 3)").replace("}", " ")),
+        "long": npy(form % (2**63,)),
+        "bool": npy(form % "(True, 8, 3)"),
+        "deep": npy(form % ("-" * 9000 + "1")),
+        "objects": npy((form % "(8, 8, 3)").replace("|u1", "|O")),
+        "cut": npy(form % "(8, 8, 3)", b""),
+        "zip": b"PK\x03\x04",
+    }.items():
+        (tmp_path / f"{name}.npy").write_bytes(stored)
+    for name in ("pipe.png", "pipe.npy"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "absent")
+    paths = [path for path in tmp_path.iterdir() if path.name != "right.npy"]
+    assert len(paths) == 11
+    for path in [*paths, "/dev/zero"]:
+        with pytest.raises(InputError, match="cannot be read: "):
+            network.read_image(path, config, (8, 8, 3))
+
+
+def test_a_file_of_any_size_is_not_read_whole(tmp_path):
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(decoding.LARGEST_FILE + 1)
+    with pytest.raises(Unsuitable, match="has 1,073,741,825 bytes; expected at most 1,073,741,824"):
+        decoding.read_file(tmp_path / "sparse.png")

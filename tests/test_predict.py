@@ -1,0 +1,186 @@
+"""`squeeze_jax.predict` over files and names from anybody; what it computes is tested elsewhere."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from squeeze_jax import commands, drawing, predict
+from squeeze_jax.config import base_config
+from squeeze_jax.experiment import make_task
+from squeeze_jax.network import read_image
+from squeeze_jax.predict import find_images, map_names
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
+
+
+@dataclasses.dataclass
+class Brightness:
+    """Stands for a network: the probability of "bright" is the mean of the pixels."""
+
+    class_names: tuple[str, ...] = ("dark", "bright")
+
+    @property
+    def task(self):
+        return make_task(base_config(), self.class_names)
+
+    def read_image(self, path):
+        return read_image(path, base_config(), (8, 8, 3))
+
+    def predict(self, images):
+        bright = images.mean((1, 2, 3)) / 255
+        return np.stack([1 - bright, bright], 1).astype(np.float32)
+
+    def explain(self, path, image, predicted):
+        drawing.draw_overlay(path, image, image[..., 0])
+
+
+def picture(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path, "JPEG" if path.suffix == ".jpg" else "PNG")
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command with a network of no weights; returns the exit status, what it printed and its errors."""
+    monkeypatch.setattr(predict, "load", lambda source: Brightness())
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["predict", "--weights", "any", *map(str, arguments)])
+        status = commands.run(predict.main)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_what_cannot_be_read_is_named_and_the_others_are_classified(run, tmp_path):
+    images = tmp_path / "images"
+    picture(images / "a.png", 51)
+    picture(images / "z.png", 204)
+    (images / "b.png").write_bytes(b"no image")
+    (images / "c.npy").write_bytes(b"\x93NUMPY\x01\x00\x05\x00-----")
+    (images / "d.png").mkdir()
+    os.mkfifo(images / "e.png")
+    picture(images / "._a.png", 0)
+    picture(images / "__MACOSX" / "a.png", 0)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "again").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked" / "images").symlink_to(images)
+    status, out, errors = run("--format=json", tmp_path / "linked", tmp_path / "absent.png")
+    folder = tmp_path / "linked" / "images"
+    assert status == 1
+    assert [(row["file"], row["top5"][0]["label"]) for row in json.loads(out)] == [
+        (str(folder / "a.png"), "dark"),
+        (str(folder / "z.png"), "bright"),
+    ]
+    lines = errors.splitlines()
+    assert [line.split(" cannot be read: ")[0] for line in lines[2:]] == [
+        f"skipped: {folder / name}" for name in ("b.png", "c.npy", "e.png")
+    ]
+    assert lines[0] == f"left out 2 hidden file(s) and folder(s), such as {folder / '._a.png'}"
+    assert lines[1].startswith(f"skipped: {tmp_path / 'absent.png'} is not a file, a folder with images or a pattern")
+    status, _, errors = run(tmp_path / "absent.png")
+    assert status == 1 and errors.endswith("InputError: there is no image to classify.\n")
+
+
+def test_what_is_known_is_printed_before_a_failure(run, tmp_path, monkeypatch):
+    paths = [picture(tmp_path / f"{i}.png", 255 * i) for i in range(2)]
+    full = OSError(28, "No space left on device", str(tmp_path / "maps/1.png"))
+    monkeypatch.setattr(Brightness, "explain", lambda self, path, *_: raise_(full) if path.stem == "1" else None)
+    status, out, errors = run("--format=csv", "--cam", tmp_path / "maps", "--batch_size", 1, *paths)
+    assert status == 1 and [row["file"] for row in csv.DictReader(io.StringIO(out)) if row["rank"] == "1"] == [
+        str(path) for path in paths
+    ]
+    assert errors == (
+        f"FileError: {tmp_path}/maps/1.png cannot be written (No space left on device); make room or name another "
+        "place.\n"
+    )
+
+
+def raise_(error):
+    raise error
+
+
+def test_each_image_has_a_map_of_its_own(run, tmp_path):
+    paths = [
+        picture(tmp_path / "two" / name, 50 * i)
+        for i, name in enumerate(["a/1.png", "b/1.png", "x.jpg", "x.png", "x.png.png"])
+    ]
+    status, _, _ = run("--cam", tmp_path / "maps", tmp_path / "two")
+    found = {str(path.relative_to(tmp_path / "maps")): path.read_bytes() for path in (tmp_path / "maps").rglob("*.png")}
+    assert status == 0 and len(set(found.values())) == len(paths)
+    assert set(found) == {"a/1.png.png", "b/1.png.png", "x.jpg.png", "x.png.png", "x.png.png.png"}
+    assert map_names(paths[1:3]) == {paths[1]: "1.png", paths[2]: "x.png"}
+    run("--cam", tmp_path / "one", paths[0], paths[0])
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["1.png"]
+
+
+def test_a_name_that_is_no_text_ends_nothing(run, tmp_path, monkeypatch):
+    path = picture(tmp_path / NOT_UTF8, 255)
+    for form in ("table", "csv", "json"):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+        monkeypatch.setattr(sys, "stdout", stdout)
+        status, _, _ = run(f"--format={form}", "--cam", tmp_path / "maps", "--report", tmp_path / "case.html", path)
+        stdout.flush()
+        printed = stdout.buffer.getvalue()
+        assert status == 0 and (b"caf\\udce9.png" if form == "json" else b"caf\xe9.png") in printed
+    assert (tmp_path / "maps" / NOT_UTF8).exists()
+    assert "caf\\udce9.png</h2>" in (tmp_path / "case.html").read_text("utf-8")
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    status, _, _ = run(path)
+    ascii_only.flush()
+    assert status == 0 and b"caf\\udce9.png" in ascii_only.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cam", "{}/a.png"], "FileError: {}/a.png is a file or inside a file; expected a folder"),
+        (["--cam", "{}/a.png/maps"], "FileError: {}/a.png/maps is a file or inside a file"),
+        (["--cam", "/proc/maps"], "FileError: the folder /proc/maps cannot be made"),
+        (["--report", "{}"], "InputError: --report {} is a folder; expected a file"),
+        (["--report", "/proc/case/r.html"], "FileError: the folder /proc/case cannot be made"),
+        (["--batch_size", "0"], "InputError: --batch_size 0; expected at least 1"),
+        (["--labels", "{}/a.png"], "InputError: {}/a.png cannot be read: it is not text in UTF-8"),
+        (["--labels", "{}"], "InputError: {} cannot be read: Is a directory"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_one_line(run, tmp_path, arguments, message):
+    path = picture(tmp_path / "a.png", 1)
+    status, _, errors = run(*(word.format(tmp_path) for word in arguments), path)
+    assert status == 1 and errors.startswith(message.format(tmp_path)) and errors.count("\n") == 1
+
+
+def test_a_full_disk_leaves_the_old_report(run, tmp_path, monkeypatch):
+    path = picture(tmp_path / "a.png", 1)
+    report = tmp_path / "r.html"
+    report.write_text("old")
+    monkeypatch.setattr(
+        "pathlib.Path.write_text", lambda self, *_, **__: raise_(OSError(28, "No space left", str(self)))
+    )
+    status, out, errors = run("--report", report, path)
+    assert (
+        status == 1 and "a.png" in out and errors.startswith(f"FileError: {report} cannot be written (No space left)")
+    )
+    assert report.read_bytes() == b"old" and sorted(os.listdir(tmp_path)) == ["a.png", "r.html"]
+
+
+def test_home_is_expanded_in_every_path(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "photographs" / "a b.png", 255)
+    (tmp_path / "labels.txt").write_text("night\nday\n")
+    status, out, _ = run("--labels=~/labels.txt", "--cam=~/maps", "--report=~/r/case.html", "~/photographs")
+    assert (
+        status == 0 and out.startswith(f"{tmp_path}/photographs/a b.png\n") and "100.0% day" in out.replace("  ", " ")
+    )
+    assert sorted(os.listdir(tmp_path)) == ["labels.txt", "maps", "photographs", "r"]
+    assert find_images(["~/photographs/*.png"]) == [tmp_path / "photographs" / "a b.png"]
