@@ -11,8 +11,10 @@ from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
 from squeeze_jax.data import synthetic_nodules
-from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all, find_scans, locate, read_candidates, read_scan
+from squeeze_jax.data.candidates import read_candidates
+from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all
 from squeeze_jax.data.sources import open_dataset
+from squeeze_jax.data.volumes import find_scans, locate, read_scan
 from squeeze_jax.errors import DataError
 
 CENTRE = np.array([-41.3, 12.7, 133.1])  # of the ball, in world coordinates
@@ -109,7 +111,7 @@ def written(request, tmp_path_factory):
 
 
 def test_files_hold_what_was_written(written):
-    scans = find_scans(written)
+    scans = find_scans(written).scans
     by_scan = locate(read_candidates(written / "nodules.csv"), scans)
     assert len(by_scan) == len(scans) == 6
     assert {stored.split for stored in scans.values()} == {f"subset{i}" for i in range(5)}
@@ -137,7 +139,7 @@ def test_every_format_says_where_a_volume_lies(extension, direction, tmp_path):
     image.SetSpacing(scan.spacing.tolist())
     image.SetDirection(scan.direction.ravel().tolist())
     sitk.WriteImage(image, str(tmp_path / f"1.2.3{extension}"))
-    (uid, stored), *others = find_scans(tmp_path).items()
+    (uid, stored), *others = find_scans(tmp_path).scans.items()
     assert uid == "1.2.3" and not others
     read = read_scan(stored.files)
     np.testing.assert_array_equal(read.voxels, scan.voxels)
@@ -148,17 +150,17 @@ def test_every_format_says_where_a_volume_lies(extension, direction, tmp_path):
 def test_dicom_files_may_be_called_after_their_uid(tmp_path):
     pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
     synthetic_nodules.write(tmp_path, 1, dicom=True)
-    before = {uid: len(stored.files) for uid, stored in find_scans(tmp_path).items()}
+    before = {uid: len(stored.files) for uid, stored in find_scans(tmp_path).scans.items()}
     for number, path in enumerate(sorted(tmp_path.rglob("*.dcm"))):
         path.rename(path.with_name(f"1.3.6.1.{number}"))
-    assert before and {uid: len(stored.files) for uid, stored in find_scans(tmp_path).items()} == before
+    assert before and {uid: len(stored.files) for uid, stored in find_scans(tmp_path).scans.items()} == before
 
 
 def test_the_locale_stays(tmp_path):
     pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
     before = locale.setlocale(locale.LC_ALL)
     synthetic_nodules.write(tmp_path, 1, dicom=True)
-    (stored,) = find_scans(tmp_path).values()
+    (stored,) = find_scans(tmp_path).scans.values()
     read_scan(stored.files)
     assert locale.setlocale(locale.LC_ALL) == before
 
@@ -202,20 +204,21 @@ def test_wrong_rows_are_named(written, tmp_path, change, message):
     with (written / "nodules.csv").open(newline="") as file:
         rows = [{**row, "patient": ""} for row in csv.DictReader(file)]
     rows[1] |= change
-    if "patient" in change:
-        rows[2] |= change
+    if "patient" in change:  # of two scans, with two rows each
+        for row in rows[:4]:
+            row |= change
     with (tmp_path / "changed.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     with pytest.raises(DataError, match=message):
-        scans = find_scans(written)
+        scans = find_scans(written).scans
         for uid, listed in locate(read_candidates(tmp_path / "changed.csv"), scans).items():
             cut_all(read_scan(scans[uid].files), listed, Cut())
 
 
 def test_a_missing_slice_is_noticed(written):
-    scans = find_scans(written)
+    scans = find_scans(written).scans
     files = next(iter(scans.values())).files
     if len(files) > 1:
         with pytest.raises(DataError, match="one is missing"):
