@@ -20,6 +20,7 @@ from squeeze_jax.errors import DataError
 MARK = 132  # bytes until the end of the letters DICM, by which a DICOM file is known
 OFF_GRID = 0.05  # mm that a slice may lie beside the even grid: positions are often rounded to 0.1 mm
 SAME_PLACE = 1e-3  # mm
+LARGEST = 1e9  # number in a header that is not taken for damaged
 MODALITIES = ("CT", "OT", "")  # other, and not said: what converters write
 HOUNSFIELD = ("HU", "US", "")  # types of rescaled values: Hounsfield units, not specified, and not said
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture Image Storage
@@ -57,6 +58,9 @@ class Slice:
         normal = np.cross(*self.steps.T)
         return normal / np.linalg.norm(normal)
 
+    def __str__(self) -> str:
+        return self.file if self.frame == 0 else f"{self.file} (frame {self.frame + 1})"
+
 
 def series_uid(path: str) -> str:
     """Returns the series instance UID of a CT image.
@@ -92,10 +96,10 @@ def read(files: Sequence[str], assume: Assume) -> Scan:
     first = slices[0]
     for one in slices:
         if one.size != first.size:
-            raise DataError(f"{one.file} has {one.size} columns and rows, {first.file} {first.size}; {MIXED}")
+            raise DataError(f"{one} has {one.size} columns and rows, {first} {first.size}; {MIXED}")
         apart = np.abs((one.steps - first.steps) * first.size).sum(1).max()  # mm at the last pixel
         if apart > OFF_GRID / 5:
-            raise DataError(f"{one.file} and {first.file} differ in orientation or pixel spacing; {MIXED}")
+            raise DataError(f"{one} and {first} differ in orientation or pixel spacing; {MIXED}")
     place, origin, step = _grid(slices, assume)
     steps = np.column_stack([first.steps, step])
     try:
@@ -109,22 +113,22 @@ def read(files: Sequence[str], assume: Assume) -> Scan:
 
 
 def _voxels(slices: Sequence[Slice], place: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Returns Hounsfield units, float32 (slices, rows, columns), and the files of slices that are stored twice."""
+    """Returns Hounsfield units, float32 (slices, rows, columns), and the slices that are stored twice."""
     voxels = np.empty((place.max() + 1, *reversed(slices[0].size)), np.float32)
-    filled: dict[int, str] = {}
+    filled: dict[int, Slice] = {}
     twice = []
     for file, group in itertools.groupby(zip(slices, place.tolist(), strict=True), key=lambda pair: pair[0].file):
         stored = _stored_values(file)
         for one, index in group:
             units = stored[one.frame] * np.float32(one.slope) + np.float32(one.intercept)
             if index not in filled:
-                filled[index] = file
+                filled[index] = one
                 voxels[index] = units
             elif np.array_equal(voxels[index], units):
-                twice.append(file)
+                twice.append(str(one))
             else:
                 raise DataError(
-                    f"{file} and {filled[index]} lie at the same place and differ; two series, such as two phases, are "
+                    f"{one} and {filled[index]} lie at the same place and differ; two series, such as two phases, are "
                     "mixed."
                 )
     return voxels, twice
@@ -154,12 +158,14 @@ def _grid(slices: Sequence[Slice], assume: Assume) -> tuple[np.ndarray, np.ndarr
     index = np.arange(len(positions))
     origin, step = np.array([_line(index, values) for values in positions.T]).T
     beside = np.abs(origin + index[:, None] * step - positions).max(1)
-    if beside.max() > OFF_GRID + SAME_PLACE:
-        gaps = gaps[gaps > SAME_PLACE]
-        after = slices[int(np.flatnonzero(place == gaps.argmax() + 1)[0])].file
+    gaps = gaps[gaps > SAME_PLACE]
+    if beside.max() > min(
+        OFF_GRID + SAME_PLACE, gaps.min() / 5
+    ):  # a missing one of three is a quarter of a step beside
+        after = slices[int(np.flatnonzero(place == gaps.argmax() + 1)[0])]
         raise DataError(
-            f"the slices of {first.file}'s series are {gaps.min():.4g} to {gaps.max():.4g} mm apart; one is missing "
-            f"before {after}, or two series are mixed."
+            f"the slices of the series of {first.file} are {gaps.min():.4g} to {gaps.max():.4g} mm apart; one is "
+            f"missing before {after}, or two series are mixed."
         )
     return place, origin, step
 
@@ -179,7 +185,7 @@ def _line(index: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     # The smallest t so that offset + slope * index and values are nowhere farther apart than t.
     above, below = np.stack([one, index, -one], 1), np.stack([-one, -index, -one], 1)
     fit = optimize.linprog([0, 0, 1], np.vstack([above, below]), [*values, *-values], bounds=(None, None))
-    return fit.x[0], fit.x[1]
+    return (fit.x[0], fit.x[1]) if fit.success else (offset, slope)
 
 
 def _slices(path: str, assume: Assume) -> list[Slice]:
@@ -275,7 +281,7 @@ def _numbers(dataset: Any, keyword: str, count: int) -> np.ndarray | None:
         numbers = np.array([math.nan])
     if not numbers.size:
         return None
-    if len(numbers) != count or not np.isfinite(numbers).all():
+    if len(numbers) != count or not (np.abs(numbers) < LARGEST).all():
         raise DataError(f"has {keyword} {str(value)[:80]!r}; expected {count} numbers")
     return numbers
 
@@ -297,7 +303,8 @@ def _stored_values(path: str) -> np.ndarray:
         except DataError:
             raise
         except Exception as error:  # of foreign decoders
-            raise DataError(f"has voxels that cannot be read; it is cut off or damaged: {error}") from error
+            reason = str(error).partition(" - ")[0]
+            raise DataError(f"has voxels that cannot be read; it is cut off or damaged: {reason}") from error
         if values.size != math.prod(shape):
             raise DataError(f"has voxels of shape {values.shape}; expected {shape}")
         return values.reshape(shape)

@@ -55,13 +55,16 @@ def read(path: pathlib.Path, assume: Assume) -> Scan:
     header, offset = _header(path)
     for key, values in FIXED.items():
         if header.get(key, values[0]) not in values:
-            raise DataError(f"{key} is {header[key]!r}; only {values[0]} is read.")
+            raise DataError(f"{key} is {header[key][:80]!r}; only {values[0]} is read.")
     dtype = TYPES.get(header.get("ElementType", ""))
     if dtype is None:
-        raise DataError(f"ElementType is {header.get('ElementType')!r}; expected one of {', '.join(TYPES)}.")
+        raise DataError(
+            f"ElementType is {header.get('ElementType', 'missing')[:80]!r}; expected one of {', '.join(TYPES)}."
+        )
     size = _numbers(header, "DimSize", 3, int)
     check_size(size)
-    spacing = np.array(_numbers(header, "ElementSpacing" if "ElementSpacing" in header else "ElementSize", 3))
+    only_size = "ElementSize" in header and "ElementSpacing" not in header  # which ITK takes then, too
+    spacing = np.array(_numbers(header, "ElementSize" if only_size else "ElementSpacing", 3))
     if "Offset" not in header and not assume.origin:
         raise DataError(
             "its header has no Offset, the position of the first voxel in mm; add it, or --assume_origin if the "
@@ -105,7 +108,7 @@ def _numbers(header: dict[str, str], key: str, count: int, kind: type = float) -
     except ValueError:
         numbers = []
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise DataError(f"{key} is {header.get(key)!r} in its header; expected {count} numbers.")
+        raise DataError(f"{key} is {header.get(key, 'missing')[:80]!r} in its header; expected {count} numbers.")
     return numbers
 
 
@@ -116,7 +119,7 @@ def _data(path: pathlib.Path, header: dict[str, str], offset: int, expected: int
         path, offset = path.parent / name, 0
         if not name or pathlib.PurePath(name).name != name or set(name) & set("%\\") or not path.is_file():
             raise DataError(
-                f"ElementDataFile is {name!r}; expected LOCAL or the name of a file that is in the same folder."
+                f"ElementDataFile is {name[:80]!r}; expected LOCAL or the name of a file that is in the same folder."
             )
     compressed = _is_true(header, "CompressedData")
     actual = path.stat().st_size - offset
@@ -135,8 +138,8 @@ def _data(path: pathlib.Path, header: dict[str, str], offset: int, expected: int
             return data
         actual = len(data)
     raise DataError(
-        f"{path.name} has {actual:,}{' or more' if actual > expected else ''} bytes of voxels, {expected:,} by the "
-        f"header; it is {'cut off' if actual <= expected else 'of another volume'} or damaged."
+        f"the voxels in {path.name} take {actual:,} bytes, {expected:,} by the header; it is cut off, damaged or of another "
+        "volume."
     )
 
 
