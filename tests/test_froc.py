@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from squeeze_jax.data import scans
+from squeeze_jax.data.candidates import read_candidates
 from squeeze_jax.errors import DataError, MetricError
 from squeeze_jax.metrics import froc as froc_module
 from squeeze_jax.metrics.froc import LUNA16_RATES, candidates, froc
@@ -142,7 +142,7 @@ def test_the_column_ignore_is_read(tmp_path):
             writer.writerows(["s1", 1, 2, 3, 0, value] for value in values)
 
     write("0", "1", "", " 1 ")
-    assert [candidate.ignored for candidate in scans.read_candidates(path)] == [False, True, False, True]
+    assert [candidate.ignored for candidate in read_candidates(path)] == [False, True, False, True]
     write("0", "yes")
     with pytest.raises(DataError, match=r"list.csv, line 3: the column ignore has 'yes'; expected 1 on an irrelevant"):
-        scans.read_candidates(path)
+        read_candidates(path)

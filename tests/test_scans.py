@@ -11,8 +11,10 @@ from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
 from squeeze_jax.data import synthetic_nodules
-from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all, find_scans, locate, read_candidates, read_scan
+from squeeze_jax.data.candidates import Candidate, read_candidates
+from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all
 from squeeze_jax.data.sources import open_dataset
+from squeeze_jax.data.volumes import find_scans, locate, read_scan
 from squeeze_jax.errors import DataError
 
 CENTRE = np.array([-41.3, 12.7, 133.1])  # of the ball, in world coordinates
@@ -36,6 +38,7 @@ def ball(direction, spacing=(0.7, 0.8, 2.3), radius=8.0):
     return Scan(np.round(voxels).astype(np.int16), origin, spacing, direction)
 
 
+TILTED = np.array([[1, 0, 0], [0, np.cos(0.35), 0], [0, -np.sin(0.35), 1]])  # the table moves along z
 DIRECTIONS = {
     "plain": np.eye(3),
     "flipped": np.diag([-1.0, -1.0, 1.0]),
@@ -45,7 +48,7 @@ DIRECTIONS = {
 }
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("direction", [*DIRECTIONS.values(), TILTED], ids=[*DIRECTIONS, "tilted"])
 @pytest.mark.parametrize("kind", ["cube", "axial", "triplanar"])
 def test_the_ball_is_in_the_middle(direction, kind):
     patch = Cut(kind, 33)(ball(direction), CENTRE).astype(float)
@@ -67,23 +70,49 @@ def test_outside_there_is_air():
     assert (patch[:9, :9, :9] == 0).all() and (patch[10:, 10:, 10:] == round(1100 / 1400 * 255)).all()
 
 
-def test_cuts_are_what_itk_interpolates():
-    sitk = pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
-    scan = synthetic_nodules.generate(3)[0]
-    direction = DIRECTIONS["oblique"]
-    scan = Scan(scan.voxels, scan.origin, scan.spacing, direction)
+def itk_image(sitk, scan):
     image = sitk.GetImageFromArray(scan.voxels)
     image.SetOrigin(scan.origin)
     image.SetSpacing(scan.spacing)
-    image.SetDirection(direction.ravel())
+    image.SetDirection(scan.direction.ravel())
+    return image
+
+
+def itk_cut(sitk, image, center, size):
+    """The cube or slice of `size` (x, y, z) voxels around a point, as ITK resamples it."""
+    grid = sitk.Image(size, sitk.sitkFloat32)
+    grid.SetOrigin(np.asarray(center) - (np.array(size) - 1) / 2)
+    units = sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, AIR, sitk.sitkFloat32))
+    return np.round(np.clip((units + 1000) / 1400, 0, 1) * 255)
+
+
+@pytest.mark.parametrize("direction", [DIRECTIONS["oblique"], TILTED], ids=["oblique", "tilted"])
+def test_cuts_are_what_itk_interpolates(direction):
+    sitk = pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    scan = synthetic_nodules.generate(3)[0]
+    scan = Scan(scan.voxels, scan.origin, scan.spacing, direction)
+    image = itk_image(sitk, scan)
     middle = np.array(image.TransformContinuousIndexToPhysicalPoint([size / 2 for size in image.GetSize()]))
-    grid = sitk.Image(24, 24, 24, sitk.sitkFloat32)
-    grid.SetOrigin(middle - 11.5)
-    expected = sitk.GetArrayFromImage(
-        sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, AIR, sitk.sitkFloat32)
-    )
-    expected = np.round(np.clip((expected + 1000) / 1400, 0, 1) * 255)
+    expected = itk_cut(sitk, image, middle, (24, 24, 24))
     np.testing.assert_allclose(Cut("cube", 24)(scan, middle)[..., 0], expected, atol=1)
+
+
+@pytest.mark.parametrize("slices", [1, 5])
+def test_the_outer_half_of_a_border_voxel_is_not_air(slices):
+    sitk = pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    rng = np.random.default_rng(slices)
+    voxels = rng.integers(0, 300, (slices, 12, 12)).astype(np.int16)
+    scan = Scan(voxels, np.array([-6.0, -6.0, -378.0]), np.array([1.0, 1.0, 0.7]), np.eye(3))
+    image = itk_image(sitk, scan)
+    last = -378 + 0.7 * (slices - 1)  # -375.2 of five: its index is 4.000000000000016
+    places = [-378, last, *rng.uniform(-378.34, last + 0.34, 8)]
+    for z in places:
+        expected = itk_cut(sitk, image, (-0.5, -0.5, z), (16, 16, 1))[0]
+        (patch,) = cut_all(scan, [Candidate("", "1", (-0.5, -0.5, z), "1", "1", "1")], Cut("axial", 16))
+        np.testing.assert_allclose(patch[..., 0], expected, atol=1)
+        assert (patch[2:14, 2:14] > 180).all() and (patch[0] == 0).all()
+    with pytest.raises(DataError, match="mm is outside of the scan"):
+        cut_all(scan, [Candidate("", "1", (0, 0, last + 0.4), "1", "1", "1")], Cut("axial", 16))
 
 
 def test_generated_scans_are_the_same_for_the_same_seed():
@@ -109,7 +138,7 @@ def written(request, tmp_path_factory):
 
 
 def test_files_hold_what_was_written(written):
-    scans = find_scans(written)
+    scans = find_scans(written).scans
     by_scan = locate(read_candidates(written / "nodules.csv"), scans)
     assert len(by_scan) == len(scans) == 6
     assert {stored.split for stored in scans.values()} == {f"subset{i}" for i in range(5)}
@@ -137,7 +166,7 @@ def test_every_format_says_where_a_volume_lies(extension, direction, tmp_path):
     image.SetSpacing(scan.spacing.tolist())
     image.SetDirection(scan.direction.ravel().tolist())
     sitk.WriteImage(image, str(tmp_path / f"1.2.3{extension}"))
-    (uid, stored), *others = find_scans(tmp_path).items()
+    (uid, stored), *others = find_scans(tmp_path).scans.items()
     assert uid == "1.2.3" and not others
     read = read_scan(stored.files)
     np.testing.assert_array_equal(read.voxels, scan.voxels)
@@ -148,17 +177,17 @@ def test_every_format_says_where_a_volume_lies(extension, direction, tmp_path):
 def test_dicom_files_may_be_called_after_their_uid(tmp_path):
     pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
     synthetic_nodules.write(tmp_path, 1, dicom=True)
-    before = {uid: len(stored.files) for uid, stored in find_scans(tmp_path).items()}
+    before = {uid: len(stored.files) for uid, stored in find_scans(tmp_path).scans.items()}
     for number, path in enumerate(sorted(tmp_path.rglob("*.dcm"))):
         path.rename(path.with_name(f"1.3.6.1.{number}"))
-    assert before and {uid: len(stored.files) for uid, stored in find_scans(tmp_path).items()} == before
+    assert before and {uid: len(stored.files) for uid, stored in find_scans(tmp_path).scans.items()} == before
 
 
 def test_the_locale_stays(tmp_path):
     pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
     before = locale.setlocale(locale.LC_ALL)
     synthetic_nodules.write(tmp_path, 1, dicom=True)
-    (stored,) = find_scans(tmp_path).values()
+    (stored,) = find_scans(tmp_path).scans.values()
     read_scan(stored.files)
     assert locale.setlocale(locale.LC_ALL) == before
 
@@ -202,20 +231,21 @@ def test_wrong_rows_are_named(written, tmp_path, change, message):
     with (written / "nodules.csv").open(newline="") as file:
         rows = [{**row, "patient": ""} for row in csv.DictReader(file)]
     rows[1] |= change
-    if "patient" in change:
-        rows[2] |= change
+    if "patient" in change:  # of two scans, with two rows each
+        for row in rows[:4]:
+            row |= change
     with (tmp_path / "changed.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     with pytest.raises(DataError, match=message):
-        scans = find_scans(written)
+        scans = find_scans(written).scans
         for uid, listed in locate(read_candidates(tmp_path / "changed.csv"), scans).items():
             cut_all(read_scan(scans[uid].files), listed, Cut())
 
 
 def test_a_missing_slice_is_noticed(written):
-    scans = find_scans(written)
+    scans = find_scans(written).scans
     files = next(iter(scans.values())).files
     if len(files) > 1:
         with pytest.raises(DataError, match="one is missing"):
@@ -226,5 +256,8 @@ def test_wrong_lists_are_named(tmp_path):
     (tmp_path / "list.csv").write_text("seriesuid,coordX,coordY\n1,2,3\n")
     with pytest.raises(DataError, match="has no column coordZ, class"):
         read_candidates(tmp_path / "list.csv")
+    for wrong in ({"spacing": float("nan")}, {"window": (0, float("inf"))}, {"size": 0}):
+        with pytest.raises(DataError, match="expected a positive size and spacing"):
+            Cut(**wrong)
     with pytest.raises(DataError, match="expected one of cube, axial, triplanar"):
         Cut("sphere")

@@ -26,11 +26,15 @@ from collections.abc import Iterator
 
 from squeeze_jax import commands
 from squeeze_jax.data.builders import BUILDERS, builder_class
+from squeeze_jax.data.candidates import read_candidates, summary
 from squeeze_jax.data.folders import ImageFolder
-from squeeze_jax.data.scans import CUTS, Cut, find_scans, read_candidates
+from squeeze_jax.data.scans import CUTS, Assume, Cut
 from squeeze_jax.data.sources import default_data_dir
+from squeeze_jax.data.volumes import AS_STORED, find_scans
 from squeeze_jax.errors import DataError, SqueezeJaxError
 from squeeze_jax.files import user_path
+
+SCANS_READ_AS = 2  # counts the changes of what a voxel's position or value is
 
 
 def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None = None) -> pathlib.Path:
@@ -135,7 +139,13 @@ def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pat
 
 
 def cut_scans(
-    name: str, scans: pathlib.Path, candidates: pathlib.Path, cut: Cut, data_dir: str | None = None
+    name: str,
+    scans: pathlib.Path,
+    candidates: pathlib.Path,
+    cut: Cut,
+    data_dir: str | None = None,
+    *,
+    assume: Assume = AS_STORED,
 ) -> pathlib.Path:
     """Cuts patches around the candidates of CT scans, and stores them as a dataset.
 
@@ -143,16 +153,17 @@ def cut_scans(
 
     Args:
       name: the name of the new dataset, "scans/" and a name of your own.
-      scans: the folder of the scans, see `scans.find_scans`.
-      candidates: the list of candidates, see `scans.read_candidates`.
+      scans: the folder of the scans, see `volumes.find_scans`.
+      candidates: the list of candidates, see `candidates.read_candidates`.
       cut: the patches.
       data_dir: as in `prepare`.
+      assume: what is known of scans that do not say it.
 
     Returns:
       The dataset's folder.
 
     Raises:
-      DataError: a row, a scan or the name is wrong, or the dataset exists with another cut.
+      DataError: a row, a scan or the name is wrong, or the dataset exists, made otherwise.
     """
     import tensorflow_datasets as tfds
 
@@ -165,9 +176,11 @@ def cut_scans(
         raise DataError(f"a dataset of scans cannot be called {name!r}; expected a name such as scans/luna.")
     listed = read_candidates(candidates)
     found = find_scans(scans)
-    divided = sorted((uid, stored.split) for uid, stored in found.items())
-    digest = hashlib.sha256(candidates.read_bytes() + repr(divided).encode()).hexdigest()
-    config = ScansConfig(name=own, candidates=listed, scans=found, cut=cut, digest=digest)
+    for line in (*found.remarks(), summary(listed)):
+        print(line, file=sys.stderr)
+    divided = sorted((uid, stored.split) for uid, stored in found.scans.items())
+    digest = hashlib.sha256(candidates.read_bytes() + repr((SCANS_READ_AS, divided, assume)).encode()).hexdigest()
+    config = ScansConfig(name=own, candidates=listed, scans=found.scans, cut=cut, assume=assume, digest=digest)
     folder = default_data_dir(data_dir)
     with _locked(folder, name):
         builder = Scans(config=config, data_dir=folder, file_format="array_record")
@@ -175,10 +188,14 @@ def cut_scans(
         made = f"{cut} {digest}"
         if builder.is_prepared() and made not in tfds.builder_from_directory(stored).info.description:
             raise DataError(
-                f"{stored} exists, but was not made of this list and these scans, cut as {cut}; use another name, or "
-                f"delete it."
+                f"{stored} exists, but was not made of this list and these scans, or by an earlier version, or not cut "
+                f"as {cut} with {assume}; use another name, or delete it."
             )
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        finally:
+            with contextlib.suppress(OSError):  # a folder without a dataset would be taken for one of images
+                stored.parent.rmdir()
     return stored
 
 
@@ -251,6 +268,8 @@ def main() -> None:
     scans.add_argument("--size", type=int, help="voxels on a side; default: 32 of a cube, 50 of a slice")
     scans.add_argument("--spacing", type=float, default=1.0, help="mm between voxels")
     scans.add_argument("--window", type=float, nargs=2, default=(-1000.0, 400.0), metavar=("LOW", "HIGH"))
+    scans.add_argument("--assume_hounsfield", action="store_true", help="also of DICOM files without a rescale slope")
+    scans.add_argument("--assume_origin", action="store_true", help="scans without a position begin at 0, 0, 0 mm")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if args.name.endswith(".zip"):
@@ -260,7 +279,8 @@ def main() -> None:
             raise DataError("a dataset of scans needs both --scans and --candidates.")
         size = args.size or (32 if args.cut == "cube" else 50)
         cut = Cut(args.cut, size, args.spacing, tuple(args.window))
-        print(cut_scans(args.name, args.scans, args.candidates, cut, args.data_dir))
+        assume = Assume(args.assume_hounsfield, args.assume_origin)
+        print(cut_scans(args.name, args.scans, args.candidates, cut, args.data_dir, assume=assume))
     elif args.source:
         print(convert(args.name, args.source.expanduser(), args.data_dir))
     else:

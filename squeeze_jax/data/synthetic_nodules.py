@@ -12,7 +12,8 @@ import pathlib
 import numpy as np
 from scipy import ndimage
 
-from squeeze_jax.data.scans import Candidate, Scan, simple_itk
+from squeeze_jax.data.candidates import Candidate
+from squeeze_jax.data.scans import Scan, simple_itk
 
 CLASSES = ("benign", "malignant")
 CANDIDATE_CLASSES = ("0", "1")  # as in LUNA16
@@ -179,7 +180,7 @@ def _draw_nodule(
 
 
 def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = False) -> None:
-    """Writes volumes to subset0/ to subset4/, and two lists of candidates, which `scans.read_candidates` reads.
+    """Writes volumes to subset0/ to subset4/, and two lists of candidates, which `candidates.read_candidates` reads.
 
     candidates.csv has the nodules (1) among places on vessels (0), as LUNA16 does; nodules.csv has the nodules, benign
     or malignant, with their features.

@@ -1,6 +1,7 @@
 """Patches around the candidates of CT scans as TFDS datasets: your own scans, and generated ones."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -8,8 +9,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from squeeze_jax.data import synthetic_nodules
-from squeeze_jax.data.scans import Candidate, Cut, Scan, Stored, cut_all, locate, read_scan
+from squeeze_jax.data.candidates import Candidate
+from squeeze_jax.data.scans import Assume, Cut, Scan, cut_all
 from squeeze_jax.data.splits import CASE, IGNORED, PATIENT, SCAN
+from squeeze_jax.data.volumes import Stored, locate, read_scan
 from squeeze_jax.errors import DataError
 
 
@@ -40,12 +43,13 @@ def examples(
 
 @dataclasses.dataclass(kw_only=True)
 class ScansConfig(tfds.core.BuilderConfig):
-    """A list of candidates, the scans that it refers to, and how to cut them."""
+    """A list of candidates, the scans that it refers to, how to read them and how to cut them."""
 
     candidates: Sequence[Candidate] = ()
     scans: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
     cut: Cut = dataclasses.field(default_factory=Cut)
-    digest: str = ""  # of the list and the scans
+    assume: Assume = dataclasses.field(default_factory=Assume)
+    digest: str = ""  # of the list, the scans and what is assumed of them
 
 
 class Scans(tfds.core.GeneratorBasedBuilder):
@@ -76,9 +80,11 @@ class Scans(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, by_scan: dict[str, list[Candidate]]):
         for uid, candidates in by_scan.items():
             try:
-                scan = read_scan(self.builder_config.scans[uid].files)
+                scan = read_scan(self.builder_config.scans[uid].files, self.builder_config.assume)
             except DataError as error:
                 raise DataError(f"{candidates[0].row}: {error}") from error
+            for remark in scan.remarks:
+                print(f"{uid}: {remark}", file=sys.stderr)
             yield from examples(scan, candidates, self.builder_config.cut, with_ignored=IGNORED in self.info.features)
 
 
