@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError, InputError
 from squeeze_jax.network import read_image
-from squeeze_jax.tasks import Classification
+from squeeze_jax.tasks import Classification, classification
 from squeeze_jax.tasks.classification import balanced_weights, per_class
 from squeeze_jax.training.evaluation import add_up
 from squeeze_jax.training.steps import make_eval_step
@@ -200,8 +201,12 @@ def test_the_positive_class_is_a_key():
         create(("COVID", "NonCOVID"), positive="covid")
 
 
-def test_the_tables_of_an_evaluation_name_the_positive_class(tmp_path, caplog):
+def test_the_tables_of_an_evaluation_name_the_positive_class(tmp_path, caplog, monkeypatch):
     """10 of 10 COVID found, 5 of 10 NonCOVID right; the threshold is chosen for the positive class."""
+    few = functools.partial(classification.explained_intervals, resamples=20)
+    monkeypatch.setattr(classification, "explained_intervals", few)
+    monkeypatch.setattr(classification, "draw_confusion", lambda *_: None)
+    monkeypatch.setattr(classification.plots, "draw_curves", lambda *_: None)
     p = np.array([0.9] * 10 + [0.8] * 5 + [0.1] * 5)  # of COVID
     records = {"label": np.repeat([0, 1], 10), "probability": np.stack([p, 1 - p], 1)}
     records["prediction"] = records["probability"].argmax(1)
