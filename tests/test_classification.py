@@ -1,5 +1,9 @@
 """Classification: its metrics by hand, ties, mirror images, records without padding, class weights."""
 
+import csv
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +15,7 @@ from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError, InputError
 from squeeze_jax.network import read_image
-from squeeze_jax.tasks import Classification
+from squeeze_jax.tasks import Classification, classification
 from squeeze_jax.tasks.classification import balanced_weights, per_class
 from squeeze_jax.training.evaluation import add_up
 from squeeze_jax.training.steps import make_eval_step
@@ -159,14 +163,70 @@ def test_what_is_chosen_on_validation_data_changes_the_judgement():
         ({"metrics": "all"}, "config.task.metrics='all'; expected basic or full"),
         ({"specificity": 1.0}, "config.task.specificity=1.0; expected 0 < value < 1"),
         ({"threshold": "best"}, "config.task.threshold='best'; expected a probability"),
-        ({"threshold": "youden"}, "config.task.threshold='youden' is for two classes, but there are 3"),
+        ({"threshold": "youden"}, "config.task.threshold='youden' is for two classes, but there are 3; leave it out"),
+        ({"positive": "a"}, "config.task.positive='a' is for two classes, but there are 3; leave it out"),
+        ({"labels": "multilabel", "positive": "a"}, "config.task.positive='a' is for one class per image"),
+        ({"labels": "multilabel", "calibrate": True}, "config.task.calibrate=True is for one class per image"),
     ],
 )
 def test_wrong_options_of_judging(options, message):
     with pytest.raises(ConfigError, match=message):
-        Classification.create({**Classification.OPTIONS, **options}, ("a", "b", "c"), Preprocessing())
-    given = {**Classification.OPTIONS, "threshold": "0.3"}
-    assert Classification.create(given, ("a", "b"), Preprocessing()).point.threshold == 0.3
+        create("abc", **options)
+    assert create("ab", threshold="0.3").point.threshold == 0.3
+    assert create("abc", threshold="0.50").threshold == "0.50"  # the default in other words
+
+
+def test_an_option_without_effect_is_refused_in_training_and_does_not_keep_a_network_from_loading():
+    examples = [{"image": np.zeros((2, 2, 1), np.uint8), "label": label} for label in (0, 1, 2)]
+    assert create("abc", specificity=0.8).specificity == 0.8
+    with pytest.raises(ConfigError, match=r"config.task.specificity=0.8 is for two classes, but there are 3"):
+        create("abc", Split("three", examples, (2, 2, 1), 3), specificity=0.8)
+    with pytest.raises(ConfigError, match="four has one class; expected at least two"):
+        create("a", Split("four", examples[:1], (2, 2, 1), 1))
+
+
+def create(names, split=None, **options):
+    return Classification.create({**Classification.OPTIONS, **options}, tuple(names), Preprocessing(), split)
+
+
+def test_the_positive_class_is_a_key():
+    assert [create(("COVID", "NonCOVID"), positive=name).positive_class for name in ("COVID", "NonCOVID", "")] == [
+        0,
+        1,
+        1,
+    ]
+    with pytest.raises(
+        ConfigError, match="config.task.positive='covid' is not a class.*expected 'COVID' or 'NonCOVID'"
+    ):
+        create(("COVID", "NonCOVID"), positive="covid")
+
+
+def test_the_tables_of_an_evaluation_name_the_positive_class(tmp_path, caplog, monkeypatch):
+    """10 of 10 COVID found, 5 of 10 NonCOVID right; the threshold is chosen for the positive class."""
+    few = functools.partial(classification.explained_intervals, resamples=20)
+    monkeypatch.setattr(classification, "explained_intervals", few)
+    monkeypatch.setattr(classification, "draw_confusion", lambda *_: None)
+    monkeypatch.setattr(classification.plots, "draw_curves", lambda *_: None)
+    p = np.array([0.9] * 10 + [0.8] * 5 + [0.1] * 5)  # of COVID
+    records = {"label": np.repeat([0, 1], 10), "probability": np.stack([p, 1 - p], 1)}
+    records["prediction"] = records["probability"].argmax(1)
+    task = create(("COVID", "NonCOVID"), positive="COVID", metrics="full")
+    values = task.values({"examples": 20, "loss": 0.0, "top1": 15}, records)
+    assert (values["sensitivity"], values["specificity"]) == (1.0, 0.5)
+    task.report(tmp_path, {}, records)
+    for name in ("scores", "cases", "per_class"):
+        with (tmp_path / f"{name}.csv").open() as file:
+            assert {row["positive class"] for row in csv.DictReader(file)} == {"COVID"}
+    caplog.set_level("INFO")
+    chosen = dataclasses.replace(task, threshold="specificity=0.9").fitted(records)
+    assert chosen.point.threshold == pytest.approx(0.85) and "0.8500 on the probability of COVID" in caplog.text
+    assert chosen.values({"examples": 20, "loss": 0.0, "top1": 15}, records)["specificity"] == 1.0
+
+
+def test_what_a_candidate_is_ignored_for_reaches_the_records():
+    batch = {"image": jnp.zeros((2, 4, 4, 1)), "label": jnp.array([0, 1]), "ignored": jnp.array([True, False])}
+    records = classifier(2).records(jnp.zeros((2, 2)), batch)
+    assert records["ignored"].tolist() == [True, False]
 
 
 def test_maps_over_the_slices_of_a_volume_and_the_page_of_a_case(tmp_path):

@@ -1,5 +1,6 @@
 """Images grouped by patient and case: layouts of folders, splits by patient, groups in the records of an evaluation."""
 
+import types
 import zipfile
 
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import pytest
 from conftest import SHARED, configure
 from PIL import Image
 
-from squeeze_jax.config import validate
+from squeeze_jax.config import base_config, validate
 from squeeze_jax.data.prepare import unpack
-from squeeze_jax.data.sources import open_dataset
+from squeeze_jax.data.sources import Dataset, open_dataset
 from squeeze_jax.data.splits import Split, hold_out, make_folds
 from squeeze_jax.errors import ConfigError, DataError
 from squeeze_jax.experiment import build, find_split
@@ -21,6 +22,26 @@ def write_images(root, paths):
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), i, np.uint8)).save(file)
+
+
+def test_a_case_of_several_classes_is_named():
+    """For every way to a split: training, evaluation and the judge of runs."""
+    examples = [
+        {"image": np.zeros((2, 2, 1), np.uint8), "label": label, "case": case, "patient": 0}
+        for label, case in ((1, 0), (0, 1), (1, 1), (0, 1))
+    ]
+    source = types.SimpleNamespace(
+        class_names=("vessel", "nodule"),
+        split_sizes={"train": 4},
+        group_names={"patient": ("p",), "case": ("s1/n7", "s1/n8")},
+        examples=lambda split: examples,
+    )
+    config = base_config()
+    message = r"train: the case s1/n8 has examples of several classes \(vessel, nodule\), .* cases of their own"
+    with pytest.raises(DataError, match=message):
+        find_split(Dataset("lung", source, (2, 2, 1)), config, "train")
+    examples[2]["label"] = 0
+    assert len(find_split(Dataset("lung", source, (2, 2, 1)), config, "train")) == 4
 
 
 def grouped(patients, rng):

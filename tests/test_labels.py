@@ -1,5 +1,7 @@
 """Other labels than one class per image, and losses and sampling for rare classes."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,13 @@ import optax
 import pytest
 
 from squeeze_jax import tasks
+from squeeze_jax.config import base_config
 from squeeze_jax.data import pipeline
 from squeeze_jax.data.augmentation import Preprocessing
+from squeeze_jax.data.sources import Dataset
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError, DataError
+from squeeze_jax.experiment import build, make_model
 from squeeze_jax.tasks.classification import MultiLabel, Ordinal
 
 
@@ -99,6 +104,37 @@ def test_multilabel_writes_a_table(tmp_path):
 def test_labels_that_do_not_fit_are_named(labels, options, message):
     with pytest.raises(ConfigError, match=message):
         create(split_of([np.array(label) for label in labels], 2), "ab", **options)
+
+
+def test_mixup_of_labels_needs_pairs():
+    task = create(names="ab", labels="multilabel", mixup=0.2)
+    batch = {"image": jnp.zeros((3, 2, 2, 1)), "label": jnp.zeros((3, 2))}
+    with pytest.raises(ConfigError, match="mixup pairs examples, but a batch has 3"):
+        task.augment(batch, jax.random.split(jax.random.key(0), 3))
+
+
+@pytest.mark.parametrize("kind", ["ordinal", "multilabel"])
+@pytest.mark.parametrize("network", ["squeezenet_v1_1", "squeezenodule_v2"])
+def test_outputs_that_cannot_say_no_are_refused_before_anything_runs(kind, network):
+    """And a network that was trained so by an earlier version is still what it was."""
+    config = base_config()
+    config.update({"model": {"name": network}, "task": {"labels": kind}, "evaluation": {"best_metric": "loss"}})
+    config.train.duration = "3 steps"
+    config.dataset.update({"validation_split": "", "test_split": ""})
+    label = np.zeros(3, np.uint8) if kind == "multilabel" else 0
+    examples = [{"image": np.zeros((64, 64, 3), np.uint8), "label": label}]
+    source = types.SimpleNamespace(
+        class_names=tuple("abc"), split_sizes={"train": 1}, group_names={}, examples=lambda split: examples
+    )
+    dataset = Dataset("some", source, (64, 64, 3))
+    with pytest.raises(ConfigError, match=f"config.model.head_relu=True, the value of {network}.*labels='{kind}'"):
+        build(config, dataset)
+    assert make_model(config, create(names="abc", labels=kind)).head_relu
+    config.model.head_relu = False
+    assert not build(config, dataset).model.head_relu
+    config.model.name = "resnet18"  # ends without a ReLU
+    config.model.head_relu = None
+    assert build(config, dataset)
 
 
 def test_focal_loss_by_hand():
