@@ -31,6 +31,8 @@ def test_rows_come_back_and_nothing_is_left(tmp_path, dtype):
     stored.append(rows[::-1][:2])  # after reading, and not contiguous
     np.testing.assert_array_equal(stored[68:], [*rows[68:], rows[69], rows[68]])
     assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="there are no images"):
+        DiskArray.of([])
 
 
 def test_a_disk_without_room_is_named(tmp_path, monkeypatch, caplog):

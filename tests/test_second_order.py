@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import itertools
+import shutil
 import sys
+import types
 
 import flax.traverse_util
 import jax
@@ -14,12 +16,13 @@ from flax import linen as nn
 from PIL import Image
 from test_export import network_of
 
-from experiments import compression_curve
+from experiments import compression_curve, compression_sources
 from squeeze_jax import Network, commands, load, models
 from squeeze_jax.compression import compressor as compressor_lib
 from squeeze_jax.compression import second_order
 from squeeze_jax.compression.__main__ import main
 from squeeze_jax.compression.compressor import Compressor
+from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.segments import SegmentedForward
 from squeeze_jax.compression.sequential import Sequential, double
 from squeeze_jax.errors import InputError, ModelError
@@ -273,6 +276,10 @@ def test_the_command_reaches_a_size_and_continues(network, pictures, tmp_path, m
     ):
         status, _, error = run(*arguments)
         assert status == 1 and message in error and "Traceback" not in error, error
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    status, _, error = run(*options, "--size", size)
+    assert status == 1 and f"GB are needed in {tmp_path}" in error and "Traceback" not in error, error
+    assert output.read_bytes() != before and not list(tmp_path.glob(".*"))
 
 
 def test_the_curve_has_a_row_for_each_file(network, pictures, tmp_path, monkeypatch, capsys):
@@ -291,6 +298,34 @@ def test_the_curve_has_a_row_for_each_file(network, pictures, tmp_path, monkeypa
     assert float(rows[0]["divergence"]) == 0 and rows[0]["images"] == "5"
     assert int(rows[-1]["bytes"]) < int(rows[-2]["bytes"]) < int(rows[0]["bytes"])
     assert Image.open(tmp_path / "compression_curve.png").width > 300
+
+
+@pytest.mark.parametrize("network", [False], indirect=True, ids=["biases"])
+def test_sources_are_judged_by_what_calibrated_nothing(network, pictures, tmp_path, monkeypatch, capsys):
+    sqz.save(network, tmp_path / "small.sqz")
+    for i, picture in enumerate(pictures[:10]):
+        folder = tmp_path / ("first", "second")[i % 2] / ("ant", "bee")[i // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    seen = []
+
+    def compress(compressor, size):
+        seen.append(compressor._calibration_images()[:])
+        return 1e-7, Stage("unchanged", network, size)
+
+    monkeypatch.setattr(compression_sources, "compress", compress)
+    words = [f"--{name}={tmp_path / name}" for name in ("first", "second")]
+    words += [f"--weights={tmp_path / 'small.sqz'}", f"--output={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["compression_sources", *words])
+    assert compression_sources.main() == 0
+    with (tmp_path / "compression_sources.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["calibration"] for row in rows}) == len(seen) == 7
+    assert not [row for row in rows if row["judged"] in row["calibration"]]
+    assert {row["judged_images"] for row in rows} == {"2", "3"} and {row["agreement"] for row in rows} == {"1.0"}
+    half = [network.read_image(next((tmp_path / "first").rglob(f"{i}.png"))) for i in (0, 4, 8)]
+    np.testing.assert_array_equal(seen[0][:3], half)
+    assert len(seen[0]) == len(seen[4]) == 6 and (seen[0][3:] != seen[4][3:]).any()  # shifts and crops
 
 
 def test_a_divergence_is_reached_or_refused(network, pictures, monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from squeeze_jax.errors import FileError
+from squeeze_jax.errors import FileError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +46,18 @@ class DiskArray:
 
     @classmethod
     def of(cls, parts: Iterable[np.ndarray], folder: pathlib.Path | None = None) -> "DiskArray":
-        """Stores arrays of the same dtype and row shape one after another; there is at least one."""
+        """Stores arrays of the same dtype and row shape, such as batches of images, one after another.
+
+        Raises:
+          InputError: there are none.
+          FileError: they cannot be written.
+        """
         found = None
         for part in parts:
             found = cls(part.shape[1:], part.dtype, folder) if found is None else found
             found.append(part)
         if found is None:
-            raise ValueError("there is nothing to store.")
+            raise InputError("there are no images.")
         return found
 
     def __len__(self) -> int:
