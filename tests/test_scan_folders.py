@@ -23,7 +23,7 @@ from scan_files import (
     write_slices,
 )
 
-from squeeze_jax.data.scans import AIR, Assume
+from squeeze_jax.data.scans import AIR, Assume, Cut
 from squeeze_jax.data.volumes import find_scans, read_scan
 from squeeze_jax.errors import DataError
 
@@ -239,3 +239,30 @@ def test_a_hundred_damaged_files_are_read_or_refused(extension, tmp_path):
             refusals += 1
             assert str(path) in str(error) and len(str(error)) < 1000
     assert refusals > 10
+
+
+def test_prepare_says_what_it_leaves_out_and_remembers_what_it_was_told(tmp_path, capsys):
+    prepare = pytest.importorskip("squeeze_jax.data.prepare", reason="the extra 'prepare' has TensorFlow")
+    rng = np.random.default_rng(12)
+    volume = draw(rng)
+    scans, data = tmp_path / "scans", tmp_path / "data"
+    paths = write_slices(scans, UID, volume, rng, lambda i, image: delattr(image, "RescaleSlope"))
+    (scans / "twin.dcm").write_bytes(paths[0].read_bytes())
+    (scans / "README").write_text("text")
+    point = ",".join(map(str, volume.positions[1]))
+    (tmp_path / "list.csv").write_text(f"seriesuid,coordX,coordY,coordZ,class\n{UID},{point},1\n{UID},{point},0\n")
+
+    def cut(assume):
+        return prepare.cut_scans("scans/x", scans, tmp_path / "list.csv", Cut("axial", 8), str(data), assume=assume)
+
+    with pytest.raises(DataError, match=r"list.csv, line 2: .*\.dcm has no RescaleSlope.* --assume_hounsfield"):
+        cut(Assume())
+    assert not (data / "scans" / "x").exists()  # an empty folder would be taken for one of images
+    assert cut(Assume(hounsfield=True)).is_dir()
+    printed = capsys.readouterr().err
+    assert "1 file was left out (not DICOM, or no intact file of it): README" in printed
+    assert "2 candidates (1 of class '0', 1 of class '1') in 2 cases, 1 scans of 1 patients." in printed
+    assert "1 slices are stored twice, and read once" in printed
+    assert cut(Assume(hounsfield=True)).is_dir()
+    with pytest.raises(DataError, match="exists, but was not made of this list and these scans"):
+        cut(Assume(hounsfield=True, origin=True))
