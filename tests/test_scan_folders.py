@@ -163,7 +163,7 @@ def test_compressed_series(compressor, tmp_path):
     assert_read(only_scan(tmp_path)[0], volume)
 
 
-def test_real_files_are_what_pydicom_and_nibabel_read():
+def test_real_files_are_what_pydicom_and_nibabel_read(tmp_path):
     """The files that come with the two packages: a scanner's CT, JPEG 2000, and volumes of which one has NaN."""
     tested = pathlib.Path(pydicom.__file__).parent / "data" / "test_files"
     for name in ("CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"):
@@ -172,6 +172,14 @@ def test_real_files_are_what_pydicom_and_nibabel_read():
         scan = read_scan((str(tested / name),))
         np.testing.assert_allclose(scan.voxels[0], units, atol=0.5)
         np.testing.assert_allclose(scan.origin, np.array(image.ImagePositionPatient, float))
+    # One image in many transfer syntaxes, as if it were CT.
+    values = pydicom.dcmread(tested / "MR_small.dcm").pixel_array
+    for kind in ("RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded"):
+        image = pydicom.dcmread(tested / f"MR_small_{kind}.dcm")
+        image.Modality = "CT"
+        image.save_as(tmp_path / f"{kind}.dcm")
+        scan = read_scan((str(tmp_path / f"{kind}.dcm"),), Assume(hounsfield=True))
+        np.testing.assert_array_equal(scan.voxels[0], values)
     tested = pathlib.Path(nibabel.__file__).parent / "tests" / "data"
     for name in ("anatomical.nii", "reoriented_anat_moved.nii", "resampled_anat_moved.nii", "standard.nii.gz"):
         image = nibabel.load(tested / name)
