@@ -207,15 +207,14 @@ def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
         assert batch["image"].dtype == np.uint8 and batch["case"].dtype == batch["scan"].dtype == np.int32
         patients.append({dataset.group_names["patient"][i] for i in batch["patient"]})
     assert sum(map(len, patients)) == len(set.union(*patients)) == 6
-    done = subprocess.run([*command, "--window", "-600", "200"], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 1 and "exists, but was not made of this list" in done.stderr
-    with (written / "candidates.csv").open() as file:
-        rows = file.readlines()
+    from squeeze_jax.data.prepare import cut_scans
+
+    rows = (written / "candidates.csv").read_text().splitlines(keepends=True)
     fewer = tmp_path / "fewer.csv"
     fewer.write_text("".join(rows[:-1]))
-    command[command.index("--candidates") + 1] = str(fewer)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 1 and "exists, but was not made of this list" in done.stderr
+    for candidates, cut in ((written / "candidates.csv", Cut(size=16, window=(-600, 200))), (fewer, Cut(size=16))):
+        with pytest.raises(DataError, match="exists, but was not made of this list"):
+            cut_scans("scans/generated", written, candidates, cut, str(tmp_path))
 
 
 @pytest.mark.parametrize(

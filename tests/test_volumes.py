@@ -51,7 +51,10 @@ DAMAGED_SERIES = [
     (change(1, RescaleSlope=0), r"RescaleSlope 0"),
     (change(1, RescaleType="Z_EFF"), r"RescaleType 'Z_EFF'"),
     (change(2, PixelData=b"\0\0" * 5), r"\.dcm has voxels that cannot be read; it is cut off"),
-    (change(1, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0), r"color image \(RGB\)"),
+    (
+        change(1, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0),
+        r"\.dcm is no gray image: PhotometricInterpretation is 'RGB'",
+    ),
     (change(1, Rows=60000, Columns=60000), r"60000, 60000"),
     (another_size, r"columns and rows"),
 ]

@@ -196,10 +196,9 @@ def _slices(path: str, assume: Assume) -> list[Slice]:
         per_frame = _items(header, "PerFrameFunctionalGroupsSequence")
         if len(per_frame) != frames and (per_frame or (frames > 1 and not assume.origin)):
             raise DataError(f"has {frames} frames, but says of {len(per_frame)} where they lie")
-        if _text(header, "SamplesPerPixel") not in ("1", "") or not _text(
-            header, "PhotometricInterpretation"
-        ).startswith("MONOCHROME"):
-            raise DataError(f"is a color image ({_text(header, 'PhotometricInterpretation')}); expected gray values")
+        photometric = _text(header, "PhotometricInterpretation")
+        if not photometric.startswith("MONOCHROME") or _number(header, "SamplesPerPixel", 1) != 1:
+            raise DataError(f"is no gray image: PhotometricInterpretation is {photometric!r}; expected MONOCHROME2")
         if _items(header, "ModalityLUTSequence"):
             raise DataError("has a table of values (ModalityLUTSequence); expected RescaleSlope and RescaleIntercept")
         return [_slice(path, i, header, per_frame[i : i + 1], assume) for i in range(frames)]

@@ -138,8 +138,8 @@ def _data(path: pathlib.Path, header: dict[str, str], offset: int, expected: int
             return data
         actual = len(data)
     raise DataError(
-        f"the voxels in {path.name} take {actual:,} bytes, {expected:,} by the header; it is cut off, damaged or of another "
-        "volume."
+        f"the voxels in {path.name} take {actual:,} bytes, {expected:,} by the header; it is cut off, damaged or of "
+        "another volume."
     )
 
 

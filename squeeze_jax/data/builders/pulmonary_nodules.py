@@ -6,7 +6,10 @@
 
 import csv
 import dataclasses
+import math
 import pathlib
+import re
+import zipfile
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +22,7 @@ CHARACTERISTICS = ("lobulation", "sphericity", "margin", "texture", "malignancy"
 RATINGS = ("1", "2", "3", "4", "5")
 SIDE = 51  # mm and voxels
 NUM_NODULES = 134
+NUM_PATIENTS = 1012  # of LIDC-IDRI
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,7 +58,7 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": image,
                     "label": tfds.features.ClassLabel(names=classes),
-                    PATIENT: tfds.features.ClassLabel(num_classes=1012),
+                    PATIENT: tfds.features.ClassLabel(num_classes=NUM_PATIENTS),
                     CASE: tfds.features.ClassLabel(num_classes=NUM_NODULES),
                 }
             ),
@@ -71,18 +75,62 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: pathlib.Path):
         config = self.builder_config
-        with path.with_suffix(".csv").open(newline="") as file:
-            ratings = {row["Filename"]: int(row[config.characteristic]) for row in csv.DictReader(file)}
-        with np.load(path) as arrays:
-            images, names = arrays["image"], [str(name) for name in arrays["name"]]
-        missing = sorted(set(names) - set(ratings))
-        if missing or images.shape != (NUM_NODULES, *(SIDE,) * 3):
-            raise DataError(
-                f"{path} has images of shape {images.shape} and {len(missing)} nodules without a rating; expected "
-                f"{NUM_NODULES} of {SIDE}^3, each with a row in {path.with_suffix('.csv').name}."
-            )
+        images, names = read_volumes(path)
+        ratings = read_ratings(path.with_suffix(".csv"), config.characteristic)
         for i, (image, name) in enumerate(zip(images, names, strict=True)):
+            if name not in ratings:
+                raise DataError(f"{path} has the nodule {name}, which has no row in {path.with_suffix('.csv').name}.")
             rating = ratings[name]
             if config.ordered or rating != 3:
                 label = rating - 1 if config.ordered else int(rating > 3)
                 yield i, {"image": image[..., None], "label": label, PATIENT: int(name.split("_")[0]), CASE: i}
+
+
+def read_volumes(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
+    """Returns the volumes, uint8 (134, 51, 51, 51), and their names, which begin with the patient's number.
+
+    Raises:
+      DataError: the file is not an .npz file of these; nothing is unpacked that is larger.
+    """
+    expected = (NUM_NODULES, *(SIDE,) * 3)
+    try:
+        with zipfile.ZipFile(path) as file:
+            largest = max(member.file_size for member in file.infolist())
+        if largest > math.prod(expected) + 1000:  # the header of the array is shorter
+            raise DataError(f"{path} has an array of {largest:,} bytes; expected at most {math.prod(expected):,}.")
+        with np.load(path) as arrays:
+            images, names = arrays["image"], [str(name) for name in arrays["name"]]
+    except DataError:
+        raise
+    except Exception as error:  # of foreign parsers, on bytes that may be anything
+        raise DataError(f"{path} is not an intact .npz file with image and name: {error}") from error
+    if images.shape != expected or images.dtype != np.uint8 or len(names) != NUM_NODULES:
+        raise DataError(
+            f"{path} has {len(names)} names and images of type {images.dtype} and shape {images.shape}; expected "
+            f"{NUM_NODULES} and uint8 {expected}."
+        )
+    wrong = [name for name in names if not re.fullmatch(r"\d{1,4}_.*", name) or int(name.split("_")[0]) >= NUM_PATIENTS]
+    if wrong:
+        raise DataError(f"{path} has a nodule called {wrong[0]!r}; expected a patient's number, _ and a name.")
+    return images, names
+
+
+def read_ratings(path: pathlib.Path, characteristic: str) -> dict[str, int]:
+    """Returns the rating of each nodule, 1 to 5; raises DataError, naming the row, if one is missing or wrong."""
+    ratings = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"Filename", characteristic} - set(reader.fieldnames or ())
+            if missing:
+                raise DataError(f"{path} has no column {', '.join(sorted(missing))}.")
+            for row in reader:
+                if row[characteristic] not in RATINGS:
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {characteristic} is {row[characteristic]!r}; expected one of "
+                        f"{', '.join(RATINGS)}."
+                    )
+                ratings[row["Filename"]] = int(row[characteristic])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}, the list of ratings, cannot be read: {error}") from error
+    return ratings
