@@ -19,20 +19,25 @@ def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path, " What was there is unchanged."):
         try:
             yield temporary
             temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, remark: str = "") -> Iterator[None]:
+    """A context in which an OSError becomes a FileError about `path`, with a remark at the end of the message."""
+    try:
+        yield
+    except FileError:
+        raise
     except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(
-            f"{path} cannot be written ({error.strerror or error}); make room or name another place. What was there is "
-            "unchanged."
-        ) from error
+        reason = error.strerror or error
+        raise FileError(f"{path} cannot be written ({reason}); make room or name another place.{remark}") from error
 
 
 def user_path(text: str | os.PathLike) -> pathlib.Path:

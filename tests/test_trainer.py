@@ -121,11 +121,28 @@ def test_a_suspended_run_goes_on_and_sigterm_inside_a_logging_window_saves(refer
     assert child.wait_until(lambda: last_step(workdir) > suspended)
     child.process.send_signal(signal.SIGTERM)
     text = child.succeed()
-    assert "saving a checkpoint" in text and "the same command resumes" in text
+    assert "saving, then stopping" in text and "the same command resumes" in text
     stopped = max(Checkpoints(workdir, read_only=True).steps())
     assert suspended < stopped < 40
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
+
+
+def test_sigterm_before_and_after_the_training_loop(reference, data_dir, tmp_path, monkeypatch):
+    def terminated(*arguments, method=trainer.Recorder.announce):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return method(*arguments)
+
+    monkeypatch.setattr(trainer.Recorder, "announce", terminated)
+    before = trainer.train_and_evaluate(configure(data_dir), tmp_path / "new")
+    assert (before.step, before.finished) == (0, False)
+    assert not any((tmp_path / "new" / "checkpoints").iterdir()) and not (tmp_path / "new" / "result.json").exists()
+    workdir = tmp_path / "w"  # all steps are done: only the test split is measured
+    subprocess.run(["cp", "-r", str(reference), str(workdir)], check=True)
+    (workdir / "result.json").unlink()
+    after = trainer.train_and_evaluate(configure(data_dir), workdir)
+    assert after.finished and ending(workdir) == ending(reference)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_stop_after_steps_inside_a_window_and_without_a_config(reference, start, tmp_path):
@@ -275,6 +292,7 @@ runpy.run_module("squeeze_jax.main", run_name="__main__")
     text = Child(["bash", "-c", shell], tmp_path / "full.log").fail()
     assert "CheckpointError: the checkpoint of step 40 could not be written" in text
     assert "If the disk is full, free some space" in text and "intact (steps: 10, 20, 30)" in text
+    assert "Traceback" not in text and len(text.splitlines()) < 30
     assert load(workdir, "latest").step == 30
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)

@@ -11,7 +11,9 @@ import http.server
 import io
 import json
 import os
+import pathlib
 import shutil
+import socketserver
 import struct
 import threading
 import zlib
@@ -25,10 +27,11 @@ from PIL import Image, ImageCms
 from squeeze_jax import load, models
 from squeeze_jax.config import base_config
 from squeeze_jax.data import decoding
-from squeeze_jax.errors import ExportError
+from squeeze_jax.errors import ExportError, FileError
 from squeeze_jax.export import web
 from squeeze_jax.export.forward import forward
 from squeeze_jax.network import Network
+from squeeze_jax.runtime import download
 
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
 PHOTOGRAPHS = 20
@@ -79,9 +82,91 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, without_runt
     network, folder = make_network(), tmp_path / "demo"
     web.write(network, folder)
     monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(ExportError, match="cannot be written"):
+    with pytest.raises(FileError, match="demo cannot be written .No space left"):
         web.write(network, folder)
     assert (folder / web.MODEL).stat().st_size > 0 and list(tmp_path.iterdir()) == [folder]
+
+
+def test_nothing_of_others_is_deleted(tmp_path, without_runtime, monkeypatch):
+    network, folder = make_network(), tmp_path / "demo"
+    for name in ("demo.old", "demo.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "my_only_backup.txt").write_text("precious")
+    web.write(network, folder)
+    assert all((tmp_path / name / "my_only_backup.txt").exists() for name in ("demo.old", "demo.tmp"))
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ExportError, match="contains something other than a page .notes.txt."):
+        web.write(network, folder)
+    (folder / "notes.txt").unlink()
+    page = (folder / web.MODEL).read_bytes()
+    moved = pathlib.Path.replace
+
+    def replace(self, target):
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return moved(self, target)
+
+    monkeypatch.setattr("pathlib.Path.replace", replace)
+    with pytest.raises(FileError, match="demo cannot be written .Input/output error"):
+        web.write(network, folder)
+    assert (folder / web.MODEL).read_bytes() == page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo.old", "demo.tmp"]
+
+
+class Raw(socketserver.StreamRequestHandler):
+    """Answers every request with the bytes of the server's attribute `answer`."""
+
+    def handle(self):
+        with contextlib.suppress(OSError):
+            self.rfile.readline()
+            self.wfile.write(self.server.answer)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabc", "IncompleteRead"),
+        (HEAD + b"Content-Length: 50\r\n\r\nabc", "broke off 47 bytes before its end"),
+        (b"nonsense\r\n\r\n", "nonsense"),
+        (HEAD + b"A: b\r\n" * 200 + b"\r\n", "got more than 100 headers"),
+        (HEAD + b"A: " + b"b" * 70_000 + b"\r\n\r\n", "got more than 65536 bytes"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://a:secret@b:port/\r\n\r\n", "is not valid"),
+        (b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n", "ftp"),
+        (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "not allowed"),
+        (HEAD + b"\r\n" + bytes(5000), "more than 4,096 bytes"),
+    ],
+)
+def test_whatever_a_registry_answers_is_one_error(answer, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(web, "LARGEST_ARCHIVE", 4096)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Raw) as server:
+        server.answer = answer
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv(web.REGISTRY_VARIABLE, f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(ExportError, match=f"cannot be downloaded .*{reason}") as raised:
+            web.runtime_files()
+        server.shutdown()
+    assert "secret" not in str(raised.value) and "put the file at" in str(raised.value)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("registry", ["http://me:secret@127.0.0.1:9", "http://me:secret@", "ftp://me:secret@127.0.0.1"])
+def test_no_password_is_printed(registry, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(web.REGISTRY_VARIABLE, registry)
+    with pytest.raises(ExportError, match="cannot be downloaded") as raised:
+        web.runtime_files()
+    assert "secret" not in str(raised.value)
+
+
+def test_an_answer_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LONGEST", -1)
+    (tmp_path / "index.html").write_text("page")
+    with serve(tmp_path) as address, pytest.raises(OSError, match="did not end in -1 seconds"):
+        download.receive(address, tmp_path / "a", largest=2**20)
 
 
 def test_the_page_is_for_2d_images():

@@ -21,12 +21,12 @@ import time
 import numpy as np
 
 from squeeze_jax import commands
-from squeeze_jax.errors import ExportError, InputError
+from squeeze_jax.errors import InputError
 from squeeze_jax.export import web
 from squeeze_jax.export.comparison import BATCH, LARGEST_CHANGE, LARGEST_LOSS, Comparison, compare, random_images
 from squeeze_jax.export.description import PIXELS
 from squeeze_jax.export.formats import FORMATS
-from squeeze_jax.files import user_path
+from squeeze_jax.files import replaced, user_path
 from squeeze_jax.network import Network, load
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
@@ -78,7 +78,8 @@ def export(
       allow_loss: see `Comparison.check_int8`.
 
     Raises:
-      ExportError: the network cannot be exported, the file cannot be written, or it differs too much.
+      ExportError: the network cannot be exported, or the file differs too much.
+      FileError: the file cannot be written.
       InputError: an image cannot be read.
     """
     form = FORMATS[output.suffix]
@@ -87,8 +88,7 @@ def export(
     else:
         images = np.concatenate([images for images, _ in read_images(network, calibration, BATCH)])
         data = form.serialise_int8(network, images, pixels)
-    temporary = output.with_name(f"{output.name}.tmp")
-    try:
+    with replaced(output) as temporary:
         temporary.write_bytes(data)
         batches = read_images(network, evaluation, BATCH) if evaluation else [random_images(network)]
         comparison = compare(network, form.read(temporary), batches)
@@ -97,11 +97,6 @@ def export(
             comparison.check_float()
         else:
             comparison.check_int8(allow_loss)
-        temporary.replace(output)
-    except OSError as error:
-        raise ExportError(f"{output} cannot be written ({error.strerror}); use another file.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return comparison
 
 

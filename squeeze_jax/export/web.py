@@ -9,15 +9,16 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import tarfile
-import urllib.request
+import tempfile
 
 from squeeze_jax.errors import ExportError
 from squeeze_jax.export import onnx_file
 from squeeze_jax.export.comparison import Comparison, compare, random_images
 from squeeze_jax.export.description import describe
+from squeeze_jax.files import make_folder, replaced, writing
 from squeeze_jax.network import Network
+from squeeze_jax.runtime import download
 
 MODEL, DESCRIPTION = "model.onnx", "network.json"
 SOURCE = pathlib.Path(__file__).parent / "web"
@@ -27,7 +28,6 @@ REGISTRY, REGISTRY_VARIABLE = "https://registry.npmjs.org", "NPM_CONFIG_REGISTRY
 ARCHIVE = "onnxruntime-web-1.30.0.tgz"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 LARGEST_ARCHIVE = 64 * 2**20  # bytes
-TIMEOUT = 60  # seconds
 # What the page needs of the archive, and the names in the page's folder.
 RUNTIME = {
     "package/dist/ort.wasm.bundle.min.mjs": "onnxruntime-web.js",  # not every server knows the type of .mjs
@@ -46,38 +46,50 @@ def write(network: Network, folder: str | pathlib.Path) -> Comparison:
       The comparison, in ONNX Runtime on random images.
 
     Raises:
-      ExportError: the network is for 3-D images or cannot be exported, the folder contains something else or cannot be
-        written, the ONNX file differs from the network, or the runtime is not in the cache and cannot be downloaded.
+      ExportError: the network is for 3-D images or cannot be exported, the folder contains something else, the ONNX
+        file differs from the network, or the runtime is not in the cache and cannot be downloaded.
+      FileError: the folder cannot be written.
     """
     folder = pathlib.Path(folder).resolve()
     if len(network.image_shape) != 3:
         raise ExportError(f"the page shows 2-D images; this network takes images of shape {network.image_shape}.")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / DESCRIPTION).exists())):
-        raise ExportError(f"{folder} contains something other than a page; use a new folder.")
+    _check_is_page(folder)
     files = {
         MODEL: onnx_file.serialise(network, "uint8", with_head=True),
         DESCRIPTION: json.dumps(description(network)).encode(),
         **{name: (SOURCE / name).read_bytes() for name in PAGE},
         **runtime_files(),
     }
-    temporary, old = (folder.with_name(f"{folder.name}.{end}") for end in ("tmp", "old"))
-    try:
-        for left in (temporary, old):  # by a write that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    make_folder(folder.parent)
+    # A new folder beside it, which takes its place in one step; what others have there is not touched.
+    beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True)
+    with writing(folder, " What was there is unchanged."), beside as made:
+        new, old = pathlib.Path(made, "new"), pathlib.Path(made, "old")
+        new.mkdir()
         for name, data in files.items():
-            (temporary / name).write_bytes(data)
-        comparison = compare(network, onnx_file.read(temporary / MODEL), [random_images(network)])
+            (new / name).write_bytes(data)
+        comparison = compare(network, onnx_file.read(new / MODEL), [random_images(network)])
         comparison.check_float()
         if folder.exists():
             folder.replace(old)
-        temporary.replace(folder)
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written ({error.strerror}); use another folder.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        try:
+            new.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
     return comparison
+
+
+def _check_is_page(folder: pathlib.Path) -> None:
+    """Raises ExportError if a folder has anything but a page, which would be deleted with it."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is a file; use a new folder.")
+    others = {path.name for path in folder.iterdir()} - {MODEL, DESCRIPTION, *PAGE, *RUNTIME.values()}
+    if others:
+        raise ExportError(f"{folder} contains something other than a page ({min(others)}); use a new folder.")
 
 
 def description(network: Network) -> dict:
@@ -114,19 +126,15 @@ def cached_archive() -> pathlib.Path:
 def _download(path: pathlib.Path) -> None:
     registry = os.environ.get(REGISTRY_VARIABLE) or REGISTRY
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/{ARCHIVE}"
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            data = response.read(LARGEST_ARCHIVE)
-        if hashlib.sha256(data).hexdigest() != SHA256:
-            raise ExportError(f"{url} has the wrong checksum (SHA-256); expected {SHA256}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(
-            f"{url} cannot be downloaded ({error}). Set ${REGISTRY_VARIABLE} to another registry, or run "
-            f"`npm pack {ARCHIVE[:-4].replace('-1', '@1')}` on another machine and put the file at {path}."
-        ) from error
+    shown = download.without_password(url)
+    make_folder(path.parent)
+    with replaced(path) as temporary:
+        try:
+            download.receive(url, temporary, largest=LARGEST_ARCHIVE)
+        except OSError as error:
+            raise ExportError(
+                f"{shown} cannot be downloaded ({error}). Set ${REGISTRY_VARIABLE} to another registry, or run "
+                f"`npm pack {ARCHIVE[:-4].replace('-1', '@1')}` on another machine and put the file at {path}."
+            ) from error
+        if hashlib.sha256(temporary.read_bytes()).hexdigest() != SHA256:
+            raise ExportError(f"{shown} has the wrong checksum (SHA-256); expected {SHA256}.")

@@ -35,4 +35,4 @@ class StopRequest:
             signal.signal(other, signal.SIG_DFL)
         # Does not use logging, because the interrupted code may hold its lock.
         name = signal.Signals(number).name
-        os.write(2, f"\n{name}: saving a checkpoint, then stopping; a second signal stops immediately.\n".encode())
+        os.write(2, f"\n{name}: saving, then stopping; a second signal stops immediately.\n".encode())

@@ -77,14 +77,17 @@ def train_and_evaluate(
     mesh.check_batch_size("train.batch_size", config.train.batch_size, config.train.micro_batches)
     folder = folder_lib.create(folder)
     if not is_main_process():
-        return _train(experiment, mesh, folder, None)
-    with folder_lib.Lock(folder), console_lib.logging_to(folder) as console:
+        with StopRequest() as stop:
+            return _train(experiment, mesh, folder, None, stop)
+    with folder_lib.Lock(folder), console_lib.logging_to(folder) as console, StopRequest() as stop:
         for key, value in (overrides or {}).items():
             logger.info("changed on the command line: config.%s=%r", key, value)
-        return _train(experiment, mesh, folder, console)
+        return _train(experiment, mesh, folder, console, stop)
 
 
-def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, console: Console | None) -> Result:
+def _train(
+    experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, console: Console | None, stop: StopRequest
+) -> Result:
     config = experiment.config
     task, plan, splits = experiment.task, experiment.plan, experiment.splits
     schedule = jax.jit(experiment.schedule)
@@ -151,8 +154,9 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
             process_count=jax.process_count(),
         )
     )
-    with StopRequest() as stop, recorder, profiler:
-        while step < last_step and not out_of_patience(step):
+    stopping = stop.requested and jax.process_count() == 1
+    with recorder, profiler:
+        while step < last_step and not out_of_patience(step) and not stopping:
             profiler.before(step)
             batch, batch_on_devices = next(batches)
             recorder.count_unreadable(batch.pop(UNREADABLE, ()))
@@ -190,8 +194,6 @@ def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, conso
                 with stopwatch.paused(state):
                     health.check_finite(state, step, learning_rate(step))
                     checkpoints.save(step, state, best)
-            if stopping:
-                break
 
     # The test split is evaluated once, at the end, with the weights that were best on the validation split.
     finished = step == plan.total or out_of_patience(step)

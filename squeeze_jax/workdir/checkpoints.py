@@ -11,6 +11,8 @@ import json
 import logging
 import pathlib
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +35,8 @@ VERSION = 2  # of the checkpoint format; see `_from_version_1`
 # template's, they restart from zero.
 WINDOW = "window/"
 
+BYTES_PER_LEAF = 2048  # of the files of a checkpoint, beside the values; at most
+
 Leaves = dict[str, Any]  # "params/conv1/kernel" -> array
 
 
@@ -45,6 +49,22 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         absl.logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Hides what the threads of Orbax print when a save fails; the error itself reaches the caller.
+
+    After a failure absl stays silent, because threads that are left go on printing until the end of the process.
+    """
+    hooks, verbosity = (sys.unraisablehook, threading.excepthook), absl.logging.get_verbosity()
+    sys.unraisablehook = threading.excepthook = lambda *_: None
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    try:
+        yield
+        absl.logging.set_verbosity(verbosity)
+    finally:
+        sys.unraisablehook, threading.excepthook = hooks
 
 
 class Checkpoints:
@@ -85,7 +105,7 @@ class Checkpoints:
         """Returns the steps of the stored checkpoints, in increasing order."""
         return sorted(self._manager.all_steps())
 
-    @_quietly()
+    @_without_tracebacks()
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Saves a checkpoint, unless this step is already saved.
 
@@ -100,6 +120,7 @@ class Checkpoints:
         if step in self.steps():
             return
         leaves = _flatten(state)
+        self._check_space(step, leaves)
         manifest = {name: _describe(np.asarray(leaf)) for name, leaf in leaves.items()}
         content = {"version": VERSION, "run": info, "leaves": manifest}
         self._policy.best_step = info["best_step"]
@@ -114,14 +135,23 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             self._discard_unfinished()
-            earlier = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self._root}: {_first_line(error)} If the disk "
-                f"is full, free some space, then start the run again. Earlier checkpoints are intact (steps: "
-                f"{earlier})."
-            ) from error
+            raise self._failed(step, _first_line(error)) from error
         if not saved:
             raise CheckpointError(f"Orbax did not save step {step} in {self._root}, which contains {self.steps()}.")
+
+    def _check_space(self, step: int, leaves: Leaves) -> None:
+        """Raises CheckpointError if the disk has no room, of which Orbax would leave half-written files."""
+        needed = sum(leaf.nbytes + BYTES_PER_LEAF for leaf in leaves.values())
+        disk = shutil.disk_usage(self._root)
+        if disk.total and disk.free < needed:  # some network file systems say 0 of 0
+            raise self._failed(step, f"it needs up to {needed:,} bytes, and the disk has {disk.free:,}.")
+
+    def _failed(self, step: int, reason: str) -> CheckpointError:
+        earlier = ", ".join(map(str, self.steps())) or "none"
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to {self._root}: {reason} If the disk is full, free "
+            f"some space, then start the run again. Earlier checkpoints are intact (steps: {earlier})."
+        )
 
     def restore_latest(self, template: Any) -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest intact checkpoint as `(state, info)`; returns None if there is no checkpoint.
@@ -208,6 +238,8 @@ class Checkpoints:
             raise _Damage(_first_line(error)) from error
         if _hash_json(content) != recorded:
             raise _Damage("the SHA-256 of its info has changed since it was written")
+        if not _is_info(content):
+            raise _Damage("its info has other values than a run writes")
         return content
 
     @_quietly()
@@ -219,13 +251,11 @@ class Checkpoints:
                 f"checkpoint {step} of {self._root} has version {version} and was written by a newer squeeze_jax; "
                 f"update this one."
             )
-        abstract = {
-            # Restoring to NumPy arrays does not depend on devices, and keeps float64.
-            name: np.empty(leaf["shape"], np.dtype(leaf["dtype"]))
-            for name, leaf in content["leaves"].items()
-        }
-        tree = flax.traverse_util.unflatten_dict(abstract, sep="/")
         try:
+            # Restoring to NumPy arrays does not depend on devices, and keeps float64.
+            leaves = content["leaves"].items()
+            abstract = {name: np.empty(leaf["shape"], np.dtype(leaf["dtype"])) for name, leaf in leaves}
+            tree = flax.traverse_util.unflatten_dict(abstract, sep="/")
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree))).state
         except Exception as error:
             raise _Damage(_first_line(error)) from error
@@ -257,6 +287,26 @@ class Checkpoints:
         except Exception as error:
             logger.debug("closing after a failed save: %s", error)
         self._manager = self._open()
+
+
+def _is_info(content: Any) -> bool:
+    """Returns whether `content` has the form of what `Checkpoints.save` writes; anybody can compute its SHA-256."""
+    if not isinstance(content, dict) or type(content.get("version", 1)) is not int:
+        return False
+    run, leaves = content.get("run"), content.get("leaves")
+    if not isinstance(run, dict) or not isinstance(leaves, dict):
+        return False
+    if not (run.get("best_step") is None or type(run["best_step"]) is int):
+        return False
+    if not (run.get("best_value") is None or isinstance(run["best_value"], (int, float))):
+        return False
+    return {"best_step", "best_value"} <= run.keys() and all(
+        isinstance(leaf, dict)
+        and isinstance(leaf.get("dtype"), str)
+        and isinstance(leaf.get("shape"), list)
+        and all(type(side) is int and side >= 0 for side in leaf["shape"])
+        for leaf in leaves.values()
+    )
 
 
 class _Damage(Exception):

@@ -10,7 +10,8 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.logging import RichHandler
 
-from squeeze_jax.errors import SqueezeJaxError
+from squeeze_jax.errors import FileError, SqueezeJaxError
+from squeeze_jax.files import writing
 
 LOG_FILE = "log.txt"
 
@@ -37,7 +38,7 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[Console]:
         handlers[0].setFormatter(plain)
     log_file = None
     if workdir is not None:
-        log_file = logging.FileHandler(workdir / LOG_FILE)
+        log_file = _LogFile(workdir / LOG_FILE)
         log_file.setFormatter(plain)
         handlers.append(log_file)
     level, propagate = logger.level, logger.propagate
@@ -51,14 +52,29 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[Console]:
         if log_file is not None:
             traceback = None if isinstance(error, SqueezeJaxError) else sys.exc_info()
             message = f"{type(error).__name__}: {error}"
-            log_file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, message, (), traceback))
+            with contextlib.suppress(FileError):  # the error that ended the run is the one to print
+                log_file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, message, (), traceback))
         raise
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # lines that a full disk did not take, which was an error already
+                handler.close()
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+class _LogFile(logging.FileHandler):
+    """A log file. A line that cannot be written is an error, where `logging` prints a traceback for each line."""
+
+    def __init__(self, path: pathlib.Path):
+        with writing(path):
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        with writing(self.baseFilename):
+            raise error
 
 
 class ProgressBar:

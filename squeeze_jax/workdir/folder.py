@@ -1,8 +1,8 @@
 """The folder of a run: creating and locking it, and recording the software versions."""
 
+import contextlib
 import fcntl
 import importlib.metadata
-import json
 import logging
 import os
 import pathlib
@@ -14,6 +14,7 @@ import sys
 import jax
 
 from squeeze_jax.errors import WorkdirError
+from squeeze_jax.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,10 @@ class Lock:
         self._path = workdir / LOCK_FILE
 
     def __enter__(self) -> "Lock":
-        self._file = self._path.open("a+")
+        try:
+            self._file = self._path.open("a+")
+        except OSError as error:
+            raise WorkdirError(f"{self._path} cannot be opened ({error.strerror}); use another --workdir.") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,17 +84,29 @@ class Lock:
             raise WorkdirError(
                 f"another run ({holder}) is writing to {self._path.parent}; stop it first, or use another --workdir."
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+        except OSError as error:
+            self.__exit__()
+            raise WorkdirError(
+                f"{self._path} cannot be written ({error.strerror}); make room or use another --workdir."
+            ) from error
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # text that a full disk did not take
+            self._file.close()
 
 
 def write_versions(workdir: pathlib.Path) -> None:
-    """Writes versions.json; if it exists with other versions, logs a warning that results may differ instead."""
+    """Writes versions.json; if it exists with other versions, logs a warning that results may differ instead.
+
+    Raises:
+      WorkdirError: it exists but cannot be read.
+      FileError: it cannot be written.
+    """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -99,7 +115,7 @@ def write_versions(workdir: pathlib.Path) -> None:
             versions[package] = "not installed"
     path = workdir / VERSIONS_FILE
     if path.exists():
-        before = json.loads(path.read_text())["versions"]
+        before = _read_versions(path)
         changed = [f"{name} {before[name]} -> {now}" for name, now in versions.items() if before.get(name, now) != now]
         if changed:
             logger.warning(
@@ -115,7 +131,17 @@ def write_versions(workdir: pathlib.Path) -> None:
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
+
+
+def _read_versions(path: pathlib.Path) -> dict[str, str]:
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("versions"), dict):
+            raise ValueError('expected {"versions": {...}}')
+    except ValueError as error:
+        raise WorkdirError(f"{path} cannot be read ({error}); restore it, or delete it to go on.") from error
+    return content["versions"]
 
 
 def _commit() -> str | None:

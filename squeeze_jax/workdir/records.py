@@ -1,11 +1,15 @@
 """Numerical output of a run: metrics.jsonl, TensorBoard events, result.json and curves.png."""
 
+import contextlib
 import json
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from squeeze_jax import drawing
+from squeeze_jax.errors import WorkdirError
+from squeeze_jax.files import replaced, write_json, writing
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
@@ -13,17 +17,41 @@ SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:r
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the records in metrics.jsonl, in order; an incomplete last line is ignored."""
+    """Returns the records in metrics.jsonl, in order.
+
+    A last line that is incomplete, because the run was killed while it was written, is left out.
+
+    Raises:
+      WorkdirError: another line is damaged; nothing is left out then.
+    """
     path = pathlib.Path(workdir) / METRICS_FILE
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
     records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            record = _parse(line)
+            if record is not None:
+                records.append(record)
+            elif number < len(lines):
+                raise WorkdirError(
+                    f"line {number} of {path} is damaged; restore the file, or delete this line to go on without it."
+                )
     return records
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Returns the record in a line of metrics.jsonl; None if it is not one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(values := record.get("values"), dict):
+        return None
+    numbers = all(isinstance(value, (int, float)) for value in values.values())
+    return record if numbers and type(record.get("step")) is int and isinstance(record.get("split"), str) else None
 
 
 class MetricsWriter:
@@ -34,17 +62,25 @@ class MetricsWriter:
     Args:
       workdir: the folder.
       resume_step: the step that the run starts from.
+
+    Raises:
+      WorkdirError: the file is missing although the run is resumed, or damaged; it is left as it is.
+      FileError: the disk is full; likewise of all methods.
     """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int):
-        path = workdir / METRICS_FILE
+        self._path = path = workdir / METRICS_FILE
+        if resume_step and not path.exists():
+            raise WorkdirError(
+                f"{path} is missing, but the run has a checkpoint of step {resume_step}; restore the file, or make an "
+                f"empty one to go on without the earlier measurements."
+            )
         kept = [r for r in read_metrics(workdir) if r["step"] <= resume_step and r["split"] != "test"]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(path)
-        self._file = path.open("a")
-        self._events = None
-        self._events_options = {"logdir": str(workdir / "tensorboard"), "purge_step": resume_step + 1}
+        with replaced(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        with writing(path):
+            self._file = path.open("a")
+        self._events = _Events(workdir / "tensorboard", resume_step)
 
     def write(self, step: int, split: str, values: dict[str, float], speed: dict[str, float] | None = None) -> None:
         """Writes one record: {"step", "split", "values", "speed"}.
@@ -58,20 +94,45 @@ class MetricsWriter:
         record = {"step": step, "split": split, "values": values}
         if speed is not None:
             record["speed"] = speed
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        if self._events is None:
-            import tensorboardX  # not at start-up, because it imports torch if that is installed
-
-            self._events = tensorboardX.SummaryWriter(**self._events_options)
-        for name, value in {**values, **(speed or {})}.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        with writing(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        self._events.write(step, {f"{split}/{name}": value for name, value in {**values, **(speed or {})}.items()})
 
     def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        """Closes the files, in which everything is already."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._events.close()
+
+
+class _Events:
+    """TensorBoard events, written at once: the thread of tensorboardX's own writer hangs when the disk is full."""
+
+    def __init__(self, folder: pathlib.Path, resume_step: int):
+        self._folder, self._first_step = folder, resume_step + 1
+        self._file = None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        # Imported not at start-up, because tensorboardX imports torch if that is installed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        with writing(self._folder):
+            if self._file is None:
+                self._folder.mkdir(exist_ok=True)
+                self._file = EventsWriter(str(self._folder / "events"))
+                # Hides the events of other files after this step, which are of a run that was interrupted.
+                self._file.write_event(Event(step=self._first_step, session_log=SessionLog(status=SessionLog.START)))
+            for name, value in values.items():
+                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def write_result(workdir: pathlib.Path, best_step: int | None, size: dict[str, int]) -> None:
@@ -90,9 +151,7 @@ def write_result(workdir: pathlib.Path, best_step: int | None, size: dict[str, i
         **size,
         **{split: chosen[split] for split in ("validation", "test") if split in chosen},
     }
-    temporary = workdir / f"{RESULT_FILE}.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(workdir / RESULT_FILE)
+    write_json(workdir / RESULT_FILE, result)
 
 
 def draw_curves(workdir: pathlib.Path, metrics: Sequence[str]) -> pathlib.Path | None:
