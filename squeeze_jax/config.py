@@ -76,7 +76,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.dataset.folds = config_dict.FieldReference(0, field_type=object)
     config.dataset.fold = 0  # the fold that is the test split; the next one is the validation split
     config.dataset.channels = config_dict.placeholder(int)  # 3 converts grey images to RGB; None: as stored
-    config.dataset.skip_unreadable = False  # replace an unusable image by the next one and count it
+    config.dataset.skip_unreadable = False  # replace an image that cannot be decoded by the next one and count it
+    config.dataset.max_unreadable = 0.1  # largest share of such images in a split; above it, the run ends
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
     config.dataset.mean = (0.0,)  # of the pixels in 0..255; one value per channel, or one for all channels
     config.dataset.std = (255.0,)
@@ -253,6 +254,7 @@ def validate(config: ConfigDict) -> None:
         _require(config, key, lambda value: value >= 0, "zero or more")
     _require(config, "seed", lambda value: 0 <= value < 2**31, "0 <= value < 2**31")
     _require(config, "model.squeeze_ratio", _is_squeeze_ratio, "one number, or a tuple of eight: one per Fire module")
+    _require(config, "dataset.max_unreadable", lambda value: 0 <= value <= 1, "0 <= value <= 1")
     _require(config, "crop.smallest_area", lambda value: 0 < value <= 1, "0 < value <= 1")
     _require(config, "dataset.channels", lambda value: value in (None, 1, 3), "1 or 3")
     _require(

@@ -287,6 +287,7 @@ def open_config_dataset(config: ConfigDict) -> Dataset:
         channels=config.dataset.channels,
         crop=make_crop(config),
         skip_unreadable=config.dataset.skip_unreadable,
+        max_unreadable=config.dataset.max_unreadable,
     )
 
 
@@ -297,29 +298,41 @@ def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
       ConfigError: `name` is not one of these.
       DataError: the dataset has no such split, or it is empty.
     """
+    taken_from = _taken_from(config, name)
+    if not taken_from:
+        return None
+    whole = dataset.split(taken_from)
+    if type(config.dataset.folds) is int and config.dataset.folds:
+        parts = make_folds(whole, config.dataset.folds)
+        return whole.subset(np.sort(np.concatenate([parts[fold] for fold in _chosen_folds(config, name)])))
+    if config.dataset.held_out and name != "test":
+        return hold_out(whole, config.dataset.held_out)[name == "validation"]
+    return whole
+
+
+def stored_splits(dataset: Dataset, config: ConfigDict, name: str) -> tuple[str, ...]:
+    """Returns the names of the dataset's stored splits that `find_split` reads; errors are the same."""
+    taken_from = _taken_from(config, name)
+    return dataset.stored_splits(taken_from) if taken_from else ()
+
+
+def _taken_from(config: ConfigDict, name: str) -> str:
+    """Returns which split of the dataset holds the examples of "train", "validation" or "test"; "" for none."""
     if name not in SPLITS:
         raise ConfigError(f"no split is called {name!r}; expected one of {', '.join(SPLITS)}.")
-    if config.dataset.folds:
-        return _find_folds(dataset, config, name)
-    if config.dataset.held_out and name != "test":
-        train, held_out = hold_out(dataset.split(config.dataset.train_split), config.dataset.held_out)
-        return train if name == "train" else held_out
-    stored = config.dataset[f"{name}_split"]
-    return dataset.split(stored) if stored else None
+    if isinstance(config.dataset.folds, tuple):
+        return "+".join(config.dataset.folds[fold] for fold in _chosen_folds(config, name))
+    if config.dataset.folds or (config.dataset.held_out and name != "test"):
+        return config.dataset.train_split
+    return config.dataset[f"{name}_split"]
 
 
-def _find_folds(dataset: Dataset, config: ConfigDict, name: str) -> Split:
-    """Returns a split of cross-validation, see `config.dataset.folds`."""
-    folds, test = config.dataset.folds, config.dataset.fold
-    count = number_of_folds(folds)
+def _chosen_folds(config: ConfigDict, name: str) -> list[int]:
+    """Returns the folds of a split in cross-validation, see `config.dataset.folds`."""
+    count, test = number_of_folds(config.dataset.folds), config.dataset.fold
     validation = (test + 1) % count
     train = [fold for fold in range(count) if fold not in (test, validation)]
-    chosen = {"train": train, "validation": [validation], "test": [test]}[name]
-    if isinstance(folds, tuple):
-        return dataset.split("+".join(folds[fold] for fold in chosen))
-    whole = dataset.split(config.dataset.train_split)
-    parts = make_folds(whole, count)
-    return whole.subset(np.sort(np.concatenate([parts[fold] for fold in chosen])))
+    return {"train": train, "validation": [validation], "test": [test]}[name]
 
 
 def check_best_metric(config: ConfigDict, task: Task) -> None:

@@ -22,6 +22,14 @@ CROP_TRIALS = 10
 GREY_MODES = ("L", "LA", "1")
 
 
+class Undecodable(ValueError):
+    """Bytes that are not an intact image."""
+
+
+class Unsuitable(ValueError):
+    """An image that has other pixels than a network takes."""
+
+
 def open_image(stored: bytes, channels: int) -> Image.Image:
     """Opens an encoded image without decoding it, and checks that `to_array` can convert it.
 
@@ -30,20 +38,26 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
       channels: 1 or 3, the channels that the image will be converted to.
 
     Raises:
-      ValueError: the image is in colour but `channels` is 1, or it has more than 8 bits per channel.
-      OSError: the bytes are not an image.
+      Undecodable: the bytes are not an image.
+      Unsuitable: the image is in colour but `channels` is 1, or it has more than 8 bits per channel.
     """
-    image = Image.open(io.BytesIO(stored))
+    try:
+        image = Image.open(io.BytesIO(stored))
+    except Exception as error:  # of Pillow, for bytes that may be anything
+        raise Undecodable(str(error)) from error
     if image.mode in ("F", "I") or ";16" in image.mode:
-        raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); convert it to 8 bits first.")
+        raise Unsuitable(f"its pixels have more than 8 bits (mode {image.mode}); convert it to 8 bits first.")
     if channels == 1 and image.mode not in GREY_MODES:
-        raise ValueError(f"it is in colour (mode {image.mode}); expected a grey image. Set config.dataset.channels=3.")
+        raise Unsuitable(f"it is in colour (mode {image.mode}); expected a grey image. Set config.dataset.channels=3.")
     return image
 
 
 def to_array(image: Image.Image, channels: int) -> np.ndarray:
     """Decodes to uint8 (height, width, channels); with 3 channels, grey, palette and CMYK images become RGB."""
-    array = np.asarray(_convert(image, channels))
+    try:
+        array = np.asarray(_convert(image, channels))
+    except Exception as error:  # of Pillow, for bytes that may be anything
+        raise Undecodable(str(error)) from error
     return array[..., None] if channels == 1 else array
 
 
@@ -127,7 +141,10 @@ class Crop:
         width, height = self.resized(*image.size)
         across, down = image.width / width, image.height / height
         out_height, out_width = self.size
-        image = _convert(image, channels).resize((width, height), Image.Resampling[self.interpolation.upper()])
+        try:
+            image = _convert(image, channels).resize((width, height), Image.Resampling[self.interpolation.upper()])
+        except Exception as error:  # of Pillow, for bytes that may be anything
+            raise Undecodable(str(error)) from error
         left, top = offset(width - out_width), offset(height - out_height)
         cut = to_array(image.crop((left, top, left + out_width, top + out_height)), channels)
         return cut, Box(left * across, top * down, out_width * across, out_height * down)
