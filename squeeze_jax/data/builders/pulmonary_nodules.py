@@ -7,6 +7,8 @@
 import csv
 import dataclasses
 import pathlib
+import re
+import zipfile
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +21,8 @@ CHARACTERISTICS = ("lobulation", "sphericity", "margin", "texture", "malignancy"
 RATINGS = ("1", "2", "3", "4", "5")
 SIDE = 51  # mm and voxels
 NUM_NODULES = 134
+LONGEST_NAME = 1000  # bytes
+_NAME = re.compile(r"(\d{1,3}|100\d|101[01])_\w+")  # of a nodule: it begins with the patient
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -71,18 +75,76 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: pathlib.Path):
         config = self.builder_config
-        with path.with_suffix(".csv").open(newline="") as file:
-            ratings = {row["Filename"]: int(row[config.characteristic]) for row in csv.DictReader(file)}
-        with np.load(path) as arrays:
-            images, names = arrays["image"], [str(name) for name in arrays["name"]]
+        ratings = read_ratings(path.with_suffix(".csv"), config.characteristic)
+        images, names = read_nodules(path)
         missing = sorted(set(names) - set(ratings))
-        if missing or images.shape != (NUM_NODULES, *(SIDE,) * 3):
+        if missing:
             raise DataError(
-                f"{path} has images of shape {images.shape} and {len(missing)} nodules without a rating; expected "
-                f"{NUM_NODULES} of {SIDE}^3, each with a row in {path.with_suffix('.csv').name}."
+                f"{path.with_suffix('.csv')} has no row of {len(missing)} nodules in {path.name}, such as {missing[0]}, "
+                f"but should have one of each."
             )
         for i, (image, name) in enumerate(zip(images, names, strict=True)):
             rating = ratings[name]
             if config.ordered or rating != 3:
                 label = rating - 1 if config.ordered else int(rating > 3)
-                yield i, {"image": image[..., None], "label": label, PATIENT: int(name.split("_")[0]), CASE: i}
+                yield i, {"image": image[..., None], "label": label, PATIENT: int(_NAME.fullmatch(name)[1]), CASE: i}
+
+
+def read_ratings(path: pathlib.Path, characteristic: str) -> dict[str, int]:
+    """Reads the rating of each nodule, 1 to 5, by its name.
+
+    Raises:
+      DataError: the file cannot be read, lacks a column, or a rating is something else.
+    """
+    ratings = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            lacking = {"Filename", characteristic} - set(rows.fieldnames or ())
+            if lacking:
+                raise DataError(f"{path} has no column {', '.join(sorted(lacking))}; it has {rows.fieldnames}.")
+            for row in rows:
+                if row[characteristic] not in RATINGS:
+                    raise DataError(
+                        f"{path}, line {rows.line_num}: {characteristic} is {row[characteristic]!r}; expected 1 to 5."
+                    )
+                ratings[row["Filename"]] = int(row[characteristic])
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; it has the ratings, and lies beside the .npz file.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}); download it again.") from error
+    return ratings
+
+
+def read_nodules(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
+    """Reads the nodules, uint8 (134, 51, 51, 51), and their names. The headers are checked before anything is inflated.
+
+    Raises:
+      DataError: the file is damaged, or holds something else.
+    """
+    shape = (NUM_NODULES, *(SIDE,) * 3)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            headers = {key: _header(archive, f"{key}.npy") for key in ("image", "name")}
+            if headers["image"] == (shape, "uint8") and headers["name"] == ((NUM_NODULES,), headers["name"][1]):
+                images, names = (np.lib.format.read_array(archive.open(f"{key}.npy")) for key in ("image", "name"))
+                if all(_NAME.fullmatch(str(name)) for name in names):
+                    return images, [str(name) for name in names]
+    except Exception as error:  # of zipfile and NumPy, for bytes that may be anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is no intact file of nodules ({reason}); download it again.") from error
+    raise DataError(
+        f"{path} holds {headers['image'][1]} images of shape {headers['image'][0]} and {headers['name'][1]} names of "
+        f"shape {headers['name'][0]}; expected uint8 {shape} and names such as 0_nod1_ann0."
+    )
+
+
+def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], str]:
+    """Returns the shape and dtype of an array in a .npz file; the file is not inflated further than that."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        shape, _, dtype = read(file)
+    if dtype.hasobject or dtype.itemsize > LONGEST_NAME:
+        raise ValueError(f"{member} is of {dtype}")
+    return shape, str(dtype)
