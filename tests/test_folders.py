@@ -1,13 +1,19 @@
 """Folders of images as people have them: what is split, class and patient, what is left out, what is refused."""
 
 import io
+import itertools
 import os
 
 import pytest
+from conftest import configure
 from PIL import Image
 
+from squeeze_jax.data import pipeline
 from squeeze_jax.data.folders import ImageFolder
+from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.errors import DataError
+from squeeze_jax.experiment import build
+from squeeze_jax.training.trainer import train_and_evaluate
 
 
 def encoded(mode="L", size=(4, 4), kind="PNG"):
@@ -264,3 +270,72 @@ def test_tiny_imagenet_has_the_labels_of_its_annotations(tmp_path):
         examples = found.examples("validation")
         labels[os.path.basename(examples.describe(i))] = examples.targets(i)["label"]
     assert labels == {"val_0.JPEG": 1, "val_1.JPEG": 0} and found.class_names == ("n1", "n2")
+
+
+def test_the_first_image_that_is_one_gives_the_shape(tmp_path):
+    write(tmp_path, ["train/a/0.png = no image", "train/a/1.png", "train/b/2.png"])
+    (tmp_path / "train" / "a" / "00.jpg").touch()
+    dataset = open_dataset(str(tmp_path), skip_unreadable=True)
+    assert dataset.image_shape == (4, 4, 1)
+    split = dataset.split("train")
+    batch = split.batch(range(4))
+    assert [row for row, _ in batch["unreadable"]] == [0, 1] and batch["label"].tolist() == [0, 0, 0, 1]
+    assert all(wrong.startswith(f"{split.describe(row)} cannot be read: ") for row, wrong in batch["unreadable"])
+    with pytest.raises(DataError, match=r"a/0.png cannot be read: it is not an image"):
+        open_dataset(str(tmp_path)).split("train").batch([0])
+    write(tmp_path / "none", ["train/a/0.png = no image", "train/b/1.png = no image"])
+    with pytest.raises(DataError, match=r"none of the 2 images of .*none can be decoded, such as .*a/0.png: "):
+        open_dataset(str(tmp_path / "none"), skip_unreadable=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "message"),
+    [
+        ("RGB", (4, 4), "is in colour .* Set config.dataset.channels=3"),
+        ("I;16", (4, 4), "more than 8 bits"),
+        ("L", (4, 5), r"has shape \(5, 4, 1\); expected \(4, 4, 1\), like the first image; set config.crop.size"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_also_where_unreadable_images_are_replaced(tmp_path, mode, size, message):
+    """Grey among colour pictures: all others were replaced by the grey ones, without a word."""
+    write(tmp_path, ["train/a/0.png", "train/b/1.png"])
+    (tmp_path / "train" / "b" / "2.png").write_bytes(encoded(mode, size))
+    split = open_dataset(str(tmp_path), skip_unreadable=True).split("train")
+    with pytest.raises(DataError, match=f"b/2.png .*{message}"):
+        split.batch(range(3))
+
+
+def test_too_many_unreadable_images_end_an_iteration(tmp_path):
+    write(tmp_path, [*many("train/a/*.png", "train/b/*.png", count=10), "train/a/3.png = no image"])
+    write(tmp_path, ["train/b/7.png = no image", "train/b/8.png = no image"])
+    (tmp_path / "train" / "b" / "8.png").write_bytes(PNG[:40])
+
+    def split(share):
+        return open_dataset(str(tmp_path), skip_unreadable=True, max_unreadable=share).split("train")
+
+    evaluated = list(pipeline.eval_batches(split(0.15), batch_size=5))
+    assert sum(batch["valid"].sum() for batch in evaluated) == 17
+    message = r"3 of the 20 examples of .*/train cannot be decoded, more than a share of 0.1, such as: .*a/3.png cannot"
+    with pytest.raises(DataError, match=message):
+        list(pipeline.eval_batches(split(0.1), batch_size=5))
+    with pytest.raises(DataError, match=message):
+        list(itertools.islice(pipeline.train_batches(split(0.1), batch_size=5, seed=0), 4))
+    batches = pipeline.train_batches(split(0.15), batch_size=5, seed=0)
+    assert len(list(itertools.islice(batches, 12))) == 12, "the same three, epoch after epoch"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (many("train/cats/*.png", "val/cats/*.png"), "has one class, 'cats', so there is nothing to learn"),
+        ([*PLAIN, "val/wasps/1.png"], "has no image of 'wasps' in train, but elsewhere; add images, or remove"),
+    ],
+)
+def test_classes_that_cannot_be_learned_do_not_train_but_can_be_looked_at(tmp_path, entries, message):
+    write(tmp_path / "data", entries)
+    options = {"dataset.name": str(tmp_path / "data"), "dataset.test_split": "", "dataset.image_size": ()}
+    config = configure(None, **options)
+    assert len(build(config).splits["train"]) in (2, 4)
+    with pytest.raises(DataError, match=message):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -193,13 +193,11 @@ def test_wrong_files_of_nodules_are_named(tmp_path):
     assert images.shape == (134, 51, 51, 51) and names[3] == "3_nod1_ann0"
     assert pulmonary_nodules.read_ratings(path.with_suffix(".csv"), "malignancy")["5_nod1_ann0"] == 1
     intact = path.read_bytes()
-    for stored, message in (
-        (intact[:-500], "File is not a zip file"),
-        (b"", "no intact file"),
-        (b"PK" * 9, "no intact"),
-    ):
+    damaged = bytearray(intact)
+    damaged[200] ^= 1
+    for stored in (intact[:-500], b"", b"PK" * 9, bytes(damaged)):
         path.write_bytes(stored)
-        with pytest.raises(DataError, match=f"is no intact file of nodules .*{message}"):
+        with pytest.raises(DataError, match="is no intact file of nodules"):
             pulmonary_nodules.read_nodules(path)
     for stored, message in (
         ({"images": np.zeros(1)}, "no item named 'image.npy'"),

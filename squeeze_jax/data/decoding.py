@@ -2,12 +2,20 @@
 
 Images for evaluation are decoded with Pillow, because published accuracies were measured with its pixels. Random crops
 for training use a faster path: libjpeg-turbo's fast settings (simplejpeg) and OpenCV's bilinear resize.
+
+An image may come from anybody. It is `Undecodable` if it is damaged or no image at all, whatever Pillow raises, and
+`Unsuitable` if it is intact but cannot be used as the config asks for.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Callable
+import os
+import pathlib
+import stat
+import warnings
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -17,17 +25,53 @@ from PIL import Image
 
 cv2.setNumThreads(1)  # images are already decoded in parallel
 
+# Pillow chooses a reader by the contents, whatever the name, and some of its readers start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+LARGEST_IMAGE = 100_000_000  # pixels of a stored image, and of an image that is resized as a whole before a crop
+LARGEST_FILE = 2**30  # bytes of an encoded image
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST_IMAGE is checked instead
+
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, "Going deeper with convolutions")
 CROP_TRIALS = 10
 GREY_MODES = ("L", "LA", "1")
 
 
 class Undecodable(ValueError):
-    """Bytes that are not an intact image."""
+    """Bytes that are not an intact image of one of the FORMATS."""
 
 
 class Unsuitable(ValueError):
-    """An image that has other pixels than a network takes."""
+    """An image that is too large, or has other pixels than a network takes."""
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Converts whatever Pillow raises for untrusted bytes; for damaged ones that may be any exception."""
+    try:
+        yield
+    except Image.DecompressionBombError:
+        raise Unsuitable(f"it has more than {LARGEST_IMAGE:,} pixels; make it smaller first.") from None
+    except Image.UnidentifiedImageError as error:
+        raise Undecodable(f"it is not an image; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Undecodable(f"it is damaged: {reason}") from error
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """Returns the bytes of the file of an image.
+
+    Raises:
+      OSError: the file cannot be read.
+      Undecodable: it is a folder, a pipe or a device, which might never end.
+      Unsuitable: it is larger than LARGEST_FILE.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise Undecodable("it is not a file.")
+    if status.st_size > LARGEST_FILE:
+        raise Unsuitable(f"it has {status.st_size:,} bytes; expected at most {LARGEST_FILE:,}.")
+    return pathlib.Path(path).read_bytes()
 
 
 def open_image(stored: bytes, channels: int) -> Image.Image:
@@ -38,13 +82,15 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
       channels: 1 or 3, the channels that the image will be converted to.
 
     Raises:
-      Undecodable: the bytes are not an image.
-      Unsuitable: the image is in colour but `channels` is 1, or it has more than 8 bits per channel.
+      Undecodable: the bytes are not an image of one of the FORMATS.
+      Unsuitable: the image is in colour but `channels` is 1, it has more than 8 bits per channel, or more than
+        LARGEST_IMAGE pixels.
     """
-    try:
-        image = Image.open(io.BytesIO(stored))
-    except Exception as error:  # of Pillow, for bytes that may be anything
-        raise Undecodable(str(error)) from error
+    with _decoding():
+        image = Image.open(io.BytesIO(stored), formats=FORMATS)
+    if image.width * image.height > LARGEST_IMAGE:
+        size = f"{image.width:,} x {image.height:,} pixels"
+        raise Unsuitable(f"it has {size}; expected at most {LARGEST_IMAGE:,} pixels. Make it smaller first.")
     if image.mode in ("F", "I") or ";16" in image.mode:
         raise Unsuitable(f"its pixels have more than 8 bits (mode {image.mode}); convert it to 8 bits first.")
     if channels == 1 and image.mode not in GREY_MODES:
@@ -53,18 +99,21 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
 
 
 def to_array(image: Image.Image, channels: int) -> np.ndarray:
-    """Decodes to uint8 (height, width, channels); with 3 channels, grey, palette and CMYK images become RGB."""
-    try:
-        array = np.asarray(_convert(image, channels))
-    except Exception as error:  # of Pillow, for bytes that may be anything
-        raise Undecodable(str(error)) from error
+    """Decodes to uint8 (height, width, channels); with 3 channels, grey, palette and CMYK images become RGB.
+
+    Raises:
+      Undecodable: the image is damaged.
+    """
+    array = np.asarray(_convert(image, channels))
     return array[..., None] if channels == 1 else array
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """Converts to the mode with this number of channels, which Pillow can interpolate."""
+    """Decodes and converts to the mode with this number of channels, which Pillow can interpolate."""
     mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    with _decoding():
+        image.load()
+        return image if image.mode == mode else image.convert(mode)
 
 
 def decode(stored: bytes, channels: int) -> np.ndarray:
@@ -115,7 +164,7 @@ class Crop:
           rng: the random generator of this crop.
 
         Raises:
-          ValueError, OSError: see `open_image`.
+          Undecodable, Unsuitable: see `open_image`.
         """
         image = open_image(stored, channels)
         if self.train == "random":
@@ -141,13 +190,16 @@ class Crop:
         width, height = self.resized(*image.size)
         across, down = image.width / width, image.height / height
         out_height, out_width = self.size
-        try:
-            image = _convert(image, channels).resize((width, height), Image.Resampling[self.interpolation.upper()])
-        except Exception as error:  # of Pillow, for bytes that may be anything
-            raise Undecodable(str(error)) from error
         left, top = offset(width - out_width), offset(height - out_height)
-        cut = to_array(image.crop((left, top, left + out_width, top + out_height)), channels)
-        return cut, Box(left * across, top * down, out_width * across, out_height * down)
+        box = Box(left * across, top * down, out_width * across, out_height * down)
+        image, filter_ = _convert(image, channels), Image.Resampling[self.interpolation.upper()]
+        if width * height > LARGEST_IMAGE:  # of a thin image: only what the crop shows; pixels may differ by rounding
+            right, bottom = min(box.left + box.width, image.width), min(box.top + box.height, image.height)
+            image = image.resize((out_width, out_height), filter_, (box.left, box.top, right, bottom))
+        else:
+            image = image.resize((width, height), filter_)
+            image = image.crop((left, top, left + out_width, top + out_height))
+        return to_array(image, channels), box
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Returns width and height after resizing, before the crop."""

@@ -111,7 +111,7 @@ class ImageFolder:
         for files in self._files.values():
             for path, _ in files:
                 try:
-                    image = decoding.open_image(pathlib.Path(path).read_bytes(), channels=3)
+                    image = decoding.open_image(decoding.read_file(path), channels=3)
                 except decoding.Undecodable as error:
                     reasons.append(f"{shown(path)}: {error}")
                     continue
@@ -159,7 +159,7 @@ class Files(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, targets = self._files[index]
-        return {"image": pathlib.Path(path).read_bytes(), **targets}
+        return {"image": decoding.read_file(path), **targets}
 
     def describe(self, index: int) -> str:
         """Returns the path of an image, for messages."""

@@ -13,6 +13,7 @@ is already prepared is not changed.
 import argparse
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -59,10 +60,9 @@ def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None
     folder = default_data_dir(data_dir)
     try:
         with _locked(folder, name):
-            if name.split("/")[0] in BUILDERS:
-                builder = builder_class(name)(data_dir=folder, file_format="array_record")
-            else:
-                builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+            make = builder_class(name) if name.split("/")[0] in BUILDERS else functools.partial(tfds.builder, name)
+            make = functools.partial(make, data_dir=folder, file_format="array_record")
+            builder = prepared.builder_named(name, folder, make)
             if file is not None:
                 if not hasattr(builder, "local_file"):
                     raise DataError(f"{name} is not made from one file; leave --file out.")

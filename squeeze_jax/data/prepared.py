@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ FEATURES, INFO = "features.json", "dataset_info.json"
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 TEMPLATE_KEYS = ("filepathTemplate", "filepath_template")
 _OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
+AGAIN = "delete its folder and prepare it again"
 MADE_BY_USERS = ("scans",)  # builders whose description says what the data were made of
 
 
@@ -112,7 +113,27 @@ def builder_of(folder: pathlib.Path) -> Any:
     try:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # of TFDS, for files that may hold anything
-        raise DataError(f"{folder} is no intact dataset of TFDS ({_reason(error)}); prepare it again.") from error
+        raise DataError(f"{folder} is no intact dataset of TFDS ({_reason(error)}); {AGAIN}.") from error
+
+
+def builder_named(name: str, data_dir: pathlib.Path, make: Callable[[], Any]) -> Any:
+    """Returns a TFDS builder that looks for its dataset in `data_dir`.
+
+    Args:
+      name: the name of the dataset.
+      data_dir: the folder for datasets.
+      make: makes the builder.
+
+    Raises:
+      DataError: what is in the folder is damaged, or names code that is not TFDS's own.
+    """
+    from google.protobuf.json_format import ParseError
+
+    check_named(name, data_dir)
+    try:
+        return make()
+    except (ParseError, AssertionError) as error:  # of TFDS, for a dataset_info.json that may hold anything
+        raise DataError(f"{name} in {data_dir} is damaged ({_reason(error)}); {AGAIN}.") from error
 
 
 def check(folder: pathlib.Path) -> None:
@@ -158,9 +179,9 @@ def _strings(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     try:
         waiting = [("", json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list))]
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; prepare the dataset again.") from None
+        raise DataError(f"{path} is missing; {AGAIN}.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({_reason(error)}); prepare the dataset again.") from error
+        raise DataError(f"{path} is damaged ({_reason(error)}); {AGAIN}.") from error
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, list):
@@ -172,7 +193,7 @@ def _strings(path: pathlib.Path) -> Iterator[tuple[str, str]]:
                 try:
                     waiting.append((key, json.loads(value, object_pairs_hook=list)))
                 except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path} is damaged ({_reason(error)}); prepare the dataset again.") from error
+                    raise DataError(f"{path} is damaged ({_reason(error)}); {AGAIN}.") from error
 
 
 def _is_pair(item: Any) -> bool:

@@ -1,6 +1,7 @@
 """Finds and opens datasets by name, without TensorFlow."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shlex
@@ -245,18 +246,19 @@ def _folder(name: str, folder: pathlib.Path) -> Source:
 
 def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError
 
-    prepared.check_named(name, default_data_dir(data_dir))
+    folder = default_data_dir(data_dir)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
     try:
         if name.split("/")[0] in BUILDERS:
-            builder = builder_class(name)(data_dir=data_dir, file_format="array_record")
+            make = functools.partial(builder_class(name), data_dir=data_dir, file_format="array_record")
+            builder = prepared.builder_named(name, folder, make)
             if not builder.is_prepared():
                 _prepare_in_child(name, data_dir)
-                builder = builder_class(name)(data_dir=data_dir, file_format="array_record")
+                builder = make()
             return builder
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        make = functools.partial(tfds.builder, name, data_dir=data_dir, file_format="array_record")
+        builder = prepared.builder_named(name, folder, make)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -265,10 +267,6 @@ def _builder(name: str, data_dir: str | None) -> Any:
             f"name, 'fake/32x32x3/10', the folder of a prepared dataset, or a folder of images in split/class/. "
             f"({str(error).splitlines()[0]})"
         ) from error
-    except (ParseError, AssertionError) as error:  # of TFDS, for a damaged dataset_info.json
-        folder = default_data_dir(data_dir) / name.replace(":", "/")
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name} in {folder} is damaged ({reason}); delete it and prepare it again.") from error
     if not builder.is_prepared():
         raise DataError(
             f"{name} is not on disk in {builder.data_dir}; prepare it with\n  {prepare_command(name, data_dir)}\n"

@@ -80,8 +80,8 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
         missing = sorted(set(names) - set(ratings))
         if missing:
             raise DataError(
-                f"{path.with_suffix('.csv')} has no row of {len(missing)} nodules in {path.name}, such as {missing[0]}, "
-                f"but should have one of each."
+                f"{path.with_suffix('.csv')} has no row of {len(missing)} nodules, such as {missing[0]}; expected one "
+                f"of each nodule in {path.name}."
             )
         for i, (image, name) in enumerate(zip(images, names, strict=True)):
             rating = ratings[name]
