@@ -75,7 +75,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.dataset.folds = config_dict.FieldReference(0, field_type=object)
     config.dataset.fold = 0  # the fold that is the test split; the next one is the validation split
     config.dataset.channels = config_dict.placeholder(int)  # 3 converts grey images to RGB; None: as stored
-    config.dataset.skip_unreadable = False  # replace an unusable image by the next one and count it
+    config.dataset.skip_unreadable = False  # replace an image that cannot be decoded by the next one and count it
+    config.dataset.max_unreadable = 0.1  # largest share of such images in a split; above it, the run ends
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
     config.dataset.mean = (0.0,)  # of the pixels in 0..255; one value per channel, or one for all channels
     config.dataset.std = (255.0,)

@@ -16,8 +16,8 @@ from squeeze_jax.config import SPLITS
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.data.splits import CASE, PATIENT, Split, hold_out, make_folds
-from squeeze_jax.errors import ConfigError, DataError
+from squeeze_jax.data.splits import PATIENT, Split, hold_out, make_folds
+from squeeze_jax.errors import ConfigError
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
@@ -181,6 +181,8 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
         raise ConfigError("config.dataset.train_split is empty.")
     _check_patients(splits)
     task = make_task(config, dataset.class_names, splits["train"])
+    for split in splits.values():
+        task.check_split(split, dataset.group_names)
     check_best_metric(config, task)
     if task.fits_on_validation and "validation" not in splits:
         raise ConfigError(
@@ -188,12 +190,7 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
             "config.dataset.validation_split or config.dataset.held_out."
         )
     model = make_model(config, task)
-    if config.task.get("labels", "multiclass") != "multiclass" and getattr(model, "head_relu", False):
-        raise ConfigError(
-            f"config.model.head_relu=True, the value of {config.model.name}, ends the network in a ReLU, so it cannot "
-            f"learn config.task.labels={config.task.labels!r}, whose outputs are logits of yes and no: none could say "
-            f"no. Set config.model.head_relu=False."
-        )
+    task.check_network(model)
     plan = Plan.of(config, len(splits["train"]))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -295,6 +292,7 @@ def open_config_dataset(config: ConfigDict) -> Dataset:
         channels=config.dataset.channels,
         crop=make_crop(config),
         skip_unreadable=config.dataset.skip_unreadable,
+        max_unreadable=config.dataset.max_unreadable,
     )
 
 
@@ -303,58 +301,43 @@ def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
 
     Raises:
       ConfigError: `name` is not one of these.
-      DataError: the dataset has no such split, it is empty, or a case in it has examples of several classes.
+      DataError: the dataset has no such split, it or it is empty.
     """
+    taken_from = _taken_from(config, name)
+    if not taken_from:
+        return None
+    whole = dataset.split(taken_from)
+    if type(config.dataset.folds) is int and config.dataset.folds:
+        parts = make_folds(whole, config.dataset.folds)
+        return whole.subset(np.sort(np.concatenate([parts[fold] for fold in _chosen_folds(config, name)])))
+    if config.dataset.held_out and name != "test":
+        return hold_out(whole, config.dataset.held_out)[name == "validation"]
+    return whole
+
+
+def stored_splits(dataset: Dataset, config: ConfigDict, name: str) -> tuple[str, ...]:
+    """Returns the names of the dataset's stored splits that `find_split` reads; errors are the same."""
+    taken_from = _taken_from(config, name)
+    return dataset.stored_splits(taken_from) if taken_from else ()
+
+
+def _taken_from(config: ConfigDict, name: str) -> str:
+    """Returns which split of the dataset holds the examples of "train", "validation" or "test"; "" for none."""
     if name not in SPLITS:
         raise ConfigError(f"no split is called {name!r}; expected one of {', '.join(SPLITS)}.")
-    split = _find_split(dataset, config, name)
-    if split is not None:
-        _check_cases(split, dataset)
-    return split
+    if isinstance(config.dataset.folds, tuple):
+        return "+".join(config.dataset.folds[fold] for fold in _chosen_folds(config, name))
+    if config.dataset.folds or (config.dataset.held_out and name != "test"):
+        return config.dataset.train_split
+    return config.dataset[f"{name}_split"]
 
 
-def _check_cases(split: Split, dataset: Dataset) -> None:
-    """Raises DataError, with their names, if the examples of a case are of several classes."""
-    if not split.has(CASE):
-        return
-    targets = split.targets()
-    case, label = targets[CASE], targets.get("label")
-    if label is None or label.ndim != 1 or label.dtype.kind not in "ui":
-        return
-    pairs = np.unique(np.stack([case, label]), axis=1)
-    cases, counts = np.unique(pairs[0], return_counts=True)
-    if (counts > 1).any():
-        first = cases[counts > 1][0]
-        name = dataset.group_names[CASE][first] if CASE in dataset.group_names else first
-        classes = ", ".join(dataset.class_names[i] for i in pairs[1][pairs[0] == first])
-        raise DataError(
-            f"{split.name}: the case {name} has examples of several classes ({classes}), but a case is judged as one; "
-            f"give them one class, or cases of their own."
-        )
-
-
-def _find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
-    if config.dataset.folds:
-        return _find_folds(dataset, config, name)
-    if config.dataset.held_out and name != "test":
-        train, held_out = hold_out(dataset.split(config.dataset.train_split), config.dataset.held_out)
-        return train if name == "train" else held_out
-    stored = config.dataset[f"{name}_split"]
-    return dataset.split(stored) if stored else None
-
-
-def _find_folds(dataset: Dataset, config: ConfigDict, name: str) -> Split:
-    """Returns a split of cross-validation, see `config.dataset.folds`."""
-    folds, test = config.dataset.folds, config.dataset.fold
-    count = number_of_folds(folds)
+def _chosen_folds(config: ConfigDict, name: str) -> list[int]:
+    """Returns the folds of a split in cross-validation, see `config.dataset.folds`."""
+    count, test = number_of_folds(config.dataset.folds), config.dataset.fold
     validation = (test + 1) % count
     train = [fold for fold in range(count) if fold not in (test, validation)]
-    chosen = {"train": train, "validation": [validation], "test": [test]}[name]
-    if isinstance(folds, tuple):
-        return dataset.split("+".join(folds[fold] for fold in chosen))
-    whole = dataset.split(config.dataset.train_split)
-    parts = make_folds(whole, count)
-    return whole.subset(np.sort(np.concatenate([parts[fold] for fold in chosen])))
+    return {"train": train, "validation": [validation], "test": [test]}[name]
 
 
 def check_best_metric(config: ConfigDict, task: Task) -> None:

@@ -17,10 +17,18 @@ from squeeze_jax import config as config_lib
 from squeeze_jax import pretrained, tables
 from squeeze_jax.config import SPLITS, check_same_experiment
 from squeeze_jax.data import decoding
+from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.sources import Dataset
 from squeeze_jax.data.splits import Split
-from squeeze_jax.errors import ConfigError, InputError
-from squeeze_jax.experiment import find_split, make_crop, make_model, make_task, open_config_dataset
+from squeeze_jax.errors import ConfigError, DataError, InputError
+from squeeze_jax.experiment import (
+    find_split,
+    make_crop,
+    make_model,
+    make_task,
+    open_config_dataset,
+    stored_splits,
+)
 from squeeze_jax.files import user_path
 from squeeze_jax.runtime.devices import DeviceMesh, compile_often, is_main_process
 from squeeze_jax.tasks import Task
@@ -45,6 +53,7 @@ class Network:
       step: the step of the checkpoint.
       class_names: the class names, in the order of the outputs.
       image_shape: (*spatial, channels) of the images that `predict` takes.
+      workdir: the workdir of the run; None for a weight file.
     """
 
     model: nn.Module
@@ -53,6 +62,7 @@ class Network:
     step: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
+    workdir: pathlib.Path | None = None
 
     @functools.cached_property
     def task(self) -> Task:
@@ -119,7 +129,8 @@ class Network:
           matrix of a classifier.
 
         Raises:
-          ConfigError, DataError: the split does not exist, the config is of another experiment, or a class is unknown.
+          ConfigError, DataError: the split does not exist, the config is of another experiment, a class is unknown, or
+            the run's dataset is not what it was in training.
         """
         config = self.config if config is None else config
         validate(config)
@@ -136,6 +147,7 @@ class Network:
     def split(self, name: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Split:
         """Returns the split that `evaluate` measures; arguments and errors are the same."""
         config = self.config if config is None else config
+        before = Identity.read(self.workdir) if self.workdir and dataset is None else None
         if dataset is not None:
             config = config.copy_and_resolve_references()
             config.dataset.name = dataset
@@ -147,7 +159,17 @@ class Network:
         examples = find_split(opened, config, name)
         if examples is None:
             raise ConfigError(f"config.dataset.{name}_split is empty: this experiment has no {name} split.")
-        return self._with_our_labels(examples, opened)
+        for note in opened.notes:
+            logger.info("dataset: %s", note)
+        used = stored_splits(opened, config, name)
+        if before and (changes := before.changes(opened.identity(used), used)):
+            raise DataError(
+                f"{opened.name} is not what the run in {self.workdir} was trained on: {changes}. Restore the dataset; "
+                f"or evaluate it as it is now, by naming it: --dataset={opened.name}, or evaluate(dataset=...)."
+            )
+        examples = self._with_our_labels(examples, opened)
+        self.task.check_split(examples, opened.group_names)
+        return examples
 
     def _with_our_labels(self, split: Split, dataset: Dataset) -> Split:
         """Maps the dataset's class indices to the network's, by class name."""
@@ -241,7 +263,8 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
       WeightError: the weight file cannot be used.
     """
     source = user_path(source)
-    if not source.is_dir():
+    workdir = source if source.is_dir() else None
+    if workdir is None:
         weights = pretrained.read(source)
         config, class_names, image_shape = weights.config, weights.class_names, weights.image_shape
         variables, step = weights.variables, weights.step
@@ -255,7 +278,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
             checkpoints.close()
         variables = eval_variables(leaves)
     model = make_model(config, make_task(config, class_names))
-    return Network(model, variables, config, step, class_names, image_shape)
+    return Network(model, variables, config, step, class_names, image_shape, workdir)
 
 
 def evaluate(

@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 from squeeze_jax import commands
-from squeeze_jax.data.folders import EXTENSIONS
+from squeeze_jax.data.listing import EXTENSIONS
 from squeeze_jax.errors import InputError
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import is_exported, open_exported

@@ -134,6 +134,7 @@ def _check_numbers(config: ConfigDict) -> None:
     for key in ("crop.smallest_area", "pruning.density"):
         _require(config, key, lambda value: 0 < value <= 1, "0 < value <= 1")
     _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
+    _require(config, "dataset.max_unreadable", lambda value: 0 <= value <= 1, "0 <= value <= 1")
     _require(config, "seed", lambda value: 0 <= value < 2**31, "0 <= value < 2**31")
     _require(config, "sharing.bits", lambda value: value == 0 or value in BITS, f"0, or {BITS[0]} to {BITS[-1]}")
     _require(config, "dataset.folds", _is_folds, "0, at least 3 folds, or the names of at least 3 stored splits")

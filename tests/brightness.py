@@ -21,6 +21,12 @@ class Brightness:
     def create(cls, options, class_names, preprocessing, train_split=None):
         return cls(preprocessing, options["scale"])
 
+    def check_split(self, split, group_names):
+        pass
+
+    def check_network(self, model):
+        pass
+
     def target(self, images):
         return self.scale * jnp.mean(jnp.asarray(images, float), (1, 2, 3)) / 255
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED, make_once
 
-from squeeze_jax.data import sources
+from squeeze_jax.data import prepared, sources
 from squeeze_jax.data.builders.medmnist import ENTRIES, MedMNIST
 from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.errors import DataError
@@ -83,10 +83,10 @@ def test_a_multi_label_set_has_labels_with_names(tmp_path):
     assert builder.info.features["label"].feature.num_classes == 14 and str(builder.version) == "3.0.3"
     assert str(MedMNIST(config="retinamnist", data_dir=tmp_path).version) == "3.0.2"
 
-    class Stored(sources._Tfds):
+    class Stored(prepared.Prepared):
         def examples(self, split):
             rows = [{"image": np.zeros((28, 28, 1), np.uint8), "label": label} for label in ([], [0, 13])]
-            return sources._TfdsExamples(rows, self._image, self._label, (), self._num_labels)
+            return prepared._Examples(rows, self._image, self._label, (), self._num_labels)
 
     source = Stored("medmnist/chestmnist", builder)
     source.split_sizes = {"train": 2}

@@ -407,7 +407,7 @@ def test_an_unreadable_photograph_stops_the_run_by_name_or_is_replaced(damaged):
     skipping = open_dataset(str(root), crop=RANDOM_RESIZED, channels=3, skip_unreadable=True).split("train")
     found = batches(skipping, 6)
     names = [name for batch in found for _, name in batch.get("unreadable", ())]
-    assert names == [str(path)] * 2  # once an epoch
+    assert len(names) == 2 and all(name.startswith(f"{path} cannot be read: ") for name in names)  # once an epoch
     assert all(batch["image"].shape == (6, 48, 48, 3) for batch in found)
     evaluated = list(pipeline.eval_batches(skipping, batch_size=5))
     assert sum(batch["valid"].sum() for batch in evaluated) == 17

@@ -1,11 +1,12 @@
 """Random images that are not stored in files, to measure a training step or a network alone."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from squeeze_jax.data.identity import Identity, StoredSplit
 from squeeze_jax.errors import DataError
 
 SIZES = {"train": 51_200, "validation": 1_000, "test": 1_000}
@@ -23,6 +24,7 @@ class Fake:
     """
 
     version = "1.0.0"
+    notes = ()
 
     def __init__(self, name: str):
         match = _NAME.fullmatch(name)
@@ -34,6 +36,10 @@ class Fake:
         self.class_names = tuple(map(str, range(int(match[2]))))
         self.split_sizes = SIZES
         self.group_names: dict[str, tuple[str, ...]] = {}
+
+    def identity(self, splits: Iterable[str]) -> Identity:
+        """Returns what tells these splits from changed ones, see `sources.Source`."""
+        return Identity(self.class_names, {split: StoredSplit(SIZES[split]) for split in splits})
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         """Returns the examples of a split: dicts of "image" (uint8) and "label"."""

@@ -1,22 +1,39 @@
 """Folders of images as datasets: `split/class/image`, as for torchvision, and images grouped by patient."""
 
-import os
+import collections
+import hashlib
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from PIL import Image
-
-from squeeze_jax.data.decoding import GREY_MODES
+from squeeze_jax.data import decoding
+from squeeze_jax.data.identity import Identity, StoredSplit
+from squeeze_jax.data.listing import Notes, Picture, list_pictures, shown
 from squeeze_jax.data.splits import CASE, PATIENT
 from squeeze_jax.errors import DataError
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLIT_NAMES = {"val": "validation", "valid": "validation"}  # other common names
 UNDIVIDED = "train"  # the split of a folder that is not divided yet
-_SPLIT = re.compile(r"train|val|valid|validation|test|(subset|fold)_?\d+")
+_SPLIT = re.compile(r"train(ing)?|val|valid|validation|test(ing)?|(subset|fold)_?\d+", re.IGNORECASE)
+_NO_PATIENT = re.compile(r"train(ing)?|val|valid|validation|test(ing)?", re.IGNORECASE)
 LAYOUTS = ("split/class/", "split/class/patient/", "[split/]class/patient/case/")
+INNER = ("images", "image", "imgs", "img")  # folders that may lie between a class and its images and say nothing
+ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: the classes of the files in val/images
+# Kinds of notes.
+UNLABELLED, OUTSIDE = "left out, in no folder of a class", "left out, in a folder beside those of the splits"
+DEEPER = "taken, but in folders below their class, which do not count as patients"
+HASHED_BYTES = 2**28  # of a split; the contents of larger ones are not compared, only names and sizes
+
+
+class _Row(NamedTuple):
+    """An image, where its path puts it."""
+
+    split: str
+    class_name: str
+    between: tuple[str, ...]  # the folders between class and image
+    name: str  # of the file in its split
+    picture: Picture
 
 
 class ImageFolder:
@@ -28,15 +45,19 @@ class ImageFolder:
         split/class/patient/image
         split/class/patient/case/image
         class/patient/case/image
+        class/image
 
     A patient is known by the name of the folder, whatever the class; a case, such as a nodule with several slices, is
-    one folder. Without folders for splits, all images are in the split "train".
+    one folder. Without folders for splits, all images are in the split "train". A single folder around all of them is
+    entered. Most images decide: where they lie directly in their classes, those in deeper folders are taken too, and
+    where they lie deeper, all must. Tiny ImageNet is read as it is distributed.
 
     Args:
       root: the folder.
 
     Attributes:
       group_names: see `Source`.
+      notes: see `Source`.
 
     Raises:
       DataError: the folder does not have one of these layouts, or a patient is in two splits.
@@ -46,47 +67,33 @@ class ImageFolder:
 
     def __init__(self, root: pathlib.Path):
         self.root = root
-        folders = {SPLIT_NAMES.get(path.name, path.name): path for path in _subfolders(root)}
-        levels = _depth(root) - 2  # of folders between the class and the image
-        if levels > 0 and not all(_SPLIT.fullmatch(path.name) for path in folders.values()):
-            if named := [path.name for path in folders.values() if _SPLIT.fullmatch(path.name.lower())]:
-                others = [path.name for path in folders.values() if path.name not in named]
-                raise DataError(
-                    f"{root} has folders called like splits ({', '.join(named)}), so the others cannot be classes "
-                    f"({', '.join(others) or 'none'}). Call all folders train, val or test, in lower case, or none."
-                )
-            folders, levels = {UNDIVIDED: root}, levels + 1
-        folders = {split: path for split, path in folders.items() if _subfolders(path)}
-        if not folders or not 0 <= levels <= 2:
-            raise DataError(
-                f"{root} contains no images in split/class/, such as {root}/train/cat/1.jpg; the other layouts are "
-                f"{' and '.join(LAYOUTS[1:])}."
-            )
-        self.class_names = tuple(sorted({child.name for path in folders.values() for child in _subfolders(path)}))
+        pictures, notes = list_pictures(root)
+        layout = _Layout(root, _top(pictures), notes)
+        rows, levels = layout.read(pictures)
+        self.class_names = tuple(sorted({row.class_name for row in rows}))
+        splits = sorted({row.split for row in rows}, key=layout.folder_of)
+        self._rows: dict[str, list[_Row]] = {split: [] for split in splits}
+        for row in rows:
+            self._rows[row.split].append(row)
+        label = {name: i for i, name in enumerate(self.class_names)}
         known: dict[str, dict[str, int]] = {group: {} for group in (PATIENT, CASE)[:levels]}
         self._files: dict[str, list[tuple[str, dict[str, int]]]] = {}
         split_of: dict[int, str] = {}  # of each patient
-        for split, folder in folders.items():
+        for split, members in self._rows.items():
+            members.sort(key=lambda row: row.class_name)  # stable: in the order of the listing within a class
             self._files[split] = []
-            for path, label, between in self._walk(folder, levels):
-                names = {PATIENT: between[:1], CASE: (self.class_names[label], *between)}
+            for row in members:
+                names = {PATIENT: row.between[:1], CASE: (row.class_name, *row.between)}
                 groups = {group: index.setdefault("/".join(names[group]), len(index)) for group, index in known.items()}
                 if groups and split_of.setdefault(groups[PATIENT], split) != split:
                     raise DataError(
-                        f"{root}: the patient {between[0]} is in {split_of[groups[PATIENT]]} and in {split}; move all "
-                        f"images of a patient to one split."
+                        f"{root}: the patient {row.between[0]} is in {split_of[groups[PATIENT]]} and in {split}; move "
+                        f"all images of a patient to one split."
                     )
-                self._files[split].append((path, {"label": label, **groups}))
+                target = {"label": label[row.class_name], **groups}
+                self._files[split].append((f"{root}/{row.picture.path}", target))
         self.group_names = {group: tuple(index) for group, index in known.items()}
-
-    def _walk(self, folder: pathlib.Path, levels: int) -> Iterator[tuple[str, int, tuple[str, ...]]]:
-        """Yields the path, the label and the folders between class and image, `levels` many, of each image."""
-        for label, name in enumerate(self.class_names):
-            for path, between in _images(folder / name):
-                if len(between) == levels:
-                    yield path, label, between
-                elif levels:
-                    raise DataError(f"{path} is not in {LAYOUTS[levels]}, like other images of this folder; move it.")
+        self.notes = notes.lines()
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -94,17 +101,47 @@ class ImageFolder:
         return {split: len(files) for split, files in self._files.items()}
 
     @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(height, width, channels) of the first image, which all images must have unless they are cropped; or None."""
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the first image that is one; all images must have it unless they are cropped.
+
+        Raises:
+          DataError: no image can be decoded, or the first has more than 8 bits per channel.
+        """
+        reasons = []
         for files in self._files.values():
             for path, _ in files:
-                with Image.open(path) as image:
-                    return image.height, image.width, 1 if image.mode in GREY_MODES else 3
-        return None
+                try:
+                    image = decoding.open_image(decoding.read_file(path), channels=3)
+                except decoding.Undecodable as error:
+                    reasons.append(f"{shown(path)}: {error}")
+                    continue
+                except (decoding.Unsuitable, OSError) as error:
+                    raise DataError(f"{shown(path)} cannot be read: {error}") from error
+                return image.height, image.width, 1 if image.mode in decoding.GREY_MODES else 3
+        raise DataError(f"none of the {len(reasons)} images of {self.root} can be decoded, such as {reasons[0]}")
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         """Returns the examples of a split: dicts of "image" (encoded bytes), "label" and, if grouped, the groups."""
         return Files(self._files[split])
+
+    def identity(self, splits: Iterable[str]) -> Identity:
+        """Returns what tells these splits from changed ones, see `Source`.
+
+        The contents are read of splits of at most HASHED_BYTES.
+        """
+        return Identity(self.class_names, {split: self._stored(split) for split in splits})
+
+    def _stored(self, split: str) -> StoredSplit:
+        rows = self._rows[split]
+        hashed = sum(row.picture.size for row in rows) <= HASHED_BYTES
+        files = {}
+        for row in sorted(rows, key=lambda row: row.name):
+            contents = ""
+            if hashed:
+                stored = (self.root / row.picture.path).read_bytes()
+                contents = hashlib.blake2b(stored, digest_size=8).hexdigest()
+            files[row.name] = (row.picture.size, contents)
+        return StoredSplit.of(files, collections.Counter(row.class_name for row in rows))
 
 
 class Files(Sequence):
@@ -122,38 +159,197 @@ class Files(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, targets = self._files[index]
-        return {"image": pathlib.Path(path).read_bytes(), **targets}
+        return {"image": decoding.read_file(path), **targets}
 
     def describe(self, index: int) -> str:
         """Returns the path of an image, for messages."""
-        return self._files[index][0]
+        return shown(self._files[index][0])
 
     def targets(self, index: int) -> dict[str, Any]:
         """Returns the label and the groups of an image, without reading the file."""
         return self._files[index][1]
 
 
-def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+def _top(pictures: list[Picture]) -> str:
+    """Returns the path of the single folders around all splits or classes, such as "photos/"; "" if there are none."""
+    top = ""
+    while True:
+        inside = [path.removeprefix(top).split("/") for path, _ in pictures if path.startswith(top)]
+        children = {parts[0] for parts in inside if len(parts) > 1}
+        below = sum(len(parts) > 2 for parts in inside)
+        directly = sum(len(parts) == 2 for parts in inside)
+        if len(children) != 1 or below <= directly or _SPLIT.fullmatch(name := children.pop()):
+            return top
+        if {parts[1].lower() for parts in inside if len(parts) > 2} <= set(INNER):
+            return top  # cats/images/1.jpg: a class
+        top += f"{name}/"
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+class _Layout:
+    """Decides from all pictures which folders are splits, classes, patients and cases.
 
+    Args:
+      root: the folder, for messages.
+      top: the folders around the splits or classes, see `_top`.
+      notes: what is not used is added here.
+    """
 
-def _depth(root: pathlib.Path) -> int:
-    """Returns the number of folders between `root` and the first image; 2 if there is none."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        if any(map(_is_image, files)):
-            return len(pathlib.Path(folder).relative_to(root).parts)
-    return 2
+    def __init__(self, root: pathlib.Path, top: str, notes: Notes):
+        self._root, self._top, self._notes = root, top, notes
+        self._names: dict[str, str] = {}  # of the folders, by the name of their split
 
+    def folder_of(self, split: str) -> str:
+        """Returns the name of the folder of a split."""
+        return self._names[split]
 
-def _images(root: pathlib.Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields the path of each image below `root`, sorted by folder and name, and the folders between."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        between = pathlib.Path(folder).relative_to(root).parts
-        for name in sorted(filter(_is_image, files)):
-            yield os.path.join(folder, name), between
+    def read(self, pictures: list[Picture]) -> tuple[list[_Row], int]:
+        """Returns the images, and the number of levels between a class and its images: 0, 1 (patient) or 2 (case).
+
+        Raises:
+          DataError: see `ImageFolder`.
+        """
+        paths = []
+        for picture in pictures:
+            parts = picture.path.removeprefix(self._top).split("/")
+            if not picture.path.startswith(self._top) or len(parts) == 1:
+                self._notes.add(UNLABELLED, picture.path)
+            else:
+                paths.append((parts, picture))
+        tops = {parts[0] for parts, _ in paths}
+        splits = {name for name in tops if _SPLIT.fullmatch(name)}
+        rows = self._divided(paths, splits) if splits else self._undivided(paths)
+        if not rows:
+            raise self._no_layout()
+        return self._grouped(rows)
+
+    def _no_layout(self) -> DataError:
+        found = self._notes.lines()
+        return DataError(
+            f"{self._root} contains no images in split/class/, such as {self._root}/train/cat/1.jpg; the other layouts "
+            f"are {', '.join(LAYOUTS[1:])} and class/ for a folder without splits.{' ' if found else ''}"
+            f"{'; '.join(found)}"
+        )
+
+    def _row(self, folder: str, class_name: str, rest: list[str], picture: Picture) -> _Row:
+        split = SPLIT_NAMES.get(folder, folder)
+        if self._names.setdefault(split, folder) != folder:
+            raise DataError(
+                f"{self._root} has folders {self._names[split]} and {folder}, which both mean the split {split!r}; "
+                f"rename or remove one."
+            )
+        if rest[0].lower() in INNER and len(rest) > 1:
+            rest = rest[1:]
+        return _Row(split, class_name, tuple(rest[:-1]), "/".join((class_name, *rest)), picture)
+
+    def _divided(self, paths: list[tuple[list[str], Picture]], splits: set[str]) -> list[_Row]:
+        classes = collections.defaultdict(set)
+        for parts, _ in paths:
+            if len(parts) > 2:
+                classes[parts[0]].add(parts[1])
+        no_classes = {split for split in classes if classes[split] <= set(INNER)}  # such as test/images/1.jpg
+        annotated = self._annotated() if "val" in no_classes else {}
+        known = set().union(*(classes[split] for split in splits - no_classes))
+        others = {parts[0] for parts, _ in paths} - splits
+        outside = {name for name in others if not classes[name] or any(map(_SPLIT.fullmatch, classes[name]))}
+        outside |= others & no_classes
+        strangers = sorted(name for name in others - outside if not classes[name] <= known)
+        if strangers:
+            raise DataError(
+                f"{self._root} has folders called like splits ({', '.join(sorted(splits))}), so the others cannot be "
+                f"classes ({', '.join(strangers)}). Call all folders train, val or test, or none."
+            )
+        rows = []
+        for parts, picture in paths:
+            split = parts[0]
+            if split in annotated:
+                name = annotated[split].pop(parts[-1], None) if len(parts) < 4 else None
+                if name is None:
+                    self._notes.add(UNLABELLED, picture.path)
+                    continue
+                if name not in known:
+                    raise DataError(
+                        f"{self._root / self._top / split / ANNOTATIONS} gives {parts[-1]} the class {name!r}, for "
+                        f"which there is no folder in train/."
+                    )
+                rows.append(self._row(split, name, parts[-1:], picture))
+            elif split in outside:
+                self._notes.add(OUTSIDE, picture.path)
+            elif len(parts) == 2 or split in no_classes:
+                self._notes.add(UNLABELLED, picture.path)
+            else:
+                rows.append(self._row(split, parts[1], parts[2:], picture))
+        for split, missing in annotated.items():
+            if missing:
+                raise DataError(
+                    f"{self._root / self._top / split / ANNOTATIONS} names {len(missing)} images that are not there, "
+                    f"such as {next(iter(missing))}; unpack the dataset again."
+                )
+        return rows
+
+    def _annotated(self) -> dict[str, dict[str, str]]:
+        """Returns the class of each file name of Tiny ImageNet's validation split, by its folder; else nothing."""
+        path = self._root / self._top / "val" / ANNOTATIONS
+        if not path.is_file():
+            return {}
+        classes = {}
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            fields = line.split("\t")
+            if len(fields) < 2 or not all(fields[:2]) or fields[0] in classes:
+                raise DataError(
+                    f"{path}, line {number}: expected a file name of its own, a tab and a class, got {line[:80]!r}."
+                )
+            classes[fields[0]] = fields[1]
+        return {"val": classes}
+
+    def _undivided(self, paths: list[tuple[list[str], Picture]]) -> list[_Row]:
+        paths = [([parts[0], *parts[2:]] if parts[1].lower() in INNER else parts, picture) for parts, picture in paths]
+        depths = collections.Counter(len(parts) - 1 for parts, _ in paths)
+        if not depths:
+            return []
+        if 2 * depths[1] >= sum(depths.values()):
+            return [self._row(UNDIVIDED, parts[0], parts[1:], picture) for parts, picture in paths]
+        most = depths.most_common(1)[0][0]
+        nested = collections.defaultdict(set)  # the folders in each folder
+        for parts, picture in paths:
+            if len(parts) - 1 != most and most == 3:
+                raise self._odd(picture, 2, depths[most])
+            nested[parts[0]].update(parts[1:2] if len(parts) > 2 else ())
+        if most == 2:
+            counts = collections.Counter(name for names in nested.values() for name in names)
+            if max(counts.values()) == 1:
+                raise DataError(
+                    f"{self._root} has the layout a/b/image, and no b is in two a's (such as {self._top}"
+                    f"{paths[0][0][0]}/{paths[0][0][1]}), so a is no split. If a is a class and b a patient, put all "
+                    f"of them into a folder called train; if a is a class, move its images directly into it."
+                )
+            for parts, picture in paths:
+                if len(parts) == 2:
+                    self._notes.add(UNLABELLED, picture.path)
+            return [self._row(parts[0], parts[1], parts[2:], picture) for parts, picture in paths if len(parts) > 2]
+        if most != 3:
+            return []
+        if splits := sorted({name for names in nested.values() for name in names if _NO_PATIENT.fullmatch(name)}):
+            raise DataError(
+                f"{self._root} has several folders with splits in them ({', '.join(sorted(nested)[:3])}, with "
+                f"{', '.join(splits)}); name one of these folders."
+            )
+        return [self._row(UNDIVIDED, parts[0], parts[1:], picture) for parts, picture in paths]
+
+    def _grouped(self, rows: list[_Row]) -> tuple[list[_Row], int]:
+        levels = collections.Counter(len(row.between) for row in rows)
+        if 2 * levels[0] >= len(rows):
+            for row in rows:
+                if row.between:
+                    self._notes.add(DEEPER, row.picture.path)
+            return rows, 0
+        most = levels.most_common(1)[0][0]
+        if most > 2:
+            raise self._no_layout()
+        for row in rows:
+            if len(row.between) != most:
+                raise self._odd(row.picture, most, levels[most])
+        return rows, most
+
+    def _odd(self, picture: Picture, levels: int, others: int) -> DataError:
+        path = shown(str(self._root / picture.path))
+        return DataError(f"{path} is not in {LAYOUTS[levels]}, like other images of this folder ({others}); move it.")

@@ -57,7 +57,8 @@ def train_batches(
 
     Raises:
       ValueError: `batch_size` is not a multiple of `process_count`.
-      DataError: `balanced`, but the examples do not have one class each.
+      DataError: `balanced`, but the examples do not have one class each; or, in the iteration, an example cannot be
+        used, see `Split.batch` and `Split.check_unreadable`.
     """
     rows = _host_rows(batch_size, process_index, process_count)
 
@@ -70,7 +71,7 @@ def train_batches(
 
     uniform = grain.MapDataset.range(len(split)).shuffle(seed=seed).repeat()
     batches = (_balanced(split, seed) if balanced else uniform).batch(batch_size)
-    return _iterate(batches[first_step:].map_with_index(load), num_threads, num_workers)
+    return _checked(split, _iterate(batches[first_step:].map_with_index(load), num_threads, num_workers))
 
 
 def eval_batches(
@@ -101,7 +102,18 @@ def eval_batches(
             valid[row] = False
         return {**batch, VALID: valid}
 
-    return _iterate(grain.MapDataset.range(0, size, batch_size).map(load), num_threads, num_workers)
+    return _checked(split, _iterate(grain.MapDataset.range(0, size, batch_size).map(load), num_threads, num_workers))
+
+
+def _checked(split: Split, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Ends with an error when too many examples had to be replaced, whichever process read them."""
+    unreadable: set[str] = set()
+    for batch in batches:
+        found = {wrong for _, wrong in batch.get(UNREADABLE, ())} - unreadable
+        if found:
+            unreadable |= found
+            split.check_unreadable(unreadable)
+        yield batch
 
 
 def _balanced(split: Split, seed: int) -> grain.MapDataset:

@@ -13,6 +13,8 @@ is already prepared is not changed.
 import argparse
 import contextlib
 import fcntl
+import functools
+import glob
 import hashlib
 import json
 import os
@@ -21,10 +23,11 @@ import re
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
+from typing import Any
 
 from squeeze_jax import commands
+from squeeze_jax.data import archives, prepared
 from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.candidates import read_candidates, summary
 from squeeze_jax.data.folders import ImageFolder
@@ -35,6 +38,8 @@ from squeeze_jax.errors import DataError, SqueezeJaxError
 from squeeze_jax.files import user_path
 
 SCANS_READ_AS = 2  # counts the changes of what a voxel's position or value is
+
+PARTIAL = "partial-"  # in the names of folders that are being written
 
 
 def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None = None) -> pathlib.Path:
@@ -60,19 +65,20 @@ def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None
     folder = default_data_dir(data_dir)
     try:
         with _locked(folder, name):
-            if name.split("/")[0] in BUILDERS:
-                builder = builder_class(name)(data_dir=folder, file_format="array_record")
-            else:
-                builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+            make = builder_class(name) if name.split("/")[0] in BUILDERS else functools.partial(tfds.builder, name)
+            make = functools.partial(make, data_dir=folder, file_format="array_record")
+            builder = prepared.builder_named(name, folder, make)
             if file is not None:
                 if not hasattr(builder, "local_file"):
                     raise DataError(f"{name} is not made from one file; leave --file out.")
-                builder.local_file = file
+                builder.local_file = file.expanduser()
             builder.download_and_prepare()
     except SqueezeJaxError:
         raise
-    except (ValueError, OSError) as error:  # from TFDS: an unknown name, a failed download, a full disk
-        raise DataError(f"{name} cannot be prepared: {error}") from error
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        # From TFDS: an unknown name, a failed download, a full disk, a missing package.
+        reason = " ".join(str(error).split())[:500]
+        raise DataError(f"{name} cannot be prepared in {folder}: {reason}") from error
     return pathlib.Path(builder.data_dir)
 
 
@@ -93,14 +99,13 @@ def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pat
     """
     import tensorflow as tf
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
 
-    if not (source / "dataset_info.json").exists():
+    if not (source / prepared.INFO).exists():
         raise DataError(
             f"{source} is not a prepared dataset (it has no dataset_info.json); give the folder of a version, such as "
             f"{name}/1.0.0."
         )
-    builder = tfds.builder_from_directory(source)
+    builder = prepared.builder_of(source)
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
         raise DataError(f"{source} is stored as {builder.info.file_format.value}; expected tfrecord.")
     if name != "/".join(filter(None, (builder.name, builder.info.config_name))):
@@ -108,34 +113,45 @@ def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pat
     folder = default_data_dir(data_dir)
     target = folder / builder.info.full_name
     with _locked(folder, name):
-        if (target / "dataset_info.json").exists():
+        if (target / prepared.INFO).exists():
             if target.resolve() != source.resolve():
                 return target
             raise DataError(f"{source} would be overwritten by its own conversion; use another --data_dir.")
-        with _complete_or_absent(target) as partial:
-            for path in source.iterdir():
-                if path.is_file() and ".tfrecord" not in path.name:
-                    shutil.copy(path, partial / path.name)
-            description = json.loads((source / "dataset_info.json").read_text())
-            description["fileFormat"] = "array_record"
-            for split in description["splits"]:
-                info = builder.info.splits[split["name"]]
-                template = info.filename_template.replace(data_dir=partial, filetype_suffix="array_record")
-                split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-                for shard, (path, expected) in enumerate(zip(info.filepaths, info.shard_lengths, strict=True)):
-                    output = template.sharded_filepath(shard_index=shard, num_shards=info.num_shards)
-                    writer = ArrayRecordWriter(str(output), "group_size:1")
-                    count = 0
-                    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-                        writer.write(record)
-                        count += 1
-                    writer.close()
-                    if count != expected:
-                        raise DataError(
-                            f"{path} contains {count} records; expected {expected} according to dataset_info.json."
-                        )
-            (partial / "dataset_info.json").write_text(json.dumps(description, indent=2))
+        try:
+            with _complete_or_absent(target) as partial:
+                _convert_records(builder, source, partial)
+        except SqueezeJaxError:
+            raise
+        except (OSError, RuntimeError, tf.errors.OpError) as error:  # a full disk, a damaged record
+            reason = " ".join(str(error).split())[:500]
+            raise DataError(f"{source} cannot be converted to {target}: {reason}") from error
     return target
+
+
+def _convert_records(builder: Any, source: pathlib.Path, target: pathlib.Path) -> None:
+    import tensorflow as tf
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    for path in source.iterdir():
+        if path.is_file() and ".tfrecord" not in path.name:
+            shutil.copy(path, target / path.name)
+    description = json.loads((source / prepared.INFO).read_text())
+    description["fileFormat"] = "array_record"
+    for split in description["splits"]:
+        info = builder.info.splits[split["name"]]
+        template = info.filename_template.replace(data_dir=target, filetype_suffix="array_record")
+        split["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        for shard, (path, expected) in enumerate(zip(info.filepaths, info.shard_lengths, strict=True)):
+            output = template.sharded_filepath(shard_index=shard, num_shards=info.num_shards)
+            writer = ArrayRecordWriter(str(output), "group_size:1")
+            count = 0
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                writer.write(record)
+                count += 1
+            writer.close()
+            if count != expected:
+                raise DataError(f"{path} contains {count} records; expected {expected} according to dataset_info.json.")
+    (target / prepared.INFO).write_text(json.dumps(description, indent=2))
 
 
 def cut_scans(
@@ -200,7 +216,9 @@ def cut_scans(
 
 
 def unpack(archive: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
-    """Unpacks a zip of images in `split/class/` to a folder with the archive's name.
+    """Unpacks a zip of images, in a layout of `ImageFolder`, to a folder with the archive's name.
+
+    What is left out is printed. A folder that was unpacked from the same archive before is not changed.
 
     Args:
       archive: the zip file.
@@ -210,30 +228,51 @@ def unpack(archive: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
       The dataset's folder.
 
     Raises:
-      DataError: the file is not a zip, or has another layout.
+      DataError: the file is not a zip, cannot be unpacked, or has another layout; or the folder is there already, but
+        was not unpacked from this archive.
     """
+    archive = archive.expanduser()
+    found = archives.digest(archive)
     folder = default_data_dir(data_dir)
     target = folder / archive.stem
     with _locked(folder, archive.stem):
-        if not target.exists():
+        if target.exists():
+            archives.check_same(target, archive, found)
+        else:
             with _complete_or_absent(target) as partial:
+                archives.unpack(archive, partial)
                 try:
-                    with zipfile.ZipFile(archive) as zipped:
-                        zipped.extractall(partial)
-                except zipfile.BadZipFile as error:
-                    raise DataError(f"{archive} is not an intact zip: {error}") from error
-                ImageFolder(partial)
+                    notes = ImageFolder(partial).notes
+                except DataError as error:
+                    raise DataError(str(error).replace(str(partial), str(archive))) from error
+                archives.record(partial, found)
+            for note in notes:
+                print(note, file=sys.stderr)
     return target
 
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
+    """Waits for other processes that prepare this dataset, and removes what killed ones left behind."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f".{name.replace('/', '_').replace(':', '_')}.lock").open("w")
     except OSError as error:
-        raise DataError(f"{folder} cannot be created ({error.strerror}); use another --data_dir.") from error
-    with (folder / f".{name.replace('/', '_').replace(':', '_')}.lock").open("w") as lock:
+        raise DataError(
+            f"{name} cannot be prepared in {folder} ({error.strerror}); use another --data_dir or a shorter name."
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        own = folder / name.replace(":", "/")
+        is_inside = ".." not in own.parts and own.is_relative_to(folder)
+        for pattern, around in (
+            (f".{glob.escape(own.name)}.{PARTIAL}*", own.parent),  # an archive's folder
+            (f".*.{PARTIAL}*", own),  # a version's
+            ("incomplete.*", own),  # TFDS's
+            ("*/incomplete.*", own),
+        ):
+            for left in around.glob(pattern) if is_inside else ():
+                shutil.rmtree(left, ignore_errors=True)
         yield
 
 
@@ -241,7 +280,10 @@ def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
 def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary folder next to `target`, which is renamed to `target` on success and deleted on failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.{PARTIAL}", dir=target.parent))
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}); use another --data_dir.") from error
     try:
         yield partial
         partial.chmod(0o755)
@@ -272,7 +314,7 @@ def main() -> None:
     scans.add_argument("--assume_origin", action="store_true", help="scans without a position begin at 0, 0, 0 mm")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if args.name.endswith(".zip"):
+    if archives.is_archive(args.name):
         print(unpack(pathlib.Path(args.name), args.data_dir))
     elif args.scans or args.candidates:
         if not (args.scans and args.candidates):

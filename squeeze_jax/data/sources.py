@@ -1,20 +1,24 @@
 """Finds and opens datasets by name, without TensorFlow."""
 
 import dataclasses
+import functools
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from squeeze_jax.data import prepared
 from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.folders import ImageFolder
-from squeeze_jax.data.splits import GROUPS, IGNORED, Split, Subset, Sum
+from squeeze_jax.data.identity import Identity
+from squeeze_jax.data.splits import Split, Subset, Sum, targets_of
 from squeeze_jax.errors import DataError
 
 
@@ -28,6 +32,7 @@ class Source(Protocol):
       split_sizes: the number of examples in each stored split.
       group_names: the names of the patients, scans and cases that the examples belong to, by the target that indexes
         them (`splits.GROUPS`); empty if the examples name none.
+      notes: what a user should know of how the data were read, such as what was left out, a line each.
     """
 
     version: str
@@ -35,6 +40,10 @@ class Source(Protocol):
     image_shape: tuple[int | None, ...]
     split_sizes: dict[str, int]
     group_names: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+    def identity(self, splits: Iterable[str]) -> Identity:
+        """Returns what tells the data of stored splits from changed data."""
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         """Returns the examples of a stored split.
@@ -54,6 +63,7 @@ class Dataset:
       image_shape: (*spatial, channels) of the images after cropping on the host.
       crop: crops photographs to that shape; None if all images already have it.
       skip_unreadable: see `Split`.
+      max_unreadable: see `Split`.
     """
 
     name: str
@@ -61,6 +71,7 @@ class Dataset:
     image_shape: tuple[int, ...]
     crop: Crop | None = None
     skip_unreadable: bool = False
+    max_unreadable: float = 1.0
 
     @property
     def version(self) -> str:
@@ -78,9 +89,22 @@ class Dataset:
         return self.source.group_names
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the data were read, a line each."""
+        return self.source.notes
+
+    def identity(self, splits: Iterable[str]) -> Identity:
+        """Returns what tells the data of stored splits from changed data."""
+        return self.source.identity(splits)
+
+    @property
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def stored_splits(self, name: str) -> tuple[str, ...]:
+        """Returns the stored splits that a split is taken from; argument and errors are those of `split`."""
+        return tuple(dict.fromkeys(part.splitname for part in self._parts(name)))
 
     def split(self, name: str) -> Split:
         """Returns a split.
@@ -91,18 +115,9 @@ class Dataset:
         Raises:
           DataError: the split does not exist or is empty.
         """
-        import tensorflow_datasets as tfds
-
         sizes = self.source.split_sizes
-        infos = {split: tfds.core.SplitInfo(split, [size], 0) for split, size in sizes.items()}
-        try:
-            parts = tfds.core.ReadInstruction.from_spec(name).to_absolute(infos)
-        except Exception as error:
-            raise DataError(
-                f"{self.name} has no split {name!r} ({error}); it has {', '.join(sorted(sizes))}."
-            ) from error
         pieces = []
-        for part in parts:
+        for part in self._parts(name):
             first, last, _ = slice(part.from_, part.to).indices(sizes[part.splitname])
             examples = self.source.examples(part.splitname)
             whole = (first, last) == (0, sizes[part.splitname])
@@ -111,7 +126,44 @@ class Dataset:
         if len(examples) == 0:
             raise DataError(f"the split {name!r} of {self.name} is empty; expected at least one example.")
         label = f"{self.name}/{name}"
-        return Split(label, examples, self.image_shape, self.num_classes, self.crop, self.skip_unreadable)
+        skipping = self.skip_unreadable, self.max_unreadable
+        return Split(label, examples, self.image_shape, self.num_classes, self.crop, *skipping)
+
+    def check_learnable(self, stored: Sequence[str]) -> None:
+        """Checks that stored splits hold what it takes to learn to tell the classes apart.
+
+        Raises:
+          DataError: there is one class, or a class of a folder of images has no image in these splits.
+        """
+        whole = self.split("+".join(stored))
+        if not whole.has("label") or np.ndim(targets_of(whole.examples, 0)["label"]) != 0:
+            return
+        if self.num_classes == 1:
+            raise DataError(
+                f"{self.name} has one class, {self.class_names[0]!r}, so there is nothing to learn; expected at least "
+                f"two. docs/data.md shows how folders of images are read."
+            )
+        if isinstance(self.source, ImageFolder):  # whose labels are known without reading files
+            present = set(whole.targets()["label"].tolist())
+            missing = [repr(name) for label, name in enumerate(self.class_names) if label not in present]
+            if missing:
+                raise DataError(
+                    f"{self.name} has no image of {', '.join(missing[:5])} in {', '.join(stored)}, but elsewhere; add "
+                    f"images, or remove the class from all splits."
+                )
+
+    def _parts(self, name: str) -> Sequence[Any]:
+        """Returns the parts of stored splits that a split consists of, as TFDS reads its name."""
+        import tensorflow_datasets as tfds
+
+        sizes = self.source.split_sizes
+        infos = {split: tfds.core.SplitInfo(split, [size], 0) for split, size in sizes.items()}
+        try:
+            return tfds.core.ReadInstruction.from_spec(name).to_absolute(infos)
+        except Exception as error:
+            raise DataError(
+                f"{self.name} has no split {name!r} ({error}); it has {', '.join(sorted(sizes))}."
+            ) from error
 
 
 def open_dataset(
@@ -121,6 +173,7 @@ def open_dataset(
     channels: int | None = None,
     crop: Crop | None = None,
     skip_unreadable: bool = False,
+    max_unreadable: float = 1.0,
 ) -> Dataset:
     """Opens a dataset; a dataset of this project is prepared first if it is missing.
 
@@ -131,6 +184,7 @@ def open_dataset(
       channels: 1 or 3; None for the stored channels. Grey images can become RGB, but not the other way round.
       crop: crops photographs to one size.
       skip_unreadable: see `Split`.
+      max_unreadable: see `Split`.
 
     Raises:
       DataError: the dataset is unknown or not prepared (the message includes the command that prepares it), does not
@@ -138,8 +192,6 @@ def open_dataset(
     """
     source = _source(name, data_dir)
     stored_shape = source.image_shape
-    if stored_shape is None:
-        raise DataError(f"{name} contains no images.")
     *spatial, own_channels = stored_shape
     if channels not in (None, own_channels) and (len(spatial) != 2 or isinstance(source, Fake)):
         raise DataError(
@@ -156,64 +208,7 @@ def open_dataset(
             f"the images of {name} differ in size or channels ({stored_shape}); set config.crop.size, and "
             f"config.dataset.channels=3 if grey and colour images are mixed."
         )
-    return Dataset(name, source, (*spatial, channels), crop, skip_unreadable)
-
-
-class _Tfds:
-    """A prepared TFDS dataset, stored as array_record."""
-
-    def __init__(self, name: str, builder: Any):
-        import tensorflow_datasets as tfds
-
-        info = builder.info
-        keys = info.supervised_keys
-        label = info.features[keys[1]] if keys and len(keys) == 2 else None
-        several = isinstance(label, tfds.features.Sequence)  # labels per example
-        label = label.feature if several else label
-        if not hasattr(label, "num_classes"):
-            raise DataError(
-                f"{name} does not have one image and its class label or labels per example; its supervised keys are "
-                f"{keys}."
-            )
-        self._builder, (self._image, self._label) = builder, keys
-        if label.num_classes is None:
-            raise DataError(f"{name} does not declare its number of classes.")
-        self._num_labels = label.num_classes if several else 0
-        self.version = str(info.version)
-        # TFDS uses 0, 1, 2, ... if the classes have no names.
-        self.class_names = tuple(label.names)
-        self.image_shape = tuple(info.features[self._image].shape)
-        self.split_sizes = {split: info.splits[split].num_examples for split in info.splits}
-        self.group_names = {
-            group: tuple(info.features[group].names)
-            for group in GROUPS
-            if group in info.features and isinstance(info.features[group], tfds.features.ClassLabel)
-        }
-        # This project decodes encoded images itself, together with cropping.
-        feature = info.features[self._image]
-        encoded = isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype) == np.uint8
-        self._decoders = {self._image: tfds.decode.SkipDecoding()} if encoded else None
-
-    def examples(self, split: str) -> Sequence[dict[str, Any]]:
-        stored = self._builder.as_data_source(split=split, decoders=self._decoders)
-        targets = (*self.group_names, *(name for name in (IGNORED,) if name in self._builder.info.features))
-        return _TfdsExamples(stored, self._image, self._label, targets, self._num_labels)
-
-
-class _TfdsExamples(Sequence):
-    def __init__(self, stored: Sequence, image_key: str, label_key: str, targets: tuple[str, ...], num_labels: int):
-        self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in targets}}
-        self._num_labels = num_labels
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._stored[index]
-        example = {name: example[key] for name, key in self._keys.items()}
-        if self._num_labels:  # stored as the indices of those that the example has
-            example["label"] = np.isin(np.arange(self._num_labels), example["label"]).astype(np.uint8)
-        return example
+    return Dataset(name, source, (*spatial, channels), crop, skip_unreadable, max_unreadable)
 
 
 def default_data_dir(data_dir: str | None) -> pathlib.Path:
@@ -227,7 +222,7 @@ def _source(name: str, data_dir: str | None) -> Source:
     for folder in (pathlib.Path(name).expanduser(), default_data_dir(data_dir) / name):
         if folder.is_dir() and name.split("/")[0] not in BUILDERS and not _is_tfds_root(folder):
             return _folder(name, folder)
-    return _Tfds(name, _builder(name, data_dir))
+    return prepared.Prepared(name, _builder(name, data_dir))
 
 
 def _is_tfds_root(folder: pathlib.Path) -> bool:
@@ -236,34 +231,34 @@ def _is_tfds_root(folder: pathlib.Path) -> bool:
 
 
 def _folder(name: str, folder: pathlib.Path) -> Source:
+    if not (folder / prepared.INFO).exists():
+        return ImageFolder(folder)
     import tensorflow_datasets as tfds
 
-    if (folder / "dataset_info.json").exists():
-        builder = tfds.builder_from_directory(folder)
-        if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-            raise DataError(
-                f"{folder} is stored as {builder.info.file_format.value}, which has no random access; convert it to "
-                f"array_record with\n  python -m squeeze_jax.data.prepare {builder.name} --from {folder}"
-            )
-        return _Tfds(name, builder)
-    try:
-        return ImageFolder(folder)
-    except OSError as error:
-        raise DataError(str(error)) from error
+    builder = prepared.builder_of(folder)
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{folder} is stored as {builder.info.file_format.value}, which has no random access; convert it to "
+            f"array_record with\n  {prepare_command(builder.name, None)} --from {shlex.quote(str(folder))}"
+        )
+    return prepared.Prepared(name, builder)
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
 
+    folder = default_data_dir(data_dir)
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
     try:
         if name.split("/")[0] in BUILDERS:
-            builder = builder_class(name)(data_dir=data_dir, file_format="array_record")
+            make = functools.partial(builder_class(name), data_dir=data_dir, file_format="array_record")
+            builder = prepared.builder_named(name, folder, make)
             if not builder.is_prepared():
                 _prepare_in_child(name, data_dir)
-                builder = builder_class(name)(data_dir=data_dir, file_format="array_record")
+                builder = make()
             return builder
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        make = functools.partial(tfds.builder, name, data_dir=data_dir, file_format="array_record")
+        builder = prepared.builder_named(name, folder, make)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -281,16 +276,20 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 
 def prepare_command(name: str, data_dir: str | None) -> str:
-    """Returns the command that prepares a dataset."""
-    return f"python -m squeeze_jax.data.prepare {name}" + (f" --data_dir {data_dir}" if data_dir else "")
+    """Returns the command that prepares a dataset, as a shell takes it."""
+    return shlex.join(["python", *_prepare_arguments(name, data_dir)])
+
+
+def _prepare_arguments(name: str, data_dir: str | None) -> list[str]:
+    return ["-m", "squeeze_jax.data.prepare", name, *(["--data_dir", data_dir] if data_dir else [])]
 
 
 def _prepare_in_child(name: str, data_dir: str | None) -> None:
     """Prepares a dataset in a child process, because this needs TensorFlow, which training never imports."""
-    command = [sys.executable, *prepare_command(name, data_dir).split()[1:]]
+    command = [sys.executable, *_prepare_arguments(name, data_dir)]
     package_root = str(pathlib.Path(__file__).parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     child = subprocess.run(command, capture_output=True, text=True, env=environment)
     if child.returncode:
-        raise DataError(f"{name} could not be prepared by `{' '.join(command)}`:\n{child.stderr.strip()[-2000:]}")
+        raise DataError(f"{name} could not be prepared by `{shlex.join(command)}`:\n{child.stderr.strip()[-2000:]}")

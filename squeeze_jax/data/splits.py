@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ IGNORED = "ignored"  # target, bool: on an irrelevant finding, which FROC counts
 Example = dict[str, np.ndarray]
 
 
+class UndecodableError(DataError):
+    """An example whose image is damaged, or no image."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The examples of one split.
@@ -37,7 +41,9 @@ class Split:
       image_shape: (*spatial, channels) of the images after cropping on the host.
       num_classes: labels are in 0..num_classes - 1.
       crop: crops photographs to `image_shape`; None if all images already have this shape.
-      skip_unreadable: replace an unusable example by the next one and report it, instead of raising an error.
+      skip_unreadable: replace an image that cannot be decoded by the next one and report it, instead of raising an
+        error. Whatever else is wrong is an error still.
+      max_unreadable: the largest share of such images; above it, `check_unreadable` raises an error.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Split:
     num_classes: int
     crop: Crop | None = None
     skip_unreadable: bool = False
+    max_unreadable: float = 1.0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -92,21 +99,28 @@ class Split:
           floats float32.
 
         Raises:
-          DataError: the image cannot be decoded, has another shape or values that are not finite, or the label is out
+          UndecodableError: the image cannot be decoded.
+          DataError: the image has another shape, channels or depth, or values that are not finite, or the label is out
             of range; the message names the file or the index of the example.
         """
         index = int(index)
         try:
             example = dict(self.examples[index])
             image = example.pop("image")
-            if isinstance(image, bytes):
-                image = self._decode(image, rng)
-            image = np.asarray(image)
             targets = {name: _as_target(name, value) for name, value in example.items()}
-        except Exception as error:
+        except Exception as error:  # of whatever holds the examples
             raise DataError(f"{self.describe(index)} cannot be read: {error}") from error
+        if isinstance(image, bytes):
+            try:
+                image = self._decode(image, rng)
+            except decoding.Undecodable as error:
+                raise UndecodableError(f"{self.describe(index)} cannot be read: {error}") from error
+            except decoding.Unsuitable as error:
+                raise DataError(f"{self.describe(index)} cannot be used: {error}") from error
+        image = np.asarray(image)
         if image.shape != self.image_shape:
-            raise DataError(f"{self.describe(index)} has shape {image.shape}; expected {self.image_shape}.")
+            hint = ", like the first image; set config.crop.size" if self.crop is None and image.ndim == 3 else ""
+            raise DataError(f"{self.describe(index)} has shape {image.shape}; expected {self.image_shape}{hint}.")
         if image.dtype != np.uint8:
             image = image.astype(np.float32)
             if not np.isfinite(image).all():
@@ -129,10 +143,10 @@ class Split:
 
         Returns:
           The examples as from `read`, stacked along a new first axis. If examples were replaced because they could not
-          be used, also "unreadable", a list of (row, name of the unusable example).
+          be decoded, also "unreadable", a list of (row, what is wrong with which example).
 
         Raises:
-          DataError: an example cannot be used, see `read`; with `skip_unreadable` only if none can.
+          DataError: an example cannot be used, see `read`; or with `skip_unreadable` none can be decoded.
         """
         indices = np.asarray(indices, int)
         if rngs is not None and self.crop is not None:
@@ -167,16 +181,32 @@ class Split:
         return self.crop.for_training(stored, channels, rng)[0]
 
     def _read_or_replace(self, index: int, rng: np.random.Generator | None = None) -> tuple[Example, str | None]:
-        """Returns the example, and the name of the unusable example that it replaces, if any."""
+        """Returns the example, and what is wrong with the one that it replaces, if any."""
         if not self.skip_unreadable:
             return self.read(index, rng), None
+        wrong = None
         for distance in range(len(self)):
             try:
-                example = self.read((index + distance) % len(self), rng)
-            except DataError:
-                continue
-            return example, self.describe(index) if distance else None
-        raise DataError(f"no example of {self.name} can be read; check the files.")
+                return self.read((index + distance) % len(self), rng), wrong
+            except UndecodableError as error:
+                wrong = wrong or str(error)
+        raise DataError(f"no example of {self.name} can be decoded, such as: {wrong}")
+
+    def check_unreadable(self, found: Collection[str]) -> None:
+        """Checks the share of examples that were replaced.
+
+        Args:
+          found: what is wrong with each of them.
+
+        Raises:
+          DataError: it is above `max_unreadable`.
+        """
+        if len(found) > self.max_unreadable * len(self):
+            raise DataError(
+                f"{len(found)} of the {len(self)} examples of {self.name} cannot be decoded, more than a share of "
+                f"{self.max_unreadable:g}, such as: {'; '.join(sorted(found)[:3])}. Repair them, or raise "
+                f"config.dataset.max_unreadable."
+            )
 
 
 def _as_target(name: str, value: Any) -> np.ndarray:
@@ -288,7 +318,7 @@ class _Cache:
         self.known = np.zeros(size, bool)
 
     def put(self, index: int, example: Example, replaced: str | None) -> None:
-        """Stores an example, and the name of the unusable example that it replaces, if any."""
+        """Stores an example, and what is wrong with the one that it replaces, if any."""
         for name, value in example.items():
             if value.dtype != self.arrays[name].dtype:
                 raise DataError(

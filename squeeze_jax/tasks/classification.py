@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from squeeze_jax import drawing, tables
 from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mixup
 from squeeze_jax.data.splits import CASE, GROUPS, IGNORED, PATIENT, VALID, Split, targets_of
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, DataError
 from squeeze_jax.files import replaced
 from squeeze_jax.metrics import plots
 from squeeze_jax.metrics.cases import Cases
@@ -175,6 +176,25 @@ class Classification:
             raise ConfigError(
                 f"the examples of {split.name} have {num_classes} labels each; set config.task.labels='multilabel'."
             )
+
+    def check_split(self, split: Split, group_names: Mapping[str, tuple[str, ...]]) -> None:
+        """Raises DataError, with their names, if the examples of a case are of several classes."""
+        if not split.has(CASE):
+            return
+        targets = split.targets()
+        pairs = np.unique(np.stack([targets[CASE], targets["label"]]), axis=1)
+        cases, counts = np.unique(pairs[0], return_counts=True)
+        if (counts > 1).any():
+            first = cases[counts > 1][0]
+            name = group_names[CASE][first] if CASE in group_names else first
+            classes = ", ".join(self.class_names[i] for i in pairs[1][pairs[0] == first])
+            raise DataError(
+                f"{split.name}: the case {name} has examples of several classes ({classes}), but a case is judged as "
+                f"one; give them one class, or cases of their own."
+            )
+
+    def check_network(self, model: nn.Module) -> None:
+        """Accepts every network: any outputs, even those of a ReLU, rank the classes."""
 
     @property
     def num_classes(self) -> int:
@@ -429,6 +449,10 @@ class Ordinal(Classification):
     likelihood of the class. There is one more metric, "mae": the mean absolute difference of the most probable class.
     """
 
+    def check_network(self, model: nn.Module) -> None:
+        """Raises ConfigError if the network ends in a ReLU."""
+        check_signed(model, "ordinal")
+
     @property
     def num_outputs(self) -> int:
         """One logit for each class but the last."""
@@ -477,6 +501,13 @@ class MultiLabel(Classification):
             raise ConfigError(
                 f"the examples of {split.name} have one class each; set config.task.labels='multiclass' or 'ordinal'."
             )
+
+    def check_split(self, split: Split, group_names: Mapping[str, tuple[str, ...]]) -> None:
+        """Accepts every split: an example has its own labels, whatever its case."""
+
+    def check_network(self, model: nn.Module) -> None:
+        """Raises ConfigError if the network ends in a ReLU."""
+        check_signed(model, "multilabel")
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:
@@ -563,6 +594,16 @@ def _refuse(options: Mapping[str, Any], given: Collection[str], reason: str) -> 
     """Raises ConfigError, for this reason, if any options are given, because they would have no effect."""
     for name in sorted(given):
         raise ConfigError(f"config.task.{name}={options[name]!r} {reason}; leave it out.")
+
+
+def check_signed(model: nn.Module, labels: str) -> None:
+    """Raises ConfigError if a network ends in a ReLU, whose outputs cannot be the logits of yes and no."""
+    if getattr(model, "head_relu", False):
+        raise ConfigError(
+            f"config.model.head_relu=True, the default of this {type(model).__name__}, ends the network in a ReLU, so it "
+            f"cannot learn config.task.labels={labels!r}, whose outputs are logits of yes and no: none could say no. "
+            f"Set config.model.head_relu=False."
+        )
 
 
 def label_aucs(probability: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
@@ -65,6 +66,24 @@ class Task(Protocol):
 
         Raises:
           ConfigError: an option is invalid.
+        """
+
+    def check_split(self, split: Split, group_names: Mapping[str, tuple[str, ...]]) -> None:
+        """Checks that a split holds what the task can learn or judge.
+
+        Args:
+          split: the split.
+          group_names: the names that the groups of its examples index, see `data.sources.Source`.
+
+        Raises:
+          DataError: examples contradict each other; the message names them.
+        """
+
+    def check_network(self, model: nn.Module) -> None:
+        """Checks that the outputs of a network can express the targets.
+
+        Raises:
+          ConfigError: they cannot; the message names the key to change.
         """
 
     def augment(self, batch: Batch, keys: jax.Array) -> Batch:

@@ -20,6 +20,8 @@ from squeeze_jax.training.steps import make_eval_step
 
 logger = logging.getLogger(__name__)
 
+NAMED = 50  # unreadable examples in the log
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -89,12 +91,14 @@ class Evaluator:
 
         def evaluated() -> Iterator[tuple[Sums, Records]]:
             for batch in batches:
-                unreadable.update(name for _, name in batch.pop(UNREADABLE, ()))
+                unreadable.update(wrong for _, wrong in batch.pop(UNREADABLE, ()))
                 yield self._eval_step(variables, self._mesh.shard(batch))
 
         sums, records = add_up(evaluated())
-        for name in sorted(unreadable):
-            logger.warning("skipped: %s cannot be read", name)
+        for wrong in sorted(unreadable)[:NAMED]:
+            logger.warning("skipped: %s", wrong)
+        if len(unreadable) > NAMED:
+            logger.warning("skipped: %d more", len(unreadable) - NAMED)
         return sums, records
 
 

@@ -17,6 +17,8 @@ from squeeze_jax.workdir.console import ProgressBar
 
 logger = logging.getLogger(__name__)
 
+NAMED = 50  # unreadable examples in the log
+
 
 class Recorder:
     """Records the measurements of a run.
@@ -70,6 +72,8 @@ class Recorder:
             len(splits["train"]),
             "" if "validation" in splits else ", no validation split",
         )
+        for note in dataset.notes:
+            logger.info("dataset: %s", note)
         logger.info("model %s at %s: %s", config.model.name, "x".join(map(str, summary.input_shape)), summary.totals())
         logger.info(
             "%d steps of %d examples (%s); log every %d, evaluate every %d, checkpoint every %d steps",
@@ -94,14 +98,17 @@ class Recorder:
             self._bar.update(step)
 
     def count_unreadable(self, rows: list[tuple[int, str]]) -> None:
-        """Logs each example that was replaced because it could not be used, once.
+        """Logs each example that was replaced because it could not be decoded, once, and the first ones by name.
 
         Args:
-          rows: (row, name) of the unusable examples of a batch.
+          rows: (row, what is wrong with the example) of a batch.
         """
-        for name in {name for _, name in rows} - self._unreadable:
-            self._unreadable.add(name)
-            logger.warning("unreadable, replaced by the next example (%d so far): %s", len(self._unreadable), name)
+        for wrong in sorted({wrong for _, wrong in rows} - self._unreadable):
+            self._unreadable.add(wrong)
+            if len(self._unreadable) <= NAMED:
+                logger.warning("replaced by the next example (%d so far): %s", len(self._unreadable), wrong)
+            elif len(self._unreadable) == NAMED + 1:
+                logger.warning("more examples are replaced; metrics.jsonl counts them (unreadable_examples)")
 
     def training(self, step: int, values: Values, seconds: float, seconds_per_step: float | None) -> None:
         """Records the training metrics since the last log line, and the speed.

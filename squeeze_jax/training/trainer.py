@@ -13,9 +13,10 @@ from rich.console import Console
 
 from squeeze_jax import config as config_lib
 from squeeze_jax.data import pipeline
+from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.splits import UNREADABLE
-from squeeze_jax.errors import ConfigError, TrainingError
-from squeeze_jax.experiment import Experiment, build
+from squeeze_jax.errors import ConfigError, DataError, TrainingError
+from squeeze_jax.experiment import Experiment, build, stored_splits
 from squeeze_jax.runtime.devices import DeviceMesh, any_process, compile_once, is_main_process, wait_for_all
 from squeeze_jax.runtime.signals import StopRequest
 from squeeze_jax.tasks.task import Batch, Values
@@ -73,6 +74,7 @@ def train_and_evaluate(
     if config.sharing.bits and not config.init_from:
         raise ConfigError("config.sharing.bits needs trained weights to share: set config.init_from.")
     experiment = build(config)  # fails before the folder is changed
+    experiment.dataset.check_learnable(stored_splits(experiment.dataset, config, "train"))
     mesh = DeviceMesh.create(config.run.backend, config.run.num_devices)
     mesh.check_batch_size("train.batch_size", config.train.batch_size, config.train.micro_batches)
     folder = folder_lib.create(folder)
@@ -225,15 +227,21 @@ def _warn_of_other_pixels(config: ConfigDict, theirs: ConfigDict) -> None:
 
 
 def _settle_config(experiment: Experiment, folder: pathlib.Path, *, has_checkpoint: bool) -> None:
-    """Checks that a resumed run has the same config and dataset version, then writes config.json and versions.json."""
-    dataset = experiment.dataset
+    """Checks that a resumed run has the same config and dataset, then writes what a later start compares."""
+    dataset, config = experiment.dataset, experiment.config
+    used = dict.fromkeys(split for name in experiment.splits for split in stored_splits(dataset, config, name))
+    identity = dataset.identity(used)
     if has_checkpoint:
         stored, resolved = config_lib.read(folder)
-        config_lib.check_same_experiment(stored, experiment.config, folder)
-        if resolved["dataset_version"] != dataset.version:
-            raise ConfigError(
-                f"{folder} was trained on {dataset.name} {resolved['dataset_version']}, but version {dataset.version} "
-                f"is installed; install the old version, or use another --workdir."
+        before = Identity.read(folder)
+        changes = _changes(resolved, before, experiment, identity)
+        if before and not changes and all(split.digest for split in before.splits.values()):
+            stored.dataset.name = config.dataset.name  # the same data may lie elsewhere
+        config_lib.check_same_experiment(stored, config, folder)
+        if changes:
+            raise DataError(
+                f"{dataset.name} is not what the run in {folder} was trained on: {changes}. Restore the dataset, or "
+                f"use another --workdir."
             )
     if is_main_process():
         resolved = {
@@ -242,9 +250,30 @@ def _settle_config(experiment: Experiment, folder: pathlib.Path, *, has_checkpoi
             "image_shape": dataset.image_shape,
             "dataset_version": dataset.version,
         }
-        config_lib.save(folder, experiment.config, resolved)
+        identity.write(folder)
+        config_lib.save(folder, config, resolved)
         folder_lib.write_versions(folder)
     wait_for_all("config written")
+
+
+def _changes(resolved: Mapping[str, Any], before: Identity | None, experiment: Experiment, now: Identity) -> str:
+    """Returns how a dataset differs from that of a run, in words; "" if it does not.
+
+    Args:
+      resolved: what config.json says of the run's dataset.
+      before: the identity of the run's dataset; None if an earlier version made the workdir.
+      experiment: the experiment with the dataset as it is now.
+      now: its identity.
+    """
+    dataset = experiment.dataset
+    if resolved["dataset_version"] != dataset.version:
+        return f"it was version {resolved['dataset_version']}, and is version {dataset.version} now"
+    before = before or Identity(tuple(resolved["class_names"]), {})
+    changes = before.changes(now, now.splits)
+    if tuple(resolved["image_shape"]) != dataset.image_shape:
+        shapes = f"images of {tuple(resolved['image_shape'])} then, {dataset.image_shape} now"
+        changes = f"{changes}; {shapes}" if changes else shapes
+    return changes
 
 
 def _augmented(experiment: Experiment, batch: Batch) -> Batch:

@@ -380,8 +380,11 @@ class MedMNIST(tfds.core.GeneratorBasedBuilder):
 
 def check_md5(path: pathlib.Path, expected: str) -> None:
     """Raises DataError unless the file has the expected MD5 (hexadecimal)."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); expected a .npz file of MedMNIST.") from error
     if found != expected:
         known = {
             md5: f"{name} at {size} pixels"

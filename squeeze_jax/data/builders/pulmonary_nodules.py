@@ -6,7 +6,6 @@
 
 import csv
 import dataclasses
-import math
 import pathlib
 import re
 import zipfile
@@ -22,7 +21,8 @@ CHARACTERISTICS = ("lobulation", "sphericity", "margin", "texture", "malignancy"
 RATINGS = ("1", "2", "3", "4", "5")
 SIDE = 51  # mm and voxels
 NUM_NODULES = 134
-NUM_PATIENTS = 1012  # of LIDC-IDRI
+LONGEST_NAME = 1000  # bytes
+_NAME = re.compile(r"(\d{1,3}|100\d|101[01])_\w+")  # of a nodule: it begins with the patient
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -75,62 +75,76 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: pathlib.Path):
         config = self.builder_config
-        images, names = read_volumes(path)
         ratings = read_ratings(path.with_suffix(".csv"), config.characteristic)
+        images, names = read_nodules(path)
+        missing = sorted(set(names) - set(ratings))
+        if missing:
+            raise DataError(
+                f"{path.with_suffix('.csv')} has no row of {len(missing)} nodules, such as {missing[0]}; expected one "
+                f"of each nodule in {path.name}."
+            )
         for i, (image, name) in enumerate(zip(images, names, strict=True)):
-            if name not in ratings:
-                raise DataError(f"{path} has the nodule {name}, which has no row in {path.with_suffix('.csv').name}.")
             rating = ratings[name]
             if config.ordered or rating != 3:
                 label = rating - 1 if config.ordered else int(rating > 3)
-                yield i, {"image": image[..., None], "label": label, PATIENT: int(name.split("_")[0]), CASE: i}
-
-
-def read_volumes(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
-    """Returns the volumes, uint8 (134, 51, 51, 51), and their names, which begin with the patient's number.
-
-    Raises:
-      DataError: the file is not an .npz file of these; nothing is unpacked that is larger.
-    """
-    expected = (NUM_NODULES, *(SIDE,) * 3)
-    try:
-        with zipfile.ZipFile(path) as file:
-            largest = max(member.file_size for member in file.infolist())
-        if largest > math.prod(expected) + 1000:  # the header of the array is shorter
-            raise DataError(f"{path} has an array of {largest:,} bytes; expected at most {math.prod(expected):,}.")
-        with np.load(path) as arrays:
-            images, names = arrays["image"], [str(name) for name in arrays["name"]]
-    except DataError:
-        raise
-    except Exception as error:  # of foreign parsers, on bytes that may be anything
-        raise DataError(f"{path} is not an intact .npz file with image and name: {error}") from error
-    if images.shape != expected or images.dtype != np.uint8 or len(names) != NUM_NODULES:
-        raise DataError(
-            f"{path} has {len(names)} names and images of type {images.dtype} and shape {images.shape}; expected "
-            f"{NUM_NODULES} and uint8 {expected}."
-        )
-    wrong = [name for name in names if not re.fullmatch(r"\d{1,4}_.*", name) or int(name.split("_")[0]) >= NUM_PATIENTS]
-    if wrong:
-        raise DataError(f"{path} has a nodule called {wrong[0]!r}; expected a patient's number, _ and a name.")
-    return images, names
+                yield i, {"image": image[..., None], "label": label, PATIENT: int(_NAME.fullmatch(name)[1]), CASE: i}
 
 
 def read_ratings(path: pathlib.Path, characteristic: str) -> dict[str, int]:
-    """Returns the rating of each nodule, 1 to 5; raises DataError, naming the row, if one is missing or wrong."""
+    """Reads the rating of each nodule, 1 to 5, by its name.
+
+    Raises:
+      DataError: the file cannot be read, lacks a column, or a rating is something else.
+    """
     ratings = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = {"Filename", characteristic} - set(reader.fieldnames or ())
-            if missing:
-                raise DataError(f"{path} has no column {', '.join(sorted(missing))}.")
-            for row in reader:
+            rows = csv.DictReader(file)
+            lacking = {"Filename", characteristic} - set(rows.fieldnames or ())
+            if lacking:
+                raise DataError(f"{path} has no column {', '.join(sorted(lacking))}; it has {rows.fieldnames}.")
+            for row in rows:
                 if row[characteristic] not in RATINGS:
                     raise DataError(
-                        f"{path}, line {reader.line_num}: {characteristic} is {row[characteristic]!r}; expected one of "
-                        f"{', '.join(RATINGS)}."
+                        f"{path}, line {rows.line_num}: {characteristic} is {row[characteristic]!r}; expected 1 to 5."
                     )
                 ratings[row["Filename"]] = int(row[characteristic])
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; it has the ratings, and lies beside the .npz file.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}, the list of ratings, cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read ({error}); download it again.") from error
     return ratings
+
+
+def read_nodules(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
+    """Reads the nodules, uint8 (134, 51, 51, 51), and their names. The headers are checked before anything is inflated.
+
+    Raises:
+      DataError: the file is damaged, or holds something else.
+    """
+    shape = (NUM_NODULES, *(SIDE,) * 3)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            headers = {key: _header(archive, f"{key}.npy") for key in ("image", "name")}
+            if headers["image"] == (shape, "uint8") and headers["name"] == ((NUM_NODULES,), headers["name"][1]):
+                images, names = (np.lib.format.read_array(archive.open(f"{key}.npy")) for key in ("image", "name"))
+                if all(_NAME.fullmatch(str(name)) for name in names):
+                    return images, [str(name) for name in names]
+    except Exception as error:  # of zipfile and NumPy, for bytes that may be anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is no intact file of nodules ({reason}); download it again.") from error
+    raise DataError(
+        f"{path} holds {headers['image'][1]} images of shape {headers['image'][0]} and {headers['name'][1]} names of "
+        f"shape {headers['name'][0]}; expected uint8 {shape} and names such as 0_nod1_ann0."
+    )
+
+
+def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], str]:
+    """Returns the shape and dtype of an array in a .npz file; the file is not inflated further than that."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        shape, _, dtype = read(file)
+    if dtype.hasobject or dtype.itemsize > LONGEST_NAME:
+        raise ValueError(f"{member} is of {dtype}")
+    return shape, str(dtype)

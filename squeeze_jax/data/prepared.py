@@ -1,0 +1,205 @@
+"""Datasets that TFDS prepared, stored as array_record; opened without TensorFlow and without code that comes with them.
+
+TFDS imports whatever class the features.json of a dataset names. A dataset from elsewhere may name a module of its own,
+so the files are read here first, and nothing but TFDS's own features is accepted.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from squeeze_jax.data.identity import Identity, StoredSplit
+from squeeze_jax.data.splits import GROUPS, IGNORED
+from squeeze_jax.errors import DataError
+
+FEATURES, INFO = "features.json", "dataset_info.json"
+# TFDS reads both spellings; "type" is that of its versions before 4.3.
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+TEMPLATE_KEYS = ("filepathTemplate", "filepath_template")
+_OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
+AGAIN = "delete its folder and prepare it again"
+MADE_BY_USERS = ("scans",)  # builders whose description says what the data were made of
+
+
+class Prepared:
+    """A prepared dataset as a `Source`.
+
+    Args:
+      name: of the dataset, for messages.
+      builder: its TFDS builder.
+
+    Raises:
+      DataError: it does not have one image and its class label or labels per example.
+    """
+
+    notes = ()
+
+    def __init__(self, name: str, builder: Any):
+        import tensorflow_datasets as tfds
+
+        info = builder.info
+        keys = info.supervised_keys
+        label = info.features[keys[1]] if keys and len(keys) == 2 else None
+        several = isinstance(label, tfds.features.Sequence)  # labels per example
+        label = label.feature if several else label
+        if not hasattr(label, "num_classes"):
+            raise DataError(
+                f"{name} does not have one image and its class label or labels per example; its supervised keys are "
+                f"{keys}."
+            )
+        self._builder, (self._image, self._label) = builder, keys
+        if label.num_classes is None:
+            raise DataError(f"{name} does not declare its number of classes.")
+        self._num_labels = label.num_classes if several else 0
+        self.version = str(info.version)
+        # TFDS uses 0, 1, 2, ... if the classes have no names.
+        self.class_names = tuple(label.names)
+        self.image_shape = tuple(info.features[self._image].shape)
+        self.split_sizes = {split: info.splits[split].num_examples for split in info.splits}
+        self.group_names = {
+            group: tuple(info.features[group].names)
+            for group in GROUPS
+            if group in info.features and isinstance(info.features[group], tfds.features.ClassLabel)
+        }
+        # This project decodes encoded images itself, together with cropping.
+        feature = info.features[self._image]
+        encoded = isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype) == np.uint8
+        self._decoders = {self._image: tfds.decode.SkipDecoding()} if encoded else None
+
+    def examples(self, split: str) -> Sequence[dict[str, Any]]:
+        """Returns the examples of a split, see `Source`."""
+        stored = self._builder.as_data_source(split=split, decoders=self._decoders)
+        targets = (*self.group_names, *(name for name in (IGNORED,) if name in self._builder.info.features))
+        return _Examples(stored, self._image, self._label, targets, self._num_labels)
+
+    def identity(self, splits: Iterable[str]) -> Identity:
+        """Returns what tells these splits from changed ones, see `Source`."""
+        made_of = ""
+        if self._builder.name in MADE_BY_USERS:
+            made_of = hashlib.sha256(self._builder.info.description.encode()).hexdigest()
+        stored = {split: StoredSplit(self.split_sizes[split], made_of) for split in splits}
+        return Identity(self.class_names, stored)
+
+
+class _Examples(Sequence):
+    def __init__(self, stored: Sequence, image_key: str, label_key: str, targets: tuple[str, ...], num_labels: int):
+        self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in targets}}
+        self._num_labels = num_labels
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._stored[index]
+        example = {name: example[key] for name, key in self._keys.items()}
+        if self._num_labels:  # stored as the indices of those that the example has
+            example["label"] = np.isin(np.arange(self._num_labels), example["label"]).astype(np.uint8)
+        return example
+
+
+def builder_of(folder: pathlib.Path) -> Any:
+    """Returns the TFDS builder of the folder of a prepared dataset.
+
+    Raises:
+      DataError: the files of the folder are damaged, or name code that is not TFDS's own.
+    """
+    import tensorflow_datasets as tfds
+
+    check(folder)
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of TFDS, for files that may hold anything
+        raise DataError(f"{folder} is no intact dataset of TFDS ({_reason(error)}); {AGAIN}.") from error
+
+
+def builder_named(name: str, data_dir: pathlib.Path, make: Callable[[], Any]) -> Any:
+    """Returns a TFDS builder that looks for its dataset in `data_dir`.
+
+    Args:
+      name: the name of the dataset.
+      data_dir: the folder for datasets.
+      make: makes the builder.
+
+    Raises:
+      DataError: what is in the folder is damaged, or names code that is not TFDS's own.
+    """
+    from google.protobuf.json_format import ParseError
+
+    check_named(name, data_dir)
+    try:
+        return make()
+    except (ParseError, AssertionError) as error:  # of TFDS, for a dataset_info.json that may hold anything
+        raise DataError(f"{name} in {data_dir} is damaged ({_reason(error)}); {AGAIN}.") from error
+
+
+def check(folder: pathlib.Path) -> None:
+    """Checks that the files of a prepared dataset name no code but TFDS's own, and no file elsewhere.
+
+    Raises:
+      DataError: they do, or they cannot be read.
+    """
+    for key, value in _strings(folder / FEATURES):
+        if key in CLASS_KEYS and not _OWN_FEATURE.fullmatch(value):
+            raise DataError(
+                f"{folder / FEATURES} names the class {value[:100]!r}, whose code would run; expected only classes of "
+                f"tensorflow_datasets.core.features. Store the dataset with these, and open none that you do not trust."
+            )
+    for key, value in _strings(folder / INFO):
+        if key in TEMPLATE_KEYS and ("/" in value or "\\" in value):
+            raise DataError(f"{folder / INFO} names files in another folder ({value[:100]!r}); expected its own files.")
+
+
+def check_named(name: str, data_dir: pathlib.Path) -> None:
+    """Checks a dataset that TFDS opens by its name, like `check`, in whatever versions and configs it is there.
+
+    Raises:
+      DataError: see `check`; or the name is of a dataset whose code is somewhere else, such as "huggingface:x".
+    """
+    own, _, version = name.split("/")[0].partition(":")
+    if version and not re.fullmatch(r"[\d.*]+", version):
+        raise DataError(
+            f"{name!r} names a dataset outside of TFDS, whose code would run; expected a name of TFDS, the folder of a "
+            f"prepared dataset, or a folder of images."
+        )
+    if not data_dir.is_dir():
+        return
+    for folder in data_dir.iterdir():
+        if folder.name.replace("_", "").lower() == own.replace("_", "").lower():  # TFDS takes MyData for my_data
+            for pattern in (FEATURES, f"*/{FEATURES}", f"*/*/{FEATURES}"):
+                for path in folder.glob(pattern):
+                    check(path.parent)
+
+
+def _strings(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Yields the key and the value of each text in a JSON file, and in JSON that is stored as text in it."""
+    try:
+        waiting = [("", json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list))]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; {AGAIN}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({_reason(error)}); {AGAIN}.") from error
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, list):
+            # Objects are lists of pairs, so that no key hides another one.
+            waiting += [tuple(item) if _is_pair(item) else (key, item) for item in value]
+        elif isinstance(value, str):
+            yield key, value
+            if key == "json":
+                try:
+                    waiting.append((key, json.loads(value, object_pairs_hook=list)))
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path} is damaged ({_reason(error)}); {AGAIN}.") from error
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
