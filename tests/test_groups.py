@@ -13,7 +13,7 @@ from squeeze_jax.data.prepare import unpack
 from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.data.splits import Split, hold_out, make_folds
 from squeeze_jax.errors import ConfigError, DataError
-from squeeze_jax.experiment import build, find_split
+from squeeze_jax.experiment import build, find_split, make_task
 
 
 def write_images(root, paths):

@@ -600,9 +600,9 @@ def check_signed(model: nn.Module, labels: str) -> None:
     """Raises ConfigError if a network ends in a ReLU, whose outputs cannot be the logits of yes and no."""
     if getattr(model, "head_relu", False):
         raise ConfigError(
-            f"config.model.head_relu=True, the default of this {type(model).__name__}, ends the network in a ReLU, so it "
-            f"cannot learn config.task.labels={labels!r}, whose outputs are logits of yes and no: none could say no. "
-            f"Set config.model.head_relu=False."
+            f"config.model.head_relu=True, the default of this {type(model).__name__}, ends the network in a ReLU, so "
+            f"it cannot learn config.task.labels={labels!r}, whose outputs are logits of yes and no: none could say "
+            f"no. Set config.model.head_relu=False."
         )
 
 

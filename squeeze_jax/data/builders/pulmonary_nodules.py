@@ -58,7 +58,7 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": image,
                     "label": tfds.features.ClassLabel(names=classes),
-                    PATIENT: tfds.features.ClassLabel(num_classes=NUM_PATIENTS),
+                    PATIENT: tfds.features.ClassLabel(num_classes=1012),
                     CASE: tfds.features.ClassLabel(num_classes=NUM_NODULES),
                 }
             ),
