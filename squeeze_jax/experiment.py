@@ -16,8 +16,8 @@ from squeeze_jax.config import SPLITS, duration_in_steps, is_pruned, number_of_f
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, open_dataset
-from squeeze_jax.data.splits import PATIENT, Split, hold_out, make_folds
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.data.splits import CASE, PATIENT, Split, hold_out, make_folds
+from squeeze_jax.errors import ConfigError, DataError
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
@@ -187,11 +187,11 @@ def build(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
             "config.dataset.validation_split or config.dataset.held_out."
         )
     model = make_model(config, task)
-    # Tasks of users need not say so; nor do networks without the option.
-    if getattr(task, "signed_outputs", False) and getattr(model, "head_relu", False):
+    if config.task.get("labels", "multiclass") != "multiclass" and getattr(model, "head_relu", False):
         raise ConfigError(
-            f"{config.model.name} ends in a ReLU, so no output is below zero, but the outputs of this task are logits "
-            f"of yes and no, which must be; set config.model.head_relu=False."
+            f"config.model.head_relu=True, the value of {config.model.name}, ends the network in a ReLU, so it cannot "
+            f"learn config.task.labels={config.task.labels!r}, whose outputs are logits of yes and no: none could say "
+            f"no. Set config.model.head_relu=False."
         )
     plan = Plan.of(config, len(splits["train"]))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, plan.total, plan.warmup)
@@ -308,8 +308,28 @@ def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
         raise ConfigError(f"no split is called {name!r}; expected one of {', '.join(SPLITS)}.")
     split = _find_split(dataset, config, name)
     if split is not None:
-        dataset.check_cases(split)
+        _check_cases(split, dataset)
     return split
+
+
+def _check_cases(split: Split, dataset: Dataset) -> None:
+    """Raises DataError, with their names, if the examples of a case are of several classes."""
+    if not split.has(CASE):
+        return
+    targets = split.targets()
+    case, label = targets[CASE], targets.get("label")
+    if label is None or label.ndim != 1 or label.dtype.kind not in "ui":
+        return
+    pairs = np.unique(np.stack([case, label]), axis=1)
+    cases, counts = np.unique(pairs[0], return_counts=True)
+    if (counts > 1).any():
+        first = cases[counts > 1][0]
+        name = dataset.group_names[CASE][first] if CASE in dataset.group_names else first
+        classes = ", ".join(dataset.class_names[i] for i in pairs[1][pairs[0] == first])
+        raise DataError(
+            f"{split.name}: the case {name} has examples of several classes ({classes}), but a case is judged as one; "
+            f"give them one class, or cases of their own."
+        )
 
 
 def _find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:

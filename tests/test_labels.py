@@ -127,7 +127,7 @@ def test_outputs_that_cannot_say_no_are_refused_before_anything_runs(kind, netwo
         class_names=tuple("abc"), split_sizes={"train": 1}, group_names={}, examples=lambda split: examples
     )
     dataset = Dataset("some", source, (64, 64, 3))
-    with pytest.raises(ConfigError, match=f"{network} ends in a ReLU.*set config.model.head_relu=False"):
+    with pytest.raises(ConfigError, match=f"config.model.head_relu=True, the value of {network}.*labels='{kind}'"):
         build(config, dataset)
     assert make_model(config, create(names="abc", labels=kind)).head_relu
     config.model.head_relu = False

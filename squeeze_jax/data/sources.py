@@ -14,7 +14,7 @@ from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.folders import ImageFolder
-from squeeze_jax.data.splits import CASE, GROUPS, IGNORED, Split, Subset, Sum
+from squeeze_jax.data.splits import GROUPS, IGNORED, Split, Subset, Sum
 from squeeze_jax.errors import DataError
 
 
@@ -71,25 +71,6 @@ class Dataset:
     def class_names(self) -> tuple[str, ...]:
         """The class names, in the order of the labels."""
         return self.source.class_names
-
-    def check_cases(self, split: Split) -> None:
-        """Checks that each case of a split has one class; raises DataError, which names the case and its classes."""
-        if not (split.has(CASE) and split.has("label")):
-            return
-        targets = split.targets()
-        case, label = targets[CASE], targets["label"]
-        if label.ndim != 1 or label.dtype.kind not in "ui":
-            return
-        pairs = np.unique(np.stack([case, label]), axis=1)
-        cases, counts = np.unique(pairs[0], return_counts=True)
-        if (counts > 1).any():
-            first = cases[counts > 1][0]
-            name = self.group_names[CASE][first] if CASE in self.group_names else first
-            classes = ", ".join(self.class_names[i] for i in pairs[1][pairs[0] == first])
-            raise DataError(
-                f"{split.name}: the case {name} has examples of several classes ({classes}), but a case is judged as "
-                f"one; give them one class, or cases of their own."
-            )
 
     @property
     def group_names(self) -> dict[str, tuple[str, ...]]:

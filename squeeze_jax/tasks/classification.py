@@ -182,11 +182,6 @@ class Classification:
         return len(self.class_names)
 
     @property
-    def signed_outputs(self) -> bool:
-        """Logits of yes and no must be; of one class per image, only the differences count."""
-        return self.labels != "multiclass"
-
-    @property
     def positive_class(self) -> int:
         """The positive one of two classes, as an index; means nothing with more."""
         return self.class_names.index(self.positive) if self.positive else 1

@@ -44,10 +44,6 @@ class Task(Protocol):
         """The loss of a network that has learned nothing; the log warns if a run stays there. None if unknown."""
 
     @property
-    def signed_outputs(self) -> bool:
-        """Whether outputs must be able to be negative, so that the network may not end in a ReLU. May be left out."""
-
-    @property
     def fits_on_validation(self) -> bool:
         """Whether the test split is judged by what `fitted` chooses on the validation split."""
 
