@@ -310,7 +310,9 @@ def evaluate(
     config = network.config if config is None else config
     check_same_experiment(network.config, config, source, free=("run", "evaluation", "task"))
     evaluation = network.evaluate(split, dataset, config)
-    text = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.values.items())
+    naming = evaluation.task.naming
+    words = [f"{name} {value}" for name, value in naming.items()]
+    text = ", ".join(words + [f"{name} {value:.4f}" for name, value in evaluation.values.items()])
     examples = int(evaluation.sums["examples"])
     name = dataset or config.dataset.name
     logger.info("%s of %s, step %d: %d examples, %s", split, name, network.step, examples, text)
@@ -322,7 +324,7 @@ def evaluate(
         ]
         subfolder = "_".join([split, "step", str(network.step), *changed])
         folder = folder_lib.create(pathlib.Path(output or source) / "evaluation" / subfolder)
-        row = {"split": split, "step": network.step, "examples": examples, **evaluation.values}
+        row = {"split": split, "step": network.step, "examples": examples, **naming, **evaluation.values}
         tables.write_csv(folder / "metrics.csv", [row])
         evaluation.task.report(folder, evaluation.sums, evaluation.records)
         logger.info("the tables are in %s", folder)

@@ -15,7 +15,7 @@ class Brightness:
     preprocessing: Preprocessing
     scale: float
     OPTIONS: ClassVar = {"scale": 1.0}
-    num_outputs, higher_is_better, chance_loss, fits_on_validation = 1, {"loss": False}, None, False
+    num_outputs, higher_is_better, naming, chance_loss, fits_on_validation = 1, {"loss": False}, {}, None, False
 
     @classmethod
     def create(cls, options, class_names, preprocessing, train_split=None):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from squeeze_jax import network
 from squeeze_jax.config import base_config
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
@@ -17,7 +19,7 @@ from squeeze_jax.errors import ConfigError, InputError
 from squeeze_jax.network import read_image
 from squeeze_jax.tasks import Classification, classification
 from squeeze_jax.tasks.classification import balanced_weights, per_class
-from squeeze_jax.training.evaluation import add_up
+from squeeze_jax.training.evaluation import Evaluation, add_up
 from squeeze_jax.training.steps import make_eval_step
 
 CLASSES = 10
@@ -217,6 +219,14 @@ def test_the_tables_of_an_evaluation_name_the_positive_class(tmp_path, caplog, m
     for name in ("scores", "cases", "per_class"):
         with (tmp_path / f"{name}.csv").open() as file:
             assert {row["positive class"] for row in csv.DictReader(file)} == {"COVID"}
+    sums = {"examples": 20, "loss": 0.0, "top1": 15}
+    evaluation = Evaluation(task.values(sums, records), sums, records, task)
+    loaded = types.SimpleNamespace(config=base_config(), step=3, evaluate=lambda *_: evaluation)
+    monkeypatch.setattr(network, "load", lambda *_: loaded)
+    network.evaluate(tmp_path)
+    with (tmp_path / "evaluation" / "test_step_3" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["positive class"], row["sensitivity"]) == ("COVID", "1.0")
     caplog.set_level("INFO")
     chosen = dataclasses.replace(task, threshold="specificity=0.9").fitted(records)
     assert chosen.point.threshold == pytest.approx(0.85) and "0.8500 on the probability of COVID" in caplog.text

@@ -1,11 +1,14 @@
 """FROC: the published rules of LUNA16 by hand and by an independent implementation, from a list to the score."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from squeeze_jax.data import scans, synthetic_nodules
+from squeeze_jax.data.builders.scans import examples, features
 from squeeze_jax.data.candidates import read_candidates
 from squeeze_jax.errors import DataError, MetricError
 from squeeze_jax.metrics import froc as froc_module
@@ -130,6 +133,15 @@ def test_froc_is_scikit_learns_roc_curve_in_other_units():
     for rate in (0.125, 0.5, 2.0, 8.0):
         expected = np.interp(rate, false * (label == 0).sum() / 50, true * label.sum() / 400)
         assert curve.sensitivity_at(rate) == pytest.approx(expected)
+
+
+def test_prepared_examples_say_what_is_ignored_if_the_list_does():
+    scan, nodules, others = synthetic_nodules.generate(0)
+    listed, cut = [nodules[0].candidate, dataclasses.replace(others[0], ignored=True)], scans.Cut("axial", 8)
+    assert "ignored" in features(cut, listed) and "ignored" not in features(cut, listed[:1])
+    stored = [example for _, example in examples(scan, listed, cut, with_ignored=True)]
+    assert [example["ignored"] for example in stored] == [False, True]
+    assert all("ignored" not in example for _, example in examples(scan, listed, cut))
 
 
 def test_the_column_ignore_is_read(tmp_path):

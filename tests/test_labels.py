@@ -108,6 +108,7 @@ def test_labels_that_do_not_fit_are_named(labels, options, message):
 
 def test_mixup_of_labels_needs_pairs():
     task = create(names="ab", labels="multilabel", mixup=0.2)
+    assert not task.naming  # two labels are no pair of a positive and a negative class
     batch = {"image": jnp.zeros((3, 2, 2, 1)), "label": jnp.zeros((3, 2))}
     with pytest.raises(ConfigError, match="mixup pairs examples, but a batch has 3"):
         task.augment(batch, jax.random.split(jax.random.key(0), 3))

@@ -158,6 +158,13 @@ def test_there_is_no_interval_where_nothing_can_vary():
     assert intervals(cases, names, resamples=20) == {}
 
 
+def test_a_case_has_its_highest_probability_too():
+    probability = np.array([0.9, 0.3, 0.6, 0.2])
+    records = {"label": np.array([1, 1, 0, 0]), "probability": np.stack([1 - probability, probability], 1)}
+    cases = Cases.of({**records, "case": np.array([7, 7, 8, 9])}, HALF)
+    assert cases.probability[:, 1].tolist() == [0.6, 0.6, 0.2] and cases.highest[:, 1].tolist() == [0.9, 0.6, 0.2]
+
+
 def test_folds_are_pooled_and_must_be_disjoint():
     first, second = (Cases.of(random_records(10, 2, seed), HALF, first=10 * seed) for seed in (0, 1))
     pooled = pool([first, second])
@@ -248,7 +255,9 @@ def test_delongs_areas_and_error_are_those_of_the_definition():
     assert found.error == pytest.approx(np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
     low, high = found.interval
     assert low < found.difference < high
-    with pytest.raises(MetricError, match="at least two patients with cases of each class; 3 have one of class 0"):
+    with pytest.raises(
+        MetricError, match="at least two patients with cases of each class; 1 patient.s. have a positive case and 3"
+    ):
         delong.compare(np.array([0, 0, 0, 1]), *np.ones((2, 4)))
 
 

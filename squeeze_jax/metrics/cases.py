@@ -22,6 +22,7 @@ class Cases:
       slices: the number of its examples, int (cases,).
       label: its class, int (cases,).
       probability: the mean over its examples, float64 (cases, classes).
+      highest: the highest probability of its examples, float64 (cases, classes).
       prediction: its predicted class, int (cases,).
       positive: the positive one of two classes; means nothing with more.
     """
@@ -32,6 +33,7 @@ class Cases:
     slices: np.ndarray
     label: np.ndarray
     probability: np.ndarray
+    highest: np.ndarray
     prediction: np.ndarray
     positive: int = 1
 
@@ -64,9 +66,11 @@ class Cases:
         sums = np.zeros((len(case), scaled.shape[1]))
         np.add.at(sums, inverse, scaled)
         probability = sums / slices[:, None]
+        highest = np.zeros_like(sums)
+        np.maximum.at(highest, inverse, scaled)
         first_label, patient, scan = (column[starts] for column in columns.values())
         prediction = point.decide(probability, positive)
-        return cls(case, patient, scan, slices, first_label, probability, prediction, positive)
+        return cls(case, patient, scan, slices, first_label, probability, highest, prediction, positive)
 
     def __len__(self) -> int:
         return len(self.case)

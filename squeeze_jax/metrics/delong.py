@@ -64,8 +64,8 @@ def compare(label: np.ndarray, first: np.ndarray, second: np.ndarray, patient: n
     having = [len(np.unique(groups[chosen])) for chosen in (positive, ~positive)]
     if min(having) < 2:
         raise MetricError(
-            f"DeLong's test needs at least two patients with cases of each class; {having[1]} have one of class 0 and "
-            f"{having[0]} one of class 1."
+            f"DeLong's test needs at least two patients with cases of each class; {having[0]} patient(s) have a "
+            f"positive case and {having[1]} a negative one."
         )
     areas, deviations = [], []
     for score in (np.asarray(first, np.float64), np.asarray(second, np.float64)):

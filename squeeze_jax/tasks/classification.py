@@ -164,7 +164,11 @@ class Classification:
         kind = cls if options["labels"] == "multiclass" else LABELS[options["labels"]]
         if train_split is not None:
             kind.check_labels(train_split, len(class_names))
-        return kind(class_names, preprocessing, **{**values, "class_weights": weights}, point=point)
+        task = kind(class_names, preprocessing, **{**values, "class_weights": weights}, point=point)
+        if train_split is not None and (task.auc or task.metrics == "full"):
+            for name, value in task.naming.items():
+                logger.info("%s: %s", name, value)
+        return task
 
     @staticmethod
     def check_labels(split: Split, num_classes: int) -> None:
@@ -391,7 +395,7 @@ class Classification:
 
     @property
     def naming(self) -> dict[str, str]:
-        """A column for tables, with the name of the positive one of two classes; none with more classes."""
+        """See `Task`: the positive one of two classes; none with more classes."""
         return {"positive class": self.class_names[self.positive_class]} if self.num_classes == 2 else {}
 
     def score_rows(self, cases: Cases, /, **columns: Any) -> list[dict[str, Any]]:
@@ -508,6 +512,11 @@ class MultiLabel(Classification):
     def check_network(self, model: nn.Module) -> None:
         """Raises ConfigError if the network ends in a ReLU."""
         check_signed(model, "multilabel")
+
+    @property
+    def naming(self) -> dict[str, str]:
+        """None: every label is a question of its own."""
+        return {}
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:

@@ -41,6 +41,10 @@ class Task(Protocol):
         """The metrics that can select the best checkpoint, and whether a higher value is better."""
 
     @property
+    def naming(self) -> Mapping[str, str]:
+        """Columns that say in every table of metrics what they are about, such as the positive class; {} for none."""
+
+    @property
     def chance_loss(self) -> float | None:
         """The loss of a network that has learned nothing; the log warns if a run stays there. None if unknown."""
 
