@@ -234,3 +234,6 @@ def test_prepare_says_what_it_leaves_out_and_remembers_what_it_was_told(tmp_path
     assert cut(Assume(hounsfield=True)).is_dir()
     with pytest.raises(DataError, match="exists, but was not made of this list and these scans"):
         cut(Assume(hounsfield=True, origin=True))
+    (scans / "twin.dcm").unlink()
+    with pytest.raises(DataError, match="exists, but was not made of this list and these scans"):
+        cut(Assume(hounsfield=True))

@@ -194,8 +194,13 @@ def cut_scans(
     found = find_scans(scans)
     for line in (*found.remarks(), summary(listed)):
         print(line, file=sys.stderr)
-    divided = sorted((uid, stored.split) for uid, stored in found.scans.items())
-    digest = hashlib.sha256(candidates.read_bytes() + repr((SCANS_READ_AS, divided, assume)).encode()).hexdigest()
+    listed_scans = {candidate.scan for candidate in listed}
+    made_of = sorted(
+        (uid, stored.split, len(stored.files), sum(map(os.path.getsize, stored.files)))
+        for uid, stored in found.scans.items()
+        if uid in listed_scans
+    )
+    digest = hashlib.sha256(candidates.read_bytes() + repr((SCANS_READ_AS, made_of, assume)).encode()).hexdigest()
     config = ScansConfig(name=own, candidates=listed, scans=found.scans, cut=cut, assume=assume, digest=digest)
     folder = default_data_dir(data_dir)
     with _locked(folder, name):
