@@ -18,7 +18,7 @@ def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       FileError: the file cannot be written, for example because the disk is full; what was there is unchanged.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")  # a name may be as long as is allowed
     with writing(path, " What was there is unchanged."):
         try:
             yield temporary

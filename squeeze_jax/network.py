@@ -8,6 +8,7 @@ import pathlib
 import warnings
 from typing import Any
 
+import flax.traverse_util
 import jax
 import numpy as np
 from flax import linen as nn
@@ -30,6 +31,7 @@ from squeeze_jax.experiment import (
     stored_splits,
 )
 from squeeze_jax.files import user_path
+from squeeze_jax.pretrained.weights import check_shapes
 from squeeze_jax.runtime.devices import DeviceMesh, compile_often, is_main_process
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.evaluation import Evaluation, Evaluator
@@ -260,7 +262,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     Raises:
       ConfigError: the folder has no config.
       CheckpointError: the checkpoint does not exist, or none is intact.
-      WeightError: the weight file cannot be used.
+      WeightError: the weight file cannot be used, or the checkpoint is not of the config's network.
     """
     source = user_path(source)
     workdir = source if source.is_dir() else None
@@ -277,7 +279,11 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
         finally:
             checkpoints.close()
         variables = eval_variables(leaves)
-    model = make_model(config, make_task(config, class_names))
+    task = make_task(config, class_names)
+    model, input_shape = make_model(config, task), task.preprocessing.input_shape(image_shape)
+    if workdir is not None:
+        found = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()}
+        check_shapes(source, model, found, input_shape)
     return Network(model, variables, config, step, class_names, image_shape, workdir)
 
 

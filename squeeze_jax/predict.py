@@ -176,7 +176,12 @@ def main() -> int:
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
     parser.add_argument("--labels", type=user_path, help="file with one label per line, in the order of the classes")
-    parser.add_argument("--cam", type=user_path, metavar="DIR", help="folder for class activation maps")
+    parser.add_argument(
+        "--cam",
+        type=user_path,
+        metavar="DIR",
+        help="folder for class activation maps; where two images have one name, all keep their folders and suffixes",
+    )
     parser.add_argument("--report", type=user_path, metavar="FILE", help="HTML page about the images as one case")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()

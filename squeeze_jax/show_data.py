@@ -21,7 +21,7 @@ from squeeze_jax import commands, tables
 from squeeze_jax.data import pipeline
 from squeeze_jax.data.splits import UNREADABLE, Split
 from squeeze_jax.experiment import build
-from squeeze_jax.workdir import folder
+from squeeze_jax.files import make_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/digits.py.")
 OUTPUT = flags.DEFINE_string("output", "data_report", "Folder for the pictures and the table.")
@@ -100,7 +100,7 @@ def show(config: ConfigDict, output: pathlib.Path) -> None:
     """Prints the statistics, and writes counts.csv, before.png and after.png to the folder `output`."""
     experiment = build(config)
     dataset, splits, train = experiment.dataset, experiment.splits, experiment.splits["train"]
-    folder.create(output)
+    output = make_folder(output)
     print(f"{dataset.name} {dataset.version}: images {'x'.join(map(str, dataset.image_shape))}")
     rows = class_counts(splits, dataset.class_names)
     width = max(len(row["name"]) for row in rows) if rows else len("all")

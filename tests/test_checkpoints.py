@@ -1,7 +1,9 @@
 """Checkpoints on their own: what is kept, what is verified, what a damaged one does."""
 
+import json
 import logging
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from squeeze_jax.errors import CheckpointError
 from squeeze_jax.training.optimizers import make_optimizer
 from squeeze_jax.training.state import TrainState, empty_window
 from squeeze_jax.validation import OPTIMIZERS
+from squeeze_jax.workdir import checkpoints as checkpoints_lib
 from squeeze_jax.workdir.checkpoints import Checkpoints
 
 SUMS = {"examples": jax.ShapeDtypeStruct((), jnp.int32), "loss": jax.ShapeDtypeStruct((), jnp.float32)}
@@ -129,6 +132,53 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, c
     checkpoints.save(3, state(3), {"best_step": None, "best_value": None})
     assert checkpoints.steps() == [1, 2, 3]
     assert int(checkpoints.restore_latest(state(0))[0].step) == 3
+
+
+LEAF = "params/conv1/kernel"
+HOSTILE = {
+    "no object": lambda content: [],
+    "version": lambda content: {**content, "version": "2"},
+    "best step": lambda content: {**content, "run": {**content["run"], "best_step": "x"}},
+    "no run": lambda content: {**content, "run": {}},
+    "terabytes": lambda content: with_leaf(content, shape=[10**6, 10**6]),
+    "negative": lambda content: with_leaf(content, shape=[-1, 3]),
+    "text": lambda content: with_leaf(content, shape="64"),
+    "dtype": lambda content: with_leaf(content, dtype="nonsense"),
+    "objects": lambda content: with_leaf(content, dtype="object"),
+    "leaf in a leaf": lambda content: {
+        **content,
+        "leaves": {**content["leaves"], f"{LEAF}/a": content["leaves"][LEAF]},
+    },
+}
+
+
+def with_leaf(content, **changes):
+    return {**content, "leaves": {**content["leaves"], LEAF: {**content["leaves"][LEAF], **changes}}}
+
+
+def test_an_info_with_a_computed_checksum_is_damaged_like_others(tmp_path, caplog):
+    saved(tmp_path, steps=(1, 2))
+    path = largest_file(tmp_path / "checkpoints" / "2" / "info")
+    content = json.loads(path.read_text())["content"]
+    for name, change in HOSTILE.items():
+        hostile = change(content)
+        path.write_text(json.dumps({"content": hostile, "sha256": checkpoints_lib._hash_json(hostile)}))
+        caplog.clear()
+        assert Checkpoints(tmp_path, read_only=True).read("latest")[0] == 1, name
+        assert "checkpoint 2 of" in caplog.text and "is damaged" in caplog.text
+
+
+def test_without_room_nothing_is_written(tmp_path, monkeypatch, capfd):
+    saved(tmp_path, steps=(1,))
+    before = snapshot(tmp_path)
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**6, free=5000))
+    with pytest.raises(CheckpointError, match="step 2 .* it needs up to [0-9,]+ bytes, and the disk has 5,000.*: 1"):
+        checkpoints.save(2, state(2), {"best_step": None, "best_value": None})
+    assert snapshot(tmp_path) == before and capfd.readouterr().err == ""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=0, free=0))  # of some network disks
+    checkpoints.save(2, state(2), {"best_step": None, "best_value": None})
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_every_bit_of_the_largest_file_matters_or_is_harmless(tmp_path):

@@ -1,12 +1,20 @@
 """What every command does alike: one line for a user's error, the traceback of a bug, silence about what is normal."""
 
+import errno
 import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from absl import flags
 from conftest import ROOT, TIME_LIMIT, main_command
+from ml_collections import config_flags
+
+from squeeze_jax import commands
+from squeeze_jax.config import lookup
+from squeeze_jax.errors import ConfigError
+from squeeze_jax.files import user_path
 
 DIGITS = ROOT / "configs" / "digits.py"
 
@@ -31,6 +39,10 @@ def config_file(tmp_path, body):
         (["--config.seed=abc"], "ConfigError: flag --config.seed=abc: invalid literal for int()"),
         (["--config.run.backends=pmap"], "ConfigError: "),
         (["--confg=x"], "ConfigError: Unknown command line flag 'confg'"),
+        (
+            ["--config.optimizer=x"],
+            "ConfigError: flag --config.optimizer=x: Failed to parse 'x' as a ConfigDict: expected",
+        ),
         (["extra"], "InputError: unknown arguments: extra"),
         (["--config.dataset.name=dgits"], "DataError: the dataset 'dgits' is unknown"),
     ],
@@ -118,6 +130,57 @@ def test_a_reader_that_has_gone_away_ends_a_command_silently(data_dir):
     # A pipe that is closed before anything is written.
     done = run("bash", "-c", f"{command} | true")
     assert done.stdout == done.stderr == ""
+
+
+def test_home_is_expanded_in_the_flags_that_are_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config_file(tmp_path, "from configs.digits import get_config\n")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    keys = ("init_from", "dataset.name", "run.data_dir")
+    words = ["main", "--config=~/config_file.py", "--workdir", "~/runs/d", *(f"--config.{key}=~/a b" for key in keys)]
+    monkeypatch.setattr(sys, "argv", words)
+    config = commands.read_config(values, words)
+    assert [lookup(config, key) for key in keys] == [f"{tmp_path}/a b"] * 3
+    assert values.workdir == f"{tmp_path}/runs/d"
+    words = ["main", f"--config={DIGITS}", "--config.optimizer.name=~/x", "--workdir=runs/~"]
+    monkeypatch.setattr(sys, "argv", words)
+    values.unparse_flags()
+    assert commands.read_config(values, words).optimizer.name == "~/x" and values.workdir == "runs/~"
+    assert user_path("~/a") == tmp_path / "a" and user_path("~nobody_of_this_name/a").parts[0] == "~nobody_of_this_name"
+
+
+def test_a_section_is_not_a_value(monkeypatch):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    words = ["main", f"--config={DIGITS}", "--config.optimizer=x"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(ConfigError, match="--config.optimizer=x: .* a section of the config is changed key by key"):
+        commands.read_config(values, words)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_one_line(number, capsys):
+    def fails(filename):
+        raise OSError(number, os.strerror(number), filename)
+
+    assert commands.run(lambda: fails("a.png")) == 1
+    assert capsys.readouterr().err == (
+        f"FileError: a.png cannot be written ({os.strerror(number)}); make room or name another place.\n"
+    )
+    assert commands.run(lambda: fails(None)) == 1
+    assert capsys.readouterr().err.startswith("FileError: a file cannot be written (")
+    with pytest.raises(OSError, match="Input/output error"):  # not of a full disk: a bug, or a broken one
+        commands.run(lambda: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+
+
+def test_a_full_standard_output_is_one_line():
+    script = "import sys; from squeeze_jax import commands; sys.exit(commands.run(lambda: print('x' * 100)))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("FileError: a file cannot be written (No space left on device)")
 
 
 def test_nothing_is_said_of_what_is_normal(reference, data_dir, tmp_path):

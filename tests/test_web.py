@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import socketserver
 import struct
@@ -167,6 +168,23 @@ def test_an_answer_that_never_ends_is_given_up(tmp_path, monkeypatch):
     (tmp_path / "index.html").write_text("page")
     with serve(tmp_path) as address, pytest.raises(OSError, match="did not end in -1 seconds"):
         download.receive(address, tmp_path / "a", largest=2**20)
+
+
+def test_the_page_says_by_itself_that_it_needs_a_server():
+    """A browser runs no module of a page that was opened as a file, so the text is in the document."""
+    page, script = ((web.SOURCE / name).read_text() for name in ("index.html", "main.js"))
+    (status,) = re.findall(r'<p id="status" role="status">(.*?)</p>', page, re.DOTALL)
+    assert "opened as a file" in status and "<code>python -m http.server</code>" in status
+    assert script.index('say("Loading the network ...")') < script.index("await Classifier.open()")
+
+
+@pytest.mark.browser
+def test_a_page_opened_as_a_file_says_what_to_do(browser):
+    tab = browser.new_page()
+    tab.goto((web.SOURCE / "index.html").as_uri())
+    tab.wait_for_timeout(500)
+    assert "python -m http.server" in tab.text_content("#status")
+    tab.close()
 
 
 def test_the_page_is_for_2d_images():

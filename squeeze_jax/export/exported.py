@@ -102,12 +102,20 @@ class Exported:
 
         Raises:
           InputError: the images have another shape, or are not uint8 although the file takes uint8.
+          WeightError: the program in the file, which may be untrusted, cannot be run.
         """
         if images.shape[1:] != self.image_shape:
             raise InputError(f"images have shape {images.shape}; expected (batch, {str(self.image_shape)[1:-1]}).")
         if self.description["pixels"] == "uint8" and images.dtype != np.uint8:
             raise InputError(f"the file takes pixels in uint8; these have the dtype {images.dtype}.")
-        return self.run(images.astype(self.description["pixels"], copy=False))
+        try:
+            logits = self.run(images.astype(self.description["pixels"], copy=False))
+        except Exception as error:  # of any runtime
+            reason = " ".join(str(error).split())[:200]
+            raise WeightError(f"the exported file cannot be run ({type(error).__name__}: {reason}).") from error
+        if logits.shape != (len(images), len(self.class_names)):
+            raise WeightError(f"the exported file returns logits of shape {logits.shape} for {len(images)} image(s).")
+        return logits
 
     @functools.cached_property
     def task(self) -> Task:

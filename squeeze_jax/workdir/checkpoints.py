@@ -234,9 +234,10 @@ class Checkpoints:
         try:
             info = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore())).info
             content, recorded = info["content"], info["sha256"]
+            found = _hash_json(content)
         except Exception as error:  # Orbax raises errors of many kinds for truncated or missing files
             raise _Damage(_first_line(error)) from error
-        if _hash_json(content) != recorded:
+        if found != recorded:
             raise _Damage("the SHA-256 of its info has changed since it was written")
         if not _is_info(content):
             raise _Damage("its info has other values than a run writes")

@@ -123,6 +123,7 @@ drop.addEventListener("drop", (event) => {
   else say("That was not a file.", true);
 });
 
+say("Loading the network ...");
 try {
   classifier = await Classifier.open();
   input.disabled = false;
