@@ -68,7 +68,7 @@ def caffe_messages():
             if packed:
                 added.options.packed = True
 
-    integer, number, text = kinds.TYPE_INT32, kinds.TYPE_FLOAT, kinds.TYPE_STRING
+    integer, number, text, flag = kinds.TYPE_INT32, kinds.TYPE_FLOAT, kinds.TYPE_STRING, kinds.TYPE_BOOL
     message("BlobShape", ("dim", 1, kinds.TYPE_INT64, True, True))
     message(
         "BlobProto",
@@ -77,18 +77,32 @@ def caffe_messages():
         ("shape", 7, "BlobShape", False, False),
         ("double_data", 8, kinds.TYPE_DOUBLE, True, True),
     )
+    once, many = {"num_output": 1, "group": 5, "pad_h": 9, "pad_w": 10}, {"pad": 3, "kernel_size": 4, "stride": 6}
     message(
-        "V1",
-        ("name", 4, text, False, False),
-        ("type", 5, integer, False, False),
-        ("blobs", 6, "BlobProto", True, False),
+        "Convolution",
+        *((name, i, integer, False, False) for name, i in once.items()),
+        *((name, i, integer, True, False) for name, i in {**many, "dilation": 18}.items()),
     )
-    message(
-        "Layer",
-        ("name", 1, text, False, False),
-        ("type", 2, text, False, False),
-        ("blobs", 7, "BlobProto", True, False),
-    )
+    once = {"pool": 1, "kernel_size": 2, "stride": 3, "pad": 4, "round_mode": 13}
+    settings = [(name, i, integer, False, False) for name, i in once.items()]
+    message("Pooling", *settings, ("global_pooling", 12, flag, False, False))
+    message("Relu", ("negative_slope", 1, number, False, False))
+    message("Eltwise", ("operation", 1, integer, False, False), ("coeff", 2, number, True, False))
+    message("Concat", ("axis", 2, integer, False, False))
+    message("Transform", ("scale", 1, number, False, False), ("mean_value", 5, number, True, False))
+    kinds_of_settings = ("Convolution", "Pooling", "Relu", "Eltwise", "Concat", "Transform")
+
+    def layer(name, kind, numbers, settings):
+        fields = zip(("name", "type", "bottom", "top", "blobs"), numbers, strict=True)
+        types = (text, kind, text, text, "BlobProto")
+        message(
+            name,
+            *((field, i, of, i in numbers[2:], False) for (field, i), of in zip(fields, types, strict=True)),
+            *((f"{of.lower()}_param", i, of, False, False) for of, i in zip(kinds_of_settings, settings, strict=True)),
+        )
+
+    layer("V1", integer, (4, 5, 2, 3, 6), (10, 19, 30, 24, 9, 36))
+    layer("Layer", text, (1, 2, 3, 4, 7), (106, 121, 123, 110, 104, 100))
     message(
         "Net", ("name", 1, text, False, False), ("layers", 2, "V1", True, False), ("layer", 100, "Layer", True, False)
     )
