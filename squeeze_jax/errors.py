@@ -47,3 +47,9 @@ class CheckpointError(SqueezeJaxError, RuntimeError):
 
 class TrainingError(SqueezeJaxError, RuntimeError):
     """A run that cannot continue."""
+
+
+def shown(text: str, most: int = 60) -> str:
+    """Returns a text from outside, such as a name in a file, for a message: short, without control characters."""
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= most else f"{text[:most]}..."

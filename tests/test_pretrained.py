@@ -147,9 +147,9 @@ def test_what_does_not_fit_is_listed(small, tmp_path):
     assert "  + params/conv11/kernel (1, 1, 32, 3)" in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("absent.net", "is not a file"), ("weights.bin", "ends in .bin")])
+@pytest.mark.parametrize(("name", "message"), [("absent.net", "is not a file"), ("weights.xyz", "ends in .xyz")])
 def test_files_that_are_no_weights_are_named(tmp_path, name, message):
-    (tmp_path / "weights.bin").write_bytes(b"")
+    (tmp_path / "weights.xyz").write_bytes(b"")
     with pytest.raises(WeightError, match=message):
         load(tmp_path / name)
 

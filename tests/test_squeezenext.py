@@ -74,10 +74,15 @@ class Net:
         self.layers["fc1000"] = [head]
         return head @ x
 
-    def caffemodel(self, legacy=False):
+    def caffemodel(self, legacy=False, graph=None):
+        """The bytes of a file of names and weights; with a graph, (type, bottoms, top) by name, of the whole net."""
         net = caffe_messages()(name="net")
-        for name, blobs in self.layers.items():
-            layer = (net.layers if legacy else net.layer).add(name=name)
+        for name in graph or self.layers:
+            layer, blobs = (net.layers if legacy else net.layer).add(name=name), self.layers.get(name, ())
+            if graph:
+                layer.type, bottoms, top = graph[name]
+                layer.bottom.extend(bottoms)
+                layer.top.append(top)
             for values in blobs:
                 blob = layer.blobs.add()
                 blob.data.extend(values.ravel().tolist())
@@ -86,6 +91,39 @@ class Net:
                 else:
                     blob.shape.dim.extend(values.shape)
         return net.SerializeToString()
+
+
+def graph_of(variant):
+    """The layers of the prototxt: (type, bottoms, top) by name."""
+    _, depths, _, _, reads_shortcut = variant
+    graph, count, sums = {}, 0, 0
+
+    def unit(x):
+        nonlocal count
+        count += 1
+        top = f"Convolution{count}"
+        graph[top] = "Convolution", [x], top
+        for kind in ("BatchNorm", "Scale", "ReLU"):
+            graph[f"{kind}{count}"] = kind, [top], top
+        return top
+
+    x = unit("data")
+    graph["pool1"] = "Pooling", [x], "pool1"
+    x = "pool1"
+    for depth in depths:
+        for i in range(depth):
+            shortcut = x if i else unit(x)
+            y = shortcut if reads_shortcut and not i else x
+            for _ in range(5):
+                y = unit(y)
+            sums += 1
+            graph[f"Eltwise{sums}"] = "Eltwise", [shortcut, y], f"Eltwise{sums}"
+            graph[f"relu of Eltwise{sums}"] = "ReLU", [f"Eltwise{sums}"], f"Eltwise{sums}"
+            x = f"Eltwise{sums}"
+    graph["pool5"] = "Pooling", [unit(x)], "pool5"
+    graph["fc1000"] = "InnerProduct", ["pool5"], "fc1000"
+    graph["loss"] = "SoftmaxWithLoss", ["fc1000", "label"], "loss"
+    return graph
 
 
 # These two have all options between them.
@@ -108,6 +146,24 @@ def test_logits_are_those_of_the_prototxt(name, tmp_path):
     logits = jax.jit(network.model.apply)(network.variables, image[None])[0]
     assert expected.std() > 0.1
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_whole_net_is_compared_layer_by_layer(tmp_path):
+    variant = VARIANTS["squeezenext_1_0_23v5"]
+    net, path = Net(), tmp_path / "net.caffemodel"
+    net.logits(np.zeros((3, 75, 75), np.float32), variant)
+    path.write_bytes(net.caffemodel(graph=graph_of(variant)))
+    config = load(path).config
+    assert config.model.name == "squeezenext_1_0_23v5"
+    changes = {
+        "ReLU5": ("TanH", ["Convolution5"], "Convolution5"),
+        "Eltwise3": ("Eltwise", ["Eltwise2", "Convolution18"], "Eltwise3"),
+        "Scale111": ("Dropout", ["Convolution111"], "Convolution111"),
+    }
+    for name, changed in changes.items():
+        path.write_bytes(net.caffemodel(graph={**graph_of(variant), name: changed}))
+        with pytest.raises(WeightError, match=rf"'{name}' differs: |'ReLU111' differs: expected scale"):
+            load(path)
 
 
 def test_a_missing_statistic_is_named(tmp_path):

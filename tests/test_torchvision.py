@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from squeeze_jax import load
 from squeeze_jax.errors import WeightError
-from squeeze_jax.pretrained import torchvision
+from squeeze_jax.pretrained.pth import read_tensors
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "torchvision.npz"
 NETWORKS = (
@@ -83,7 +83,7 @@ def test_logits_are_those_that_torchvision_computes(name, golden, tmp_path):
     torch.save(model.state_dict(), tmp_path / "new.pth")
     torch.save(model.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for file in ("new.pth", "old.pth"):
-        state = torchvision.from_pth(tmp_path / file)
+        state = read_tensors(tmp_path / file)
         assert state.keys() == shapes.keys()
         for key, value in seeded(shapes).items():
             np.testing.assert_array_equal(state[key], value, err_msg=key)

@@ -13,12 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
-from squeeze_jax.errors import WeightError
+from squeeze_jax.errors import WeightError, shown
 from squeeze_jax.models import create, registered
 from squeeze_jax.models.squeezenet import SqueezeNet
 from squeeze_jax.pretrained import graphs
 from squeeze_jax.pretrained.caffe_layers import Layer, parse
-from squeeze_jax.pretrained.graphs import Operation, shown
+from squeeze_jax.pretrained.graphs import Operation
 from squeeze_jax.pretrained.weights import (
     MODEL_OF_STEM,
     Leaves,

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from squeeze_jax.errors import WeightError
-from squeeze_jax.pretrained.graphs import shown
+from squeeze_jax.errors import WeightError, shown
 from squeeze_jax.pretrained.weights import read_bytes
 
 # Field numbers of caffe.proto. The old form gives a layer's type as a number.

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from squeeze_jax.errors import WeightError
+from squeeze_jax.errors import WeightError, shown
 from squeeze_jax.models.convnet import ConvNet
 from squeeze_jax.models.layers import POOL_STRIDE, POOL_WINDOW
 from squeeze_jax.models.squeezenet import FIRST_FIRE, NUM_FIRE_MODULES, STEMS, SqueezeNet
@@ -21,7 +21,6 @@ NORMALIZATION, SCALE, DENSE = "batch normalization", "scale", "dense layer"
 FLATTEN, SOFTMAX = "flatten", "softmax"
 AFTERWARDS = (FLATTEN, SOFTMAX)  # what may follow the logits; the task of a network applies softmax itself
 IMAGES = "images"
-SHOWN = 60  # characters of a foreign name in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Operation:
     def differing(self, wanted: "Operation", inputs: tuple[str, ...]) -> str:
         """Returns how this operation differs from the wanted one, which takes `inputs`; nothing if it is the same."""
         if self.kind != wanted.kind:
-            return f"expected a {wanted.kind} there ({wanted.name})"
+            return f"expected {wanted.kind} there ({wanted.name})"
         ours, theirs = (inputs, self.inputs) if self.kind != ADDITION else (sorted(inputs), sorted(self.inputs))
         if ours != theirs:
             return f"it takes {', '.join(map(shown, theirs))}; expected {', '.join(map(shown, ours))} for {wanted.name}"
@@ -60,12 +59,6 @@ class Operation:
             if option in self.options and self.options[option] != value
         ]
         return f"it has the {', the '.join(lines)} of {wanted.name}" if lines else ""
-
-
-def shown(text: str) -> str:
-    """Returns a text of a file for a message: short, and without control characters."""
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def match(wanted: Sequence[Operation], found: Sequence[Operation], images: str) -> tuple[dict[str, Operation], str]:
@@ -91,7 +84,7 @@ def match(wanted: Sequence[Operation], found: Sequence[Operation], images: str) 
         if same is None:
             if not candidates:
                 after = f"after {shown(inputs[0])!r}, "
-                raise WeightError(f"{after}nothing follows; expected a {operation.kind} ({operation.name})")
+                raise WeightError(f"{after}nothing follows; expected {operation.kind} ({operation.name})")
             closest = min(candidates, key=lambda other: other.kind != operation.kind)
             raise WeightError(f"{closest} differs: {closest.differing(operation, inputs)}")
         unused.remove(same)

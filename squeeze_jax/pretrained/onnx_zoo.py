@@ -14,12 +14,14 @@ import re
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from squeeze_jax import models
-from squeeze_jax.errors import WeightError
+from squeeze_jax.errors import WeightError, shown
 from squeeze_jax.models.registry import CAFFE_IMAGENET, TORCHVISION_IMAGENET, ImageInput
+from squeeze_jax.models.squeezenet import SqueezeNet
 from squeeze_jax.pretrained import graphs
-from squeeze_jax.pretrained.graphs import Operation, shown
+from squeeze_jax.pretrained.graphs import Operation
 from squeeze_jax.pretrained.weights import (
     MODEL_OF_STEM,
     Leaves,
@@ -32,7 +34,7 @@ from squeeze_jax.pretrained.weights import (
 
 PRODUCER = "squeeze_jax"  # of files that this project exports
 CAFFE2, PYTORCH = "onnx-caffe2", "pytorch"  # producers
-CAFFE2_KERNEL = re.compile(r"conv1_w(_0)?")  # the names of the first kernel
+CAFFE2_KERNEL = re.compile(r"conv1_w_0")  # the names of the first kernel
 MXNET_KERNEL = re.compile(r"squeezenet\d+_conv0_weight")
 PYTORCH_KERNEL = re.compile(r"features\.0\.weight")
 SIZES = (CAFFE_IMAGENET.size, TORCHVISION_IMAGENET.size)
@@ -47,6 +49,12 @@ def read(path: pathlib.Path) -> Weights:
       WeightError: the onnx package is missing, the file is damaged, its writer is unknown, or its graph is not that of
         SqueezeNet; the message names the first operation that differs.
     """
+    config, leaves = decode(path)
+    return make_weights(path, config, leaves, class_names_for(leaves, SqueezeNet.head))
+
+
+def decode(path: pathlib.Path) -> tuple[ConfigDict, Leaves]:
+    """Returns the config and the kernels and biases, before the network is made; errors are those of `read`."""
     model = _parse(path)
     try:
         graph = _Graph(model)
@@ -77,7 +85,7 @@ def read(path: pathlib.Path) -> Weights:
         leaves["params/conv1/kernel"] = leaves["params/conv1/kernel"][:, :, ::-1]
     config = imagenet_config(name, images)
     config.model.update(attributes)
-    return make_weights(path, config, leaves, class_names_for(leaves, network.head))
+    return config, leaves
 
 
 def _parse(path: pathlib.Path) -> Any:

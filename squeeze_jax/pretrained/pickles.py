@@ -10,8 +10,7 @@ import pickletools
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from squeeze_jax.errors import WeightError
-from squeeze_jax.pretrained.graphs import shown
+from squeeze_jax.errors import WeightError, shown
 
 MOST_INSTRUCTIONS = 2**18  # the largest state dict here and its optimizer take 40,000
 LARGEST_RANK = 8

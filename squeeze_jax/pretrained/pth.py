@@ -16,9 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from squeeze_jax.errors import WeightError
+from squeeze_jax.errors import WeightError, shown
 from squeeze_jax.pretrained import pickles
-from squeeze_jax.pretrained.graphs import shown
 from squeeze_jax.pretrained.pickles import Storage, Tensor
 from squeeze_jax.pretrained.weights import LARGEST_FILE, read_bytes
 

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from squeeze_jax.errors import WeightError
+from squeeze_jax.errors import WeightError, shown
 from squeeze_jax.models.efficientnet import EfficientNetB0
 from squeeze_jax.models.registry import TORCHVISION_IMAGENET, registered
 from squeeze_jax.models.squeezenet import FIRST_FIRE, SqueezeNet
 from squeeze_jax.pretrained import pth
-from squeeze_jax.pretrained.graphs import shown
 from squeeze_jax.pretrained.weights import (
     Leaves,
     Rules,
