@@ -103,11 +103,11 @@ def test_records_leave_the_padding_out():
 
 def test_balanced_weights_are_inverse_to_the_shares_and_average_to_one():
     examples = [{"image": np.zeros((2, 2, 1), np.uint8), "label": label} for label in (0, 0, 0, 1)]
-    weights = np.array(balanced_weights(Split("four", examples, (2, 2, 1), 2)))
+    weights = np.array(balanced_weights(Split("four", examples, (2, 2, 1), 2), "ab"))
     np.testing.assert_allclose(weights, [2 / 3, 2])
     assert np.mean(weights[[0, 0, 0, 1]]) == pytest.approx(1)
-    with pytest.raises(ConfigError, match="a class has no examples in four"):
-        balanced_weights(Split("four", examples, (2, 2, 1), 3))
+    with pytest.raises(ConfigError, match="four has no examples of c; use factors instead"):
+        balanced_weights(Split("four", examples, (2, 2, 1), 3), "abc")
 
 
 def test_the_best_classes_are_described_in_order():
@@ -157,6 +157,17 @@ def test_what_is_chosen_on_validation_data_changes_the_judgement():
     assert after["temperature"] > 1.5 and 0.5 < after["threshold"] < 1
     assert after["calibration_error"] < before["calibration_error"] and after["brier"] < before["brier"]
     assert after["balanced_accuracy"] > before["balanced_accuracy"] and after["auc"] == before["auc"]
+
+
+def test_a_temperature_that_the_validation_data_do_not_tell_is_a_warning(caplog):
+    p = np.linspace(0.6, 0.9, 20)  # right without an exception
+    records = {"label": np.arange(20) % 2, "probability": np.where(np.arange(20) % 2, p, 1 - p)}
+    records["probability"] = np.stack([1 - records["probability"], records["probability"]], 1)
+    classifier(2, calibrate=True).fitted(records)
+    assert "the temperature is at the limit" in caplog.text
+    caplog.clear()
+    classifier(2, calibrate=True).fitted({**records, "label": np.arange(20) // 3 % 2})
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ def test_curves_are_drawn(tmp_path):
     assert draw_curves(tmp_path / "a.png", {"": two}, ("benign", "malignant")).stat().st_size > 10_000
     assert draw_curves(tmp_path / "b.png", {"v1": three, "v2": three}, ("a", "b", "c")).stat().st_size > 10_000
     only = Cases.of({**random_records(30, 2), "label": np.zeros(30, int)}, HALF)
-    assert draw_curves(tmp_path / "c.png", {"": only}, ("benign", "malignant")).exists()
+    assert draw_curves(tmp_path / "c.png", {"$_$": only}, ("benign", "$\\frac$")).exists()  # no formulas
     curve = froc(two.probability[:, 1], two.label, two.patient // 5)
     assert draw_froc(tmp_path / "d.png", {"v1": curve}, "malignant").stat().st_size > 10_000
 

@@ -116,6 +116,12 @@ def choose_threshold(rule: str, label: np.ndarray, probability: np.ndarray) -> f
     return 1.0 if np.isinf(thresholds[best]) else float(above + below) / 2
 
 
+def at_limit(temperature: float) -> bool:
+    """Returns whether a fitted temperature is one end of the range, so that a more extreme one would fit better."""
+    low, high = TEMPERATURES
+    return not low * 1.01 < temperature < high / 1.01
+
+
 def fit_temperature(label: np.ndarray, probability: np.ndarray) -> float:
     """Fits the temperature by the negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 

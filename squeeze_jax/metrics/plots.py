@@ -13,6 +13,11 @@ from squeeze_jax.metrics.scores import confidence_and_hit, reliability
 CURVES = 10  # largest number of classes that get a curve each
 
 
+def plain(text: str) -> str:
+    """Returns text that Matplotlib writes as it is: a pair of dollars would be read as a formula."""
+    return text.replace("$", r"\$")
+
+
 def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Sequence[str]) -> pathlib.Path:
     """Draws ROC, precision-recall and reliability curves side by side, and returns the path of the PNG.
 
@@ -35,7 +40,7 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
         label, score = cases.label == i, cases.probability[:, i]
         if not 0 < label.sum() < len(label):
             continue
-        text = ", ".join(filter(None, [name, class_names[i] if len(class_names) > 2 else ""]))
+        text = plain(", ".join(filter(None, [name, class_names[i] if len(class_names) > 2 else ""])))
         false_positives, sensitivity, _ = roc_curve(label, score)
         roc.plot(false_positives, sensitivity, color=colour, label=text)
         precision, recall, _ = precision_recall_curve(label, score)
@@ -48,10 +53,10 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
                 precision_recall.plot(here, label[called].mean(), "o", color=colour)
     for (name, cases), colour in zip(judged.items(), drawing.colours(len(judged)), strict=True):
         confidences, hits, _ = reliability(*confidence_and_hit(cases))
-        reliable.plot(confidences, hits, "o-", color=colour, label=name)
+        reliable.plot(confidences, hits, "o-", color=colour, label=plain(name))
     for axis in (roc, reliable):
         axis.plot((0, 1), (0, 1), ":", color="grey")
-    of = f" of {class_names[positive]}" if len(class_names) == 2 else ""
+    of = f" of {plain(class_names[positive])}" if len(class_names) == 2 else ""
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC{of}")
     precision_recall.set(xlabel="recall", ylabel="precision", title=f"precision-recall{of}", ylim=(0, 1.05))
     reliable.set(xlabel="probability", ylabel="share of cases", title=f"reliability{of}")
@@ -73,11 +78,13 @@ def draw_froc(path: pathlib.Path, curves: Mapping[str, Froc], positive: str) -> 
     figure, ((axis,),) = drawing.new_figure(1, 1, width=6, height=4.3)
     rates = np.geomspace(LUNA16_RATES[0], LUNA16_RATES[-1], 200)
     for (name, froc), colour in zip(curves.items(), drawing.colours(len(curves)), strict=True):
-        text = f"{name}: {froc.competition_score:.3f}".removeprefix(": ")
+        text = plain(f"{name}: {froc.competition_score:.3f}".removeprefix(": "))
         axis.plot(rates, [froc.sensitivity_at(rate) for rate in rates], color=colour, label=text)
     axis.set_xscale("log", base=2)
     axis.set_xticks(LUNA16_RATES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    axis.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02), title=f"FROC of {positive}")
+    axis.set(
+        xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02), title=f"FROC of {plain(positive)}"
+    )
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=8)
     return drawing.save(figure, path)

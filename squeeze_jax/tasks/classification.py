@@ -26,6 +26,7 @@ from squeeze_jax.metrics.cases import Cases
 from squeeze_jax.metrics.operating_point import (
     UNFITTED,
     OperatingPoint,
+    at_limit,
     choose_threshold,
     fit_temperature,
     parse_rule,
@@ -156,7 +157,7 @@ class Classification:
         values = {name: options[name] for name in cls.OPTIONS}
         weights = parse_class_weights(options["class_weights"])
         if weights == "balanced":
-            weights = () if train_split is None else balanced_weights(train_split)
+            weights = () if train_split is None else balanced_weights(train_split, class_names)
         elif weights and len(weights) != len(class_names):
             raise ConfigError(
                 f"config.task.class_weights has {len(weights)} factors; expected {len(class_names)}, one per class."
@@ -243,6 +244,11 @@ class Classification:
         if self.calibrate:
             temperature = fit_temperature(records["label"], records["probability"])
             point = dataclasses.replace(point, temperature=temperature)
+            if at_limit(temperature):
+                logger.warning(
+                    "the temperature is at the limit of the search: the validation data are too few, or too easy, to "
+                    "calibrate by"
+                )
         cases = Cases.of(records, point)
         text = f"temperature {point.temperature:.4f}"
         if self.num_classes == 2:
@@ -656,17 +662,21 @@ def parse_class_weights(text: str) -> str | tuple[float, ...]:
     return weights
 
 
-def balanced_weights(split: Split) -> tuple[float, ...]:
+def balanced_weights(split: Split, class_names: Sequence[str]) -> tuple[float, ...]:
     """Returns factors inverse to the class frequencies, with a mean of 1 over the examples.
+
+    Args:
+      split: the examples.
+      class_names: one per class.
 
     Raises:
       ConfigError: a class has no examples.
     """
     counts = np.bincount(split.targets()["label"], minlength=split.num_classes)
-    if not counts.all():
+    if absent := [name for name, count in zip(class_names, counts, strict=True) if not count]:
         raise ConfigError(
-            f"config.task.class_weights='balanced', but a class has no examples in {split.name}: the counts are "
-            f"{counts}. Use factors instead."
+            f"config.task.class_weights='balanced', but {split.name} has no examples of {', '.join(absent)}; use "
+            f"factors instead, or remove the class."
         )
     return tuple((counts.sum() / (len(counts) * counts)).tolist())
 
@@ -705,8 +715,9 @@ def draw_confusion(path: pathlib.Path, confusion: np.ndarray, class_names: tuple
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="predicted", ylabel="true")
     if size <= LABELLED_CLASSES:
-        axis.set_xticks(range(size), class_names, rotation=90)
-        axis.set_yticks(range(size), class_names)
+        names = list(map(plots.plain, class_names))
+        axis.set_xticks(range(size), names, rotation=90)
+        axis.set_yticks(range(size), names)
         write = functools.partial(axis.text, ha="center", va="center", fontsize=7)
         for i, j in zip(*np.nonzero(confusion), strict=True):
             write(j, i, int(confusion[i, j]), color="k" if shares[i, j] < 0.6 else "w")
