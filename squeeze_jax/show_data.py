@@ -102,6 +102,8 @@ def show(config: ConfigDict, output: pathlib.Path) -> None:
     dataset, splits, train = experiment.dataset, experiment.splits, experiment.splits["train"]
     output = make_folder(output)
     print(f"{dataset.name} {dataset.version}: images {'x'.join(map(str, dataset.image_shape))}")
+    for note in dataset.notes:
+        print(note)
     rows = class_counts(splits, dataset.class_names)
     width = max(len(row["name"]) for row in rows) if rows else len("all")
     print(f"{'class':{width}} " + " ".join(f"{name:>10}" for name in splits))

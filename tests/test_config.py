@@ -225,6 +225,7 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ),
         ({"crop.size": 300}, "config.crop.size=300 is larger than config.crop.resize=256"),
         ({"dataset.channels": 2}, "config.dataset.channels=2; expected 1 or 3"),
+        ({"dataset.max_unreadable": 1.5}, "config.dataset.max_unreadable=1.5; expected 0 <= value <= 1"),
         ({"dataset.held_out": 100}, "set config.dataset.validation_split=''"),
         ({"task.mirror": ("widht",)}, r"config.task.mirror=\('widht',\); expected some of depth, height, width"),
         ({"optimizer.learning_rate_multipliers": (("conv1",),)}, "expected .*pattern, multiplier"),

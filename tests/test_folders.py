@@ -26,14 +26,17 @@ PNG = encoded()
 
 
 def write(root, entries):
-    """Pictures of one pixel value each; "a/" is a folder, "a -> b" a link to b, "a = text" a text."""
+    """Pictures of one pixel value each; "a/" is a folder, "a -> b" a link to b, "a = text" a text, "a | " a pipe."""
     for entry in entries:
         path, _, target = entry.partition(" -> ")
         path, _, text = path.partition(" = ")
+        path, is_pipe, _ = path.partition(" | ")
         file = root / path
         (file if path.endswith("/") else file.parent).mkdir(parents=True, exist_ok=True)
         if target:
             file.symlink_to(root / target)
+        elif is_pipe:
+            os.mkfifo(file)
         elif text:
             file.write_text(text)
         elif not path.endswith("/"):
@@ -162,6 +165,7 @@ LAYOUTS = {
         {"links to a folder around them": 1, "links to nothing": 1},
     ),
     "patients": (PATIENTS, TWO, "a b", 1, {}),
+    "a pipe, which never ends": ([*PLAIN, "train/ants/x.png | "], TWO, "ants bees", 0, {"links to nothing": 1}),
     "patients, with a folder around": (below("x", PATIENTS), TWO, "a b", 1, {}),
     "patients, and pictures of their folders": (
         [*PATIENTS, "train/a/overview.png"],

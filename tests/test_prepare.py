@@ -1,5 +1,6 @@
 """Zips and files that people bring to `prepare`: read as they are, or refused in a line; limits, leftovers."""
 
+import contextlib
 import csv
 import errno
 import struct
@@ -8,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import mutants
 from test_folders import PLAIN, PNG
 
 from squeeze_jax.data import archives, prepare
@@ -222,3 +224,22 @@ def test_wrong_files_of_nodules_are_named(tmp_path):
     path.with_suffix(".csv").unlink()
     with pytest.raises(DataError, match="nodules.csv is missing; it has the ratings"):
         pulmonary_nodules.read_ratings(path.with_suffix(".csv"), "malignancy")
+
+
+def test_a_hundred_mutants_of_a_zip_and_of_nodules_are_read_or_refused(tmp_path, monkeypatch):
+    path = pack(tmp_path / "archive.zip", PLAIN)
+    outcomes = []
+    for i, mutant in enumerate(mutants(path.read_bytes(), 100, seed=35)):
+        path.write_bytes(mutant)
+        with contextlib.suppress(DataError):
+            outcomes.append(open_dataset(str(unpack(path, str(tmp_path / str(i))))).class_names)
+    assert len(outcomes) < 50 and set(outcomes) <= {("ants", "bees"), ("ants",), ("bees",)}
+    path = tmp_path / "nodules.npz"
+    monkeypatch.setattr(pulmonary_nodules, "SIDE", 5)
+    nodules(path, np.zeros((134, 5, 5, 5), np.uint8))
+    images, _ = pulmonary_nodules.read_nodules(path)
+    for mutant in mutants(path.read_bytes(), 100, seed=36):
+        path.write_bytes(mutant)
+        with contextlib.suppress(DataError):
+            found, names = pulmonary_nodules.read_nodules(path)
+            assert np.array_equal(found, images) and len(names) == 134

@@ -1,11 +1,13 @@
 """Datasets that TFDS prepared, from elsewhere: no code of theirs runs, and damage is one line."""
 
+import contextlib
 import json
 import pathlib
 import shutil
 import sys
 
 import pytest
+from conftest import mutants
 
 from squeeze_jax.data.prepare import prepare
 from squeeze_jax.data.prepared import FEATURES, INFO
@@ -112,3 +114,12 @@ def test_a_damaged_dataset_of_this_project_is_named(data_dir, tmp_path, content)
     for read in (open_dataset, prepare):
         with pytest.raises(DataError, match="is damaged .*; delete its folder and prepare it again"):
             read("digits", str(tmp_path))
+
+
+@pytest.mark.parametrize("file", [FEATURES, INFO])
+def test_a_hundred_mutants_are_read_or_refused(copy, file):
+    intact = (copy / file).read_bytes()
+    for mutant in mutants(intact, 100, seed=37):
+        (copy / file).write_bytes(mutant)
+        with contextlib.suppress(DataError):
+            assert len(open_dataset(str(copy)).split("test").batch([0, 1])["label"]) == 2

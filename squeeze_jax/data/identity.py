@@ -103,7 +103,7 @@ class Identity:
           FileError: the file cannot be written.
         """
         with replaced(folder / FILE) as path:
-            path.write_text(json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=1) + "\n")
+            path.write_text(json.dumps({"version": VERSION, **dataclasses.asdict(self)}) + "\n")
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Identity | None":

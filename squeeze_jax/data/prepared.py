@@ -34,15 +34,23 @@ class Prepared:
       builder: its TFDS builder.
 
     Raises:
-      DataError: it does not have one image and its class label or labels per example.
+      DataError: it does not have one image and its class label or labels per example, or its description is damaged.
     """
 
     notes = ()
 
     def __init__(self, name: str, builder: Any):
+        self._name, self._builder = name, builder
+        try:
+            self._read(name, builder.info)
+        except DataError:
+            raise
+        except Exception as error:  # of TFDS, for a description that may hold anything
+            raise DataError(f"the description of {name} is damaged ({_reason(error)}); {AGAIN}.") from error
+
+    def _read(self, name: str, info: Any) -> None:
         import tensorflow_datasets as tfds
 
-        info = builder.info
         keys = info.supervised_keys
         label = info.features[keys[1]] if keys and len(keys) == 2 else None
         several = isinstance(label, tfds.features.Sequence)  # labels per example
@@ -52,7 +60,7 @@ class Prepared:
                 f"{name} does not have one image and its class label or labels per example; its supervised keys are "
                 f"{keys}."
             )
-        self._builder, (self._image, self._label) = builder, keys
+        self._image, self._label = keys
         if label.num_classes is None:
             raise DataError(f"{name} does not declare its number of classes.")
         self._num_labels = label.num_classes if several else 0
@@ -72,8 +80,15 @@ class Prepared:
         self._decoders = {self._image: tfds.decode.SkipDecoding()} if encoded else None
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
-        """Returns the examples of a split, see `Source`."""
-        stored = self._builder.as_data_source(split=split, decoders=self._decoders)
+        """Returns the examples of a split, see `Source`.
+
+        Raises:
+          DataError: its files cannot be opened.
+        """
+        try:
+            stored = self._builder.as_data_source(split=split, decoders=self._decoders)
+        except Exception as error:  # of TFDS, for files that may be missing or hold anything
+            raise DataError(f"{self._name}/{split} cannot be opened ({_reason(error)}); {AGAIN}.") from error
         targets = (*self.group_names, *(name for name in (IGNORED,) if name in self._builder.info.features))
         return _Examples(stored, self._image, self._label, targets, self._num_labels)
 
