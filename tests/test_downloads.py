@@ -104,6 +104,39 @@ def test_a_file_that_was_damaged_later_is_named_and_kept(published):
     assert path.exists() and len(Server.requests) == 1
 
 
+def test_a_download_has_a_limit_of_size_and_of_time(published, monkeypatch):
+    monkeypatch.setattr(downloads, "LARGEST_FILE", 2**20)
+    with pytest.raises(WeightError, match="answers with more than 1048576 bytes, which is no weight file"):
+        load(NAME)
+    monkeypatch.setattr(downloads, "LARGEST_FILE", 2**30)
+    monkeypatch.setattr(downloads, "LONGEST", 0)
+    with pytest.raises(WeightError, match=r"sent \d+ bytes in 0 seconds, and no end; try again"):
+        load(NAME)
+    assert cached() == ["torchvision"]
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("ftp://127.0.0.1:1/x", "unknown url type: ftp"),
+        ("file:///etc/passwd", "'file:///etc/passwd' is not allowed"),
+        ("data:text/plain,x", "is not allowed"),
+        ("gopher://user:secret@127.0.0.1/x", "'gopher://127.0.0.1/x' is not allowed"),
+        ("http://user:secret@127.0.0.1/x", "it leads to an address that is not valid"),
+    ],
+)
+def test_redirections_lead_to_http_alone_and_no_password_is_printed(address, reason, published, monkeypatch):
+    def redirect(self):
+        self.send_response(302)
+        self.send_header("Location", address)
+        self.end_headers()
+
+    monkeypatch.setattr(Server, "do_GET", redirect)
+    with pytest.raises(WeightError, match=reason) as error:
+        load(NAME)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value) and cached() == ["torchvision"]
+
+
 @pytest.mark.parametrize("name", [NAME, "torchvision/resnet18"])
 def test_without_a_connection_the_error_says_where_to_put_the_file(name, publisher, monkeypatch):
     """Both with a server that does not have the file and without a server."""

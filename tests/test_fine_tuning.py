@@ -74,3 +74,13 @@ def test_a_kernel_for_colours_sums_them_for_a_grey_volume(flat, tmp_path):
 def test_other_differences_are_still_errors(flat, tmp_path):
     with pytest.raises(ConfigError, match=r"- params/conv1/kernel \(3, 3, 3, 2, 4\)"):
         start(flat, tmp_path, 2)
+
+
+def test_what_shapes_do_not_show_is_warned_of(flat, tmp_path, caplog):
+    pretrained.save(flat, tmp_path / "flat.safetensors")
+    state = jax.eval_shape(lambda: create_state(flat.model, optax.sgd(0.1), (SIDE, SIDE, 3), {}, 0, use_ema=False))
+    other = models.create("squeezenet_v1_1", **{**MODEL, "pool_after": (2,)}, use_batch_norm=True, num_classes=3)
+    for model, expected in ((flat.model, ""), (other, "now pool_after=(2,) instead of (1,)")):
+        caplog.clear()
+        start_from(state, model, optax.sgd(0.1), tmp_path / "flat.safetensors", new_head=False)
+        assert (expected in caplog.text) if expected else not caplog.text

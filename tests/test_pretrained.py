@@ -1,21 +1,25 @@
 """Published weights: the paper's compressed network on real photographs, our own file, hostile files, `predict`."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import ROOT, SHARED, configure, load_config, mutants
 from PIL import Image
 
 from squeeze_jax import Network, load, models, pretrained
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ConfigError, WeightError
-from squeeze_jax.pretrained import deep_compression, sqz
+from squeeze_jax.pretrained import deep_compression, own_file, sqz
 from squeeze_jax.training import trainer
 
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
@@ -99,6 +103,15 @@ def test_altered_net_files_are_refused_or_give_finite_weights(tmp_path, paper):
     assert refused > MUTATIONS / 3
 
 
+@needs_net
+def test_code_0_is_the_weight_0(tmp_path):
+    data = bytearray(NET.read_bytes())
+    data[4 * 26 : 4 * 27] = np.float32(0.5).tobytes()  # the first codebook follows 26 counts
+    (tmp_path / "x.net").write_bytes(data)
+    with pytest.raises(WeightError, match="the value 0.5 for code 0 of conv1; expected 0"):
+        deep_compression.decode(tmp_path / "x.net")
+
+
 @pytest.fixture(scope="module")
 def small():
     """A network that was never trained."""
@@ -135,6 +148,69 @@ def test_our_own_file_shows_every_change(small, tmp_path):
         path.write_bytes(data)
         with pytest.raises(WeightError, match="small.safetensors"):
             load(path)
+
+
+def resealed_sqz(path, **changes):
+    """Writes a .sqz file whose header has other values, and a checksum that fits."""
+    body = path.read_bytes()[4 + sqz.DIGEST :]
+    length = int.from_bytes(body[:4], "little")
+    header = changed(json.loads(zlib.decompress(body[4 : 4 + length])), changes)
+    deflated = zlib.compress(json.dumps(header).encode())
+    body = struct.pack("<I", len(deflated)) + deflated + body[4 + length :]
+    path.write_bytes(sqz.MAGIC + bytes([sqz.VERSION]) + hashlib.sha256(body).digest()[: sqz.DIGEST] + body)
+
+
+def resealed_safetensors(path, **changes):
+    """The same for a .safetensors file."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][own_file.KEY])
+    header = changed({key: value for key, value in header.items() if key != "sha256"}, changes)
+    path.write_bytes(own_file._serialise(safetensors.numpy.load(data), header))
+
+
+def changed(header, changes):
+    for key, value in changes.items():
+        *place, last = key.split("__")
+        inner = header
+        for name in place:
+            inner = inner[name]
+        inner[last] = value
+    return header
+
+
+HEADERS = {
+    "class_names": [["a", "b"], ["a", "b", 3], ["a", "b", "\x1b[2J"], [], 7, None, "ab"],
+    "image_shape": [[32, 32], [32, 32, 0], [65536, 65536, 3], [32, 32, 1], [33, 32, 3], ["a"], 7, [32.0, 32, 3]],
+    "step": [[0], "7", -1, 10**400, True, 1.5],
+    "config": [{}, [], "abc", {"task": {"name": "nothing"}}],
+    "config__crop__resize": ["abc", 0, -5, 8, [1, 2, 3]],
+    "config__crop__size": ["32", [32, 32, 32], 31],
+    "config__crop__interpolation": ["evil", 3],
+    "config__dataset__image_size": [[50000, 50000], [32], [-32, 32], ["a", "b"]],
+    "config__dataset__mean": [["a"], [1.0] * 7, [1e400]],
+    "config__dataset__std": [[0.0], [1.0, 1.0]],
+    "config__dataset__channels": [1],
+    "config__model__dtype": ["complex64", 3],
+    "config__model__name": ["nothing", 3],
+    "config__model__base_filters": [-1, 2**40],
+    "config__task__labels": ["evil"],
+}
+
+
+@pytest.mark.parametrize(("save", "reseal"), [(pretrained.save, resealed_safetensors), (sqz.save, resealed_sqz)])
+def test_a_resealed_header_is_checked(save, reseal, small, tmp_path):
+    path = tmp_path / ("small.sqz" if save is sqz.save else "small.safetensors")
+    save(small, path)
+    whole = path.read_bytes()
+    reseal(path)
+    assert load(path).class_names == small.class_names
+    for key, values in HEADERS.items():
+        for value in values:
+            path.write_bytes(whole)
+            reseal(path, **{key: value})
+            with pytest.raises(WeightError, match=path.name):
+                load(path)
 
 
 def test_what_does_not_fit_is_listed(small, tmp_path):

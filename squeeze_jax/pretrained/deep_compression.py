@@ -65,7 +65,8 @@ def read(path: pathlib.Path) -> Weights:
       path: the file, in the released or in the compact layout.
 
     Raises:
-      WeightError: the length of the file does not match its counts, or an entry lies outside its layer.
+      WeightError: the length of the file does not match its counts, an entry lies outside its layer, or code 0 is not
+        the weight 0.
     """
     return make_weights(path, caffe_config(MODEL), decode(path), imagenet_class_names())
 
@@ -203,6 +204,8 @@ def parse(path: pathlib.Path) -> dict[str, Layer]:
         codebook, bias = parts.take("<f4", 1 << bits), parts.take("<f4", shape[0])
         if not (np.isfinite(codebook).all() and np.isfinite(bias).all()):
             raise WeightError(f"{path} contains values in {name} that are not finite. Download it again.")
+        if codebook[0] != 0:  # code 0 stands for the weights that are not stored
+            raise WeightError(f"{path} has the value {codebook[0]} for code 0 of {name}; expected 0.")
         codes = _unpack_bits(parts.take("u1", -(-count * bits // 8)), bits, count)
         gaps = parts.huffman(count) if is_compact else _unpack_nibbles(parts.take("u1", (count + 1) // 2), count)
         positions = np.cumsum(gaps.astype(np.int64) + 1) - 1

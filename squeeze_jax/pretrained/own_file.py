@@ -62,11 +62,11 @@ def read(path: pathlib.Path) -> Weights:
         raise WeightError(
             f"{path} has changed since it was written (its checksum differs); create or download it again."
         )
-    config, class_names, image_shape, step = read_header(path, description, description.get("version", 1))
     try:
+        config, class_names, image_shape, step = read_header(path, description, description.get("version", 1))
         task = make_task(config, class_names)
         model, input_shape = make_model(config, task), task.preprocessing.input_shape(image_shape)
-    except WRONG_VALUES as error:
+    except WRONG_VALUES as error:  # among them our own errors
         raise WeightError(f"{path} describes no network: {error}") from error
     variables = fit(path, model, arrays, input_shape)
     return Weights(config, variables, class_names, image_shape, step)

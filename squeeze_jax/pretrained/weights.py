@@ -120,7 +120,7 @@ def read_header(
     """Returns the config, class names, image shape and step in the header of a file of ours, after checking them.
 
     Args:
-      path: the file, for messages.
+      path: the file, for messages about the config.
       header: the JSON values "config", "class_names" (or the name of a known list), "image_shape" and "step".
       version: the version of the config's format.
 
@@ -149,7 +149,7 @@ def read_header(
         _check_images(config, shape)
     except WRONG_VALUES as error:  # among them our own errors
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise WeightError(f"{path} has a header that no run writes: {reason}") from error
+        raise WeightError(f"no run writes such a header: {reason}") from error
     return config, names, shape, step
 
 

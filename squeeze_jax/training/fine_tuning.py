@@ -1,5 +1,6 @@
 """Starts a run from existing weights instead of random ones."""
 
+import dataclasses
 import logging
 import pathlib
 from typing import Any
@@ -18,6 +19,9 @@ from squeeze_jax.network import Network, load
 from squeeze_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+
+# Attributes of a network that say nothing about what its weights mean, or that a new head changes.
+FREE = ("num_classes", "dropout_rate", "dtype", "axis_name", "head_relu", "parent", "name")
 
 
 def start_from(
@@ -48,6 +52,7 @@ def start_from(
       ConfigError: weights are missing, unexpected or of another shape; the message has one line per array.
     """
     network = load(source)
+    _warn_of_differences(network.model, model, source)
     fresh = flax.traverse_util.flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
     found = flax.traverse_util.flatten_dict(network.variables, sep="/")
     planar = [name for name, leaf in found.items() if name in fresh and fresh[name].ndim == leaf.ndim + 1 == 5]
@@ -79,6 +84,17 @@ def start_from(
     ema = jax.tree.map(np.copy, variables) if state.ema else {}
     params, opt_state = variables["params"], jax.device_get(optimizer.init(variables["params"]))
     return state.replace(params=params, batch_stats=variables["batch_stats"], opt_state=opt_state, ema=ema), network
+
+
+def _warn_of_differences(before: nn.Module, now: nn.Module, source: str | pathlib.Path) -> None:
+    """Warns of what a network computes in another way than the one whose weights it takes, although all shapes fit."""
+    if type(before) is not type(now):
+        return
+    names = [field.name for field in dataclasses.fields(now) if field.name not in FREE]
+    pairs = {name: (getattr(before, name), getattr(now, name)) for name in names}
+    differing = [f"{name}={new!r} instead of {old!r}" for name, (old, new) in pairs.items() if old != new]
+    if differing:
+        logger.warning("the weights of %s were trained with another network: now %s", source, ", ".join(differing))
 
 
 def inflate(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
