@@ -25,6 +25,7 @@ from squeeze_jax.export import __main__ as command
 from squeeze_jax.export import onnx_file, onnx_graph, stablehlo
 from squeeze_jax.export.comparison import TOLERANCE, compare
 from squeeze_jax.export.description import KEYS, UNSEALED, check_seal, describe, seal
+from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import FORMATS, is_exported, open_exported
 from squeeze_jax.export.forward import forward
 from squeeze_jax.pretrained import own_file
@@ -400,6 +401,19 @@ def test_hostile_graphs_are_refused(change, small, tmp_path):
     path.write_bytes(reworked(onnx_file.serialise(small), change))
     with pytest.raises(WeightError, match="not an intact .onnx file"):
         open_exported(path)
+
+
+def test_a_program_that_cannot_be_run_is_one_error(small):
+    """A file with a computed checksum may open and fail later."""
+
+    def fails(images):
+        raise RuntimeError("a node\nis wrong")
+
+    with pytest.raises(WeightError, match="cannot be run .RuntimeError: a node is wrong"):
+        Exported.create("a.onnx", describe(small), fails).logits(images_for(small, 1))
+    other = Exported.create("a.onnx", describe(small), lambda images: np.zeros((len(images), 1), np.float32))
+    with pytest.raises(WeightError, match=r"returns logits of shape \(2, 1\) for 2 image"):
+        other.logits(images_for(small, 2))
 
 
 def with_header(data, change):

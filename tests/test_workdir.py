@@ -1,12 +1,15 @@
 """What a run writes beside its checkpoints: read back with checks, written whole, and one error on a full disk."""
 
+import json
 import logging
+import re
 import struct
 
 import pytest
 from tensorboardX.proto import event_pb2
 
-from squeeze_jax.errors import FileError, WorkdirError
+from squeeze_jax import load
+from squeeze_jax.errors import FileError, ModelError, WeightError, WorkdirError
 from squeeze_jax.workdir import console, records
 from squeeze_jax.workdir import folder as folder_lib
 
@@ -88,3 +91,21 @@ def test_tensorboard_events_are_those_of_the_run(reference):
     for record in records.read_metrics(reference):
         for name, value in record["values"].items():
             assert found[record["step"], f"{record['split']}/{name}"] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_config_of_another_network_than_the_checkpoint_is_named(reference, tmp_path):
+    (tmp_path / "checkpoints").symlink_to(reference / "checkpoints")
+    stored = json.loads((reference / "config.json").read_text())
+    for change, message in (
+        ({"base_filters": 16}, "does not fit the network .- expected, . found"),
+        ({"stem": "7x7/2", "base_filters": 2**40}, "WeightError|ModelError"),
+    ):
+        config = {**stored["config"], "model": {**stored["config"]["model"], **change}}
+        (tmp_path / "config.json").write_text(json.dumps({**stored, "config": config}))
+        with pytest.raises((WeightError, ModelError)) as raised:
+            load(tmp_path)
+        assert re.search(message, f"{type(raised.value).__name__}: {raised.value}")
+    renamed = {**stored["resolved"], "class_names": stored["resolved"]["class_names"][:-1], "num_classes": 9}
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "resolved": renamed}))
+    with pytest.raises(WeightError, match="does not fit the network"):
+        load(tmp_path)
