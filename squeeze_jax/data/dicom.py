@@ -164,8 +164,8 @@ def _grid(slices: Sequence[Slice], assume: Assume) -> tuple[np.ndarray, np.ndarr
     ):  # a missing one of three is a quarter of a step beside
         after = slices[int(np.flatnonzero(place == gaps.argmax() + 1)[0])]
         raise DataError(
-            f"the slices of the series of {first.file} are {gaps.min():.4g} to {gaps.max():.4g} mm apart; one is "
-            f"missing before {after}, or two series are mixed."
+            f"the slices of the series of {first.file} are {gaps.min():.4g} to {gaps.max():.4g} mm apart, up to "
+            f"{beside.max():.2g} mm beside an even grid; one is missing before {after}, or two series are mixed."
         )
     return place, origin, step
 
