@@ -17,6 +17,8 @@ from scan_files import (
     nifti_bytes,
     only_scan,
     refused,
+    stored,
+    write_frames,
     write_metaimage,
     write_nifti,
     write_slices,
@@ -68,6 +70,23 @@ def test_a_person_says_what_files_do_not(tmp_path):
         ),
     )
     assert_read(tuple(map(str, paths)), volume, Assume(hounsfield=True))
+
+
+def test_frames_that_do_not_say_where_they_lie_are_taken_in_order(tmp_path):
+    rng = np.random.default_rng(13)
+    units = rng.integers(-1000, 1000, (6, 5, 4)).astype(float)
+    volume = Volume(units, np.outer(np.arange(6), [0, 0, 2]), np.eye(3)[:, :2] * 0.7, [(1, -1024)] * 6)
+
+    def one_position(image):
+        image.ImagePositionPatient, image.ImageOrientationPatient = [5, 5, 5], [1, 0, 0, 0, 1, 0]
+        image.PixelSpacing, image.SliceThickness, image.InstanceNumber = [0.7, 0.7], 2, 1
+        image.RescaleSlope, image.RescaleIntercept = 1, -1024
+        image.PixelData = np.stack([stored(volume, i) for i in range(6)]).tobytes()
+        del image.SharedFunctionalGroupsSequence, image.PerFrameFunctionalGroupsSequence
+
+    write_frames(tmp_path / "x.dcm", UID, volume, rng, one_position)
+    refused((str(tmp_path / "x.dcm"),), r"has no ImagePositionPatient .* --assume_origin")
+    assert_read((str(tmp_path / "x.dcm"),), volume, Assume(origin=True))
 
 
 def test_odd_files_stop_nothing_and_are_named(tmp_path):

@@ -40,7 +40,7 @@ def another_size(i, image):
 
 
 DAMAGED_SERIES = [
-    (leave_out(2), r"mm apart; one is missing before .*\.dcm"),
+    (leave_out(2), r"mm apart, .* mm beside an even grid; one is missing before .*\.dcm"),
     (change(1, ImagePositionPatient=None), r"\.dcm has no ImagePositionPatient .* --assume_origin"),
     (change(None, ImageOrientationPatient=None), r"\.dcm has no ImagePositionPatient or ImageOrientationPatient"),
     (change(0, PixelSpacing=None), r"\.dcm has no PixelSpacing"),

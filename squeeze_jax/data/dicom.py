@@ -159,13 +159,12 @@ def _grid(slices: Sequence[Slice], assume: Assume) -> tuple[np.ndarray, np.ndarr
     origin, step = np.array([_line(index, values) for values in positions.T]).T
     beside = np.abs(origin + index[:, None] * step - positions).max(1)
     gaps = gaps[gaps > SAME_PLACE]
-    if beside.max() > min(
-        OFF_GRID + SAME_PLACE, gaps.min() / 5
-    ):  # a missing one of three is a quarter of a step beside
+    # One that is missing among three leaves the others a quarter of a step beside.
+    if beside.max() > min(OFF_GRID + SAME_PLACE, gaps.min() / 5):
         after = slices[int(np.flatnonzero(place == gaps.argmax() + 1)[0])]
         raise DataError(
-            f"the slices of the series of {first.file} are {gaps.min():.4g} to {gaps.max():.4g} mm apart; one is "
-            f"missing before {after}, or two series are mixed."
+            f"the slices of the series of {first.file} are {gaps.min():.4g} to {gaps.max():.4g} mm apart, up to "
+            f"{beside.max():.2g} mm beside an even grid; one is missing before {after}, or two series are mixed."
         )
     return place, origin, step
 
@@ -194,14 +193,17 @@ def _slices(path: str, assume: Assume) -> list[Slice]:
     try:
         frames = int(_number(header, "NumberOfFrames", 1))
         per_frame = _items(header, "PerFrameFunctionalGroupsSequence")
-        if len(per_frame) != frames and (per_frame or (frames > 1 and not assume.origin)):
+        if frames < 1 or (per_frame and len(per_frame) != frames):
             raise DataError(f"has {frames} frames, but says of {len(per_frame)} where they lie")
         photometric = _text(header, "PhotometricInterpretation")
         if not photometric.startswith("MONOCHROME") or _number(header, "SamplesPerPixel", 1) != 1:
             raise DataError(f"is no gray image: PhotometricInterpretation is {photometric!r}; expected MONOCHROME2")
         if _items(header, "ModalityLUTSequence"):
             raise DataError("has a table of values (ModalityLUTSequence); expected RescaleSlope and RescaleIntercept")
-        return [_slice(path, i, header, per_frame[i : i + 1], assume) for i in range(frames)]
+        slices = [_slice(path, i, header, per_frame[i : i + 1], assume) for i in range(frames)]
+        if frames > 1 and not per_frame:  # a position of the file is not that of every frame
+            return [dataclasses.replace(one, position=None) for one in slices]
+        return slices
     except DataError as error:
         raise DataError(f"{path} {error}") from error
 
