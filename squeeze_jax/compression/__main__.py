@@ -13,6 +13,11 @@ per stage. Images of --evaluation count as labelled if their folder has the name
 compared with the network before it replaces an existing one.
 """
 
+from squeeze_jax.runtime.memory import keep_freed_memory
+
+if __name__ == "__main__":
+    keep_freed_memory()  # before the imports below
+
 import argparse
 import pathlib
 import sys
