@@ -37,12 +37,12 @@ def test_rows_come_back_and_nothing_is_left(tmp_path, dtype):
 
 def test_a_disk_without_room_is_named(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
-        check_room(10**7, tmp_path)
-    assert f"keeps up to 0.01 GB in {tmp_path}" in caplog.text
+        check_room("images", 10**7, tmp_path)
+    assert f"keeps up to 0.01 GB of images in {tmp_path}" in caplog.text
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 2 * 10**9))
-    with pytest.raises(FileError, match=r"3\.2 GB are needed in .* and 2\.0 GB are free"):
-        check_room(32 * 10**8, tmp_path)
+    with pytest.raises(FileError, match=r"maps need 3\.2 GB in .* and 2\.0 GB are free"):
+        check_room("maps", 32 * 10**8, tmp_path)
     with pytest.raises(FileError, match=r"missing cannot hold temporary files \(No such file"):
         DiskArray((2,), np.uint8, tmp_path / "missing")
 

@@ -276,9 +276,10 @@ def test_the_command_reaches_a_size_and_continues(network, pictures, tmp_path, m
     ):
         status, _, error = run(*arguments)
         assert status == 1 and message in error and "Traceback" not in error, error
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    status, _, error = run(*options, "--size", size)
-    assert status == 1 and f"GB are needed in {tmp_path}" in error and "Traceback" not in error, error
+    for what, free in (("images", 1000), ("feature maps", 10**5)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: types.SimpleNamespace(free=free))
+        status, _, error = run(*options, "--size", size)
+        assert status == 1 and f"{what} need 0.0 GB in {tmp_path}" in error and "Traceback" not in error, error
     assert output.read_bytes() != before and not list(tmp_path.glob(".*"))
 
 

@@ -13,14 +13,20 @@ per stage. Images of --evaluation count as labelled if their folder has the name
 compared with the network before it replaces an existing one.
 """
 
+from squeeze_jax.runtime.memory import keep_freed_memory
+
+if __name__ == "__main__":
+    keep_freed_memory()  # before the imports below
+
 import argparse
+import math
 import sys
 from collections.abc import Mapping
 
 from squeeze_jax import commands, tables
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import Compressor
-from squeeze_jax.compression.on_disk import DiskArray
+from squeeze_jax.compression.on_disk import DiskArray, check_room
 from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS
 from squeeze_jax.compression.sharing import INITIALISATIONS, layer_bits
@@ -114,12 +120,14 @@ def main() -> int:
         return sqz.serialise(network, steps=steps)
 
     with console.logging_to(None):
-        scratch = args.output.parent
+        scratch, images = args.output.parent, None
+        if calibration:
+            # Once as they are, and once more with their shifted copies.
+            check_room("images", 3 * len(calibration) * math.prod(network.image_shape), scratch)
+            images = DiskArray.of((batch for batch, _ in read_images(network, calibration, report.BATCH)), scratch)
         compressor = Compressor(
             network,
-            DiskArray.of((images for images, _ in read_images(network, calibration, report.BATCH)), scratch)
-            if calibration
-            else None,
+            images,
             augment=not args.no_augmentation,
             serialise=serialise,
             folder=args.stages,

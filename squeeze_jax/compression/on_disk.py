@@ -100,8 +100,13 @@ class DiskArray:
             ) from error
 
 
-def check_room(needed: int, folder: pathlib.Path | None = None) -> None:
-    """Logs how many bytes a computation keeps in a folder while it runs.
+def check_room(what: str, needed: int, folder: pathlib.Path | None = None) -> None:
+    """Logs how much of a disk a computation needs while it runs.
+
+    Args:
+      what: what will be kept, such as "feature maps".
+      needed: its bytes.
+      folder: the folder that it will be kept in; the system's temporary folder by default.
 
     Raises:
       FileError: there is less room.
@@ -110,10 +115,10 @@ def check_room(needed: int, folder: pathlib.Path | None = None) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise FileError(
-            f"{needed / 1e9:.1f} GB are needed in {place} for the time of the computation, and {free / 1e9:.1f} GB are "
-            "free; make room or use fewer images."
+            f"{what} need {needed / 1e9:.1f} GB in {place} for the time of the computation, and {free / 1e9:.1f} GB "
+            "are free; make room or use fewer images."
         )
-    logger.info("keeps up to %.2f GB in %s until it ends", needed / 1e9, place)
+    logger.info("keeps up to %.2f GB of %s in %s until it ends", needed / 1e9, what, place)
 
 
 def _place(folder: pathlib.Path | None) -> pathlib.Path:

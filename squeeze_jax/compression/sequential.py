@@ -111,7 +111,7 @@ class Sequential:
         self._preprocess = compile_often(network.task.preprocessing.evaluate)
         inputs = jax.eval_shape(network.task.preprocessing.evaluate, next(filled_batches(images))[0])
         self._forward = SegmentedForward(network.model, network.variables, inputs)
-        on_disk.check_room(States.disk_bytes(self._forward, len(images)), folder)
+        on_disk.check_room("feature maps", States.disk_bytes(self._forward, len(images)), folder)
         self._fisher = self._fisher_information()
 
     def quantise(self, rate_factor: float | None, density: float | None = None) -> tuple[dict, dict[str, float]]:
