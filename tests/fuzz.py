@@ -136,7 +136,6 @@ for form, suffix in (
     ("TIFF", "tif"),
     ("GIF", "gif"),
     ("PPM", "ppm"),
-    ("AVIF", "avif.png"),
 ):
     register(suffix, f"a.{suffix}", read_picture)(functools.partial(picture, form))
 
@@ -152,10 +151,10 @@ def array():
 
 
 def read_scans(path):
-    from squeeze_jax.data import scans
+    from squeeze_jax.data import volumes
 
-    for stored in scans.find_scans(path.parent).values():
-        scans.read_scan(stored.files)
+    for stored in volumes.find_scans(path.parent).scans.values():
+        volumes.read_scan(stored.files)
 
 
 def volume():
@@ -245,9 +244,9 @@ def dicom_slice(frames=0):
 
 
 def read_list(path):
-    from squeeze_jax.data import scans
+    from squeeze_jax.data.candidates import read_candidates
 
-    scans.read_candidates(path)
+    read_candidates(path)
 
 
 @register("candidates", "list.csv", read_list)
