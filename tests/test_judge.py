@@ -124,12 +124,16 @@ def test_the_report(runs, tmp_path, capsys):
     assert len(judged_cases) == 2 * FOLDS * CASES and judged_cases[0]["positive class"] == "malignant"
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    few = functools.partial(classification.explained_intervals, resamples=100)
+    monkeypatch.setattr(classification, "explained_intervals", few)
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    """No curves, and intervals of 30 resamples."""
+    """No curves."""
     monkeypatch.setattr(judge, "draw_curves", lambda *_: None)
-    few = functools.partial(classification.explained_intervals, resamples=30)
-    monkeypatch.setattr(classification, "explained_intervals", few)
 
 
 def test_the_report_of_the_other_class(runs, tmp_path, capsys, monkeypatch, quick):

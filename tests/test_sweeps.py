@@ -33,7 +33,8 @@ FAKE = """
             sys.exit("ValueError: two is not allowed")
         top1 = 0.5 + 0.01 * seed + 0.001 * int(name[2])
         write = lambda file, value: (folder / file).write_text(json.dumps(value))
-        write("config.json", dict(config=dict(train=dict(batch_size=10)), resolved=dict()))
+        resolved = dict(class_names=["a", "b"], image_shape=[8, 8, 1])
+        write("config.json", dict(config=dict(train=dict(batch_size=10)), resolved=resolved))
         write("versions.json", dict(versions=dict(jax="1", flax="2"), commit="c", cpu_cores=2, devices=["cpu"]))
         write("metrics.jsonl", dict(step=5, split="train", values=dict(), speed=dict(images_per_second=25.0)))
         write("result.json", dict(step=5, parameters=2**18, macs=3, test=dict(top1=top1)))
@@ -344,7 +345,8 @@ def test_a_damaged_file_of_a_trial_is_named_and_the_others_go_on(text, tmp_path,
     for trial in sweep_.trials():
         folder = tmp_path / trial.name
         folder.mkdir()
-        values = {"config": {"train": {"batch_size": 10}}, "resolved": {}}
+        resolved = {"class_names": ["a", "b"], "image_shape": [8, 8, 1]}
+        values = {"config": {"train": {"batch_size": 10}}, "resolved": resolved}
         (folder / "config.json").write_text(json.dumps(values))
         made = {"versions": {"jax": "1", "flax": "2"}, "commit": "c", "cpu_cores": 2, "devices": ["cpu"]}
         (folder / "versions.json").write_text(json.dumps(made))
