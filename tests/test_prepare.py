@@ -135,6 +135,10 @@ def test_other_archives_are_named(tmp_path, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare", str(tmp_path / name)])
     with pytest.raises(DataError, match=r"is no .zip; unpack it, and use the folder"):
         prepare.main()
+    with pytest.raises(
+        DataError, match=r"is an archive; unpack it first, with\n  python -m squeeze_jax.data.prepare /"
+    ):
+        open_dataset(str(tmp_path / name))
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -155,16 +159,18 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_prepare_left_is_removed_by_the_next_of_its_name(tmp_path):
-    left = ["data/.archive.partial-ab12", "data/.other.partial-ab12", "data/archive2/incomplete.ABC_1.0.0"]
-    left += ["data/one/incomplete.ABC_1.0.0", "data/one/config/incomplete.ABC_1.0.0", "data/one/.1.0.0.partial-x"]
+    left = ["data/.archive.partial-ab12cd_4", "data/.other.partial-ab12cd_4", "data/other/incomplete.ABCDEF_1.0.0"]
+    left += ["data/one/incomplete.fractures", "data/one/train/incomplete.x/1.0.0"]  # what may be anybody's
+    left += ["data/one/incomplete.ABCDEF_1.0.0", "data/one/config/incomplete.ABCDEF_1.0.0"]
+    left += ["data/one/.1.0.0.partial-abcdefgh"]
     for folder in left:
         (tmp_path / folder / "train").mkdir(parents=True)
     unpack(pack(tmp_path / "archive.zip", PLAIN), str(tmp_path / "data"))
     assert [folder for folder in left if (tmp_path / folder).exists()] == left[1:]
-    for name in ("one", "../data/one", "/etc"):
+    for name in ("../data/other", str(tmp_path / "data" / "other"), "one"):
         with prepare._locked(tmp_path / "data", name):
             assert (tmp_path / left[1]).exists() and (tmp_path / left[2]).exists()
-    assert [folder for folder in left if (tmp_path / folder).exists()] == left[1:3]
+    assert [folder for folder in left if (tmp_path / folder).exists()] == left[1:5]
 
 
 def test_printed_commands_are_quoted():

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import Identity, StoredSplit
-from squeeze_jax.data.listing import Notes, Picture, list_pictures, shown
+from squeeze_jax.data.listing import Notes, list_pictures, shown
 from squeeze_jax.data.splits import CASE, PATIENT
 from squeeze_jax.errors import DataError
 
@@ -32,8 +33,7 @@ class _Row(NamedTuple):
     split: str
     class_name: str
     between: tuple[str, ...]  # the folders between class and image
-    name: str  # of the file in its split
-    picture: Picture
+    path: str  # relative, with "/"
 
 
 class ImageFolder:
@@ -72,26 +72,31 @@ class ImageFolder:
         rows, levels = layout.read(pictures)
         self.class_names = tuple(sorted({row.class_name for row in rows}))
         splits = sorted({row.split for row in rows}, key=layout.folder_of)
-        self._rows: dict[str, list[_Row]] = {split: [] for split in splits}
+        members: dict[str, list[_Row]] = {split: [] for split in splits}
         for row in rows:
-            self._rows[row.split].append(row)
-        label = {name: i for i, name in enumerate(self.class_names)}
+            members[row.split].append(row)
+        labels = {name: {"label": i} for i, name in enumerate(self.class_names)}
         known: dict[str, dict[str, int]] = {group: {} for group in (PATIENT, CASE)[:levels]}
         self._files: dict[str, list[tuple[str, dict[str, int]]]] = {}
         split_of: dict[int, str] = {}  # of each patient
-        for split, members in self._rows.items():
-            members.sort(key=lambda row: row.class_name)  # stable: in the order of the listing within a class
+        for split in splits:
             self._files[split] = []
-            for row in members:
-                names = {PATIENT: row.between[:1], CASE: (row.class_name, *row.between)}
-                groups = {group: index.setdefault("/".join(names[group]), len(index)) for group, index in known.items()}
-                if groups and split_of.setdefault(groups[PATIENT], split) != split:
-                    raise DataError(
-                        f"{root}: the patient {row.between[0]} is in {split_of[groups[PATIENT]]} and in {split}; move "
-                        f"all images of a patient to one split."
-                    )
-                target = {"label": label[row.class_name], **groups}
-                self._files[split].append((f"{root}/{row.picture.path}", target))
+            # The sort is stable: in the order of the listing within a class.
+            for row in sorted(members[split], key=lambda row: row.class_name):
+                target = labels[row.class_name]
+                if levels:
+                    names = {PATIENT: row.between[:1], CASE: (row.class_name, *row.between)}
+                    groups = {
+                        group: index.setdefault("/".join(names[group]), len(index)) for group, index in known.items()
+                    }
+                    if split_of.setdefault(groups[PATIENT], split) != split:
+                        raise DataError(
+                            f"{root}: the patient {row.between[0]} is in {split_of[groups[PATIENT]]} and in {split}; "
+                            f"move all images of a patient to one split."
+                        )
+                    target = {**target, **groups}
+                self._files[split].append((f"{root}/{row.path}", target))
+        self._above = {split: f"{root}/{layout.above(split)}" for split in splits}
         self.group_names = {group: tuple(index) for group, index in known.items()}
         self.notes = notes.lines()
 
@@ -132,16 +137,17 @@ class ImageFolder:
         return Identity(self.class_names, {split: self._stored(split) for split in splits})
 
     def _stored(self, split: str) -> StoredSplit:
-        rows = self._rows[split]
-        hashed = sum(row.picture.size for row in rows) <= HASHED_BYTES
-        files = {}
-        for row in sorted(rows, key=lambda row: row.name):
-            contents = ""
-            if hashed:
-                stored = (self.root / row.picture.path).read_bytes()
-                contents = hashlib.blake2b(stored, digest_size=8).hexdigest()
-            files[row.name] = (row.picture.size, contents)
-        return StoredSplit.of(files, collections.Counter(row.class_name for row in rows))
+        files, classes = {}, collections.Counter()
+        sizes = [os.stat(path).st_size for path, _ in self._files[split]]
+        hashed = sum(sizes) <= HASHED_BYTES
+        for (path, targets), size in zip(self._files[split], sizes, strict=True):
+            class_name = self.class_names[targets["label"]]
+            classes[class_name] += 1
+            # The class is in the name also where no folder says it.
+            name = path.removeprefix(self._above[split]).removeprefix(f"{class_name}/")
+            contents = hashlib.blake2b(pathlib.Path(path).read_bytes(), digest_size=8).hexdigest() if hashed else ""
+            files[f"{class_name}/{name}"] = (size, contents)
+        return StoredSplit.of(files, classes)
 
 
 class Files(Sequence):
@@ -170,11 +176,11 @@ class Files(Sequence):
         return self._files[index][1]
 
 
-def _top(pictures: list[Picture]) -> str:
+def _top(pictures: list[str]) -> str:
     """Returns the path of the single folders around all splits or classes, such as "photos/"; "" if there are none."""
     top = ""
     while True:
-        inside = [path.removeprefix(top).split("/") for path, _ in pictures if path.startswith(top)]
+        inside = [path.removeprefix(top).split("/") for path in pictures if path.startswith(top)]
         children = {parts[0] for parts in inside if len(parts) > 1}
         below = sum(len(parts) > 2 for parts in inside)
         directly = sum(len(parts) == 2 for parts in inside)
@@ -197,26 +203,32 @@ class _Layout:
     def __init__(self, root: pathlib.Path, top: str, notes: Notes):
         self._root, self._top, self._notes = root, top, notes
         self._names: dict[str, str] = {}  # of the folders, by the name of their split
+        self._is_divided = False  # whether there are folders for splits
 
     def folder_of(self, split: str) -> str:
         """Returns the name of the folder of a split."""
         return self._names[split]
 
-    def read(self, pictures: list[Picture]) -> tuple[list[_Row], int]:
+    def above(self, split: str) -> str:
+        """Returns the path of the folder around the classes of a split."""
+        return f"{self._top}{self._names[split]}/" if self._is_divided else self._top
+
+    def read(self, pictures: list[str]) -> tuple[list[_Row], int]:
         """Returns the images, and the number of levels between a class and its images: 0, 1 (patient) or 2 (case).
 
         Raises:
           DataError: see `ImageFolder`.
         """
         paths = []
-        for picture in pictures:
-            parts = picture.path.removeprefix(self._top).split("/")
-            if not picture.path.startswith(self._top) or len(parts) == 1:
-                self._notes.add(UNLABELLED, picture.path)
+        for path in pictures:
+            parts = path.removeprefix(self._top).split("/")
+            if not path.startswith(self._top) or len(parts) == 1:
+                self._notes.add(UNLABELLED, path)
             else:
-                paths.append((parts, picture))
+                paths.append((parts, path))
         tops = {parts[0] for parts, _ in paths}
         splits = {name for name in tops if _SPLIT.fullmatch(name)}
+        self._is_divided = bool(splits)
         rows = self._divided(paths, splits) if splits else self._undivided(paths)
         if not rows:
             raise self._no_layout()
@@ -230,7 +242,7 @@ class _Layout:
             f"{'; '.join(found)}"
         )
 
-    def _row(self, folder: str, class_name: str, rest: list[str], picture: Picture) -> _Row:
+    def _row(self, folder: str, class_name: str, rest: list[str], path: str) -> _Row:
         split = SPLIT_NAMES.get(folder, folder)
         if self._names.setdefault(split, folder) != folder:
             raise DataError(
@@ -239,9 +251,9 @@ class _Layout:
             )
         if rest[0].lower() in INNER and len(rest) > 1:
             rest = rest[1:]
-        return _Row(split, class_name, tuple(rest[:-1]), "/".join((class_name, *rest)), picture)
+        return _Row(split, class_name, tuple(rest[:-1]), path)
 
-    def _divided(self, paths: list[tuple[list[str], Picture]], splits: set[str]) -> list[_Row]:
+    def _divided(self, paths: list[tuple[list[str], str]], splits: set[str]) -> list[_Row]:
         classes = collections.defaultdict(set)
         for parts, _ in paths:
             if len(parts) > 2:
@@ -259,25 +271,25 @@ class _Layout:
                 f"classes ({', '.join(strangers)}). Call all folders train, val or test, or none."
             )
         rows = []
-        for parts, picture in paths:
+        for parts, path in paths:
             split = parts[0]
             if split in annotated:
                 name = annotated[split].pop(parts[-1], None) if len(parts) < 4 else None
                 if name is None:
-                    self._notes.add(UNLABELLED, picture.path)
+                    self._notes.add(UNLABELLED, path)
                     continue
                 if name not in known:
                     raise DataError(
                         f"{self._root / self._top / split / ANNOTATIONS} gives {parts[-1]} the class {name!r}, for "
                         f"which there is no folder in train/."
                     )
-                rows.append(self._row(split, name, parts[-1:], picture))
+                rows.append(self._row(split, name, parts[-1:], path))
             elif split in outside:
-                self._notes.add(OUTSIDE, picture.path)
+                self._notes.add(OUTSIDE, path)
             elif len(parts) == 2 or split in no_classes:
-                self._notes.add(UNLABELLED, picture.path)
+                self._notes.add(UNLABELLED, path)
             else:
-                rows.append(self._row(split, parts[1], parts[2:], picture))
+                rows.append(self._row(split, parts[1], parts[2:], path))
         for split, missing in annotated.items():
             if missing:
                 raise DataError(
@@ -301,18 +313,18 @@ class _Layout:
             classes[fields[0]] = fields[1]
         return {"val": classes}
 
-    def _undivided(self, paths: list[tuple[list[str], Picture]]) -> list[_Row]:
-        paths = [([parts[0], *parts[2:]] if parts[1].lower() in INNER else parts, picture) for parts, picture in paths]
+    def _undivided(self, paths: list[tuple[list[str], str]]) -> list[_Row]:
+        paths = [([parts[0], *parts[2:]] if parts[1].lower() in INNER else parts, path) for parts, path in paths]
         depths = collections.Counter(len(parts) - 1 for parts, _ in paths)
         if not depths:
             return []
         if 2 * depths[1] >= sum(depths.values()):
-            return [self._row(UNDIVIDED, parts[0], parts[1:], picture) for parts, picture in paths]
+            return [self._row(UNDIVIDED, parts[0], parts[1:], path) for parts, path in paths]
         most = depths.most_common(1)[0][0]
         nested = collections.defaultdict(set)  # the folders in each folder
-        for parts, picture in paths:
+        for parts, path in paths:
             if len(parts) - 1 != most and most == 3:
-                raise self._odd(picture, 2, depths[most])
+                raise self._odd(path, 2, depths[most])
             nested[parts[0]].update(parts[1:2] if len(parts) > 2 else ())
         if most == 2:
             counts = collections.Counter(name for names in nested.values() for name in names)
@@ -322,10 +334,11 @@ class _Layout:
                     f"{paths[0][0][0]}/{paths[0][0][1]}), so a is no split. If a is a class and b a patient, put all "
                     f"of them into a folder called train; if a is a class, move its images directly into it."
                 )
-            for parts, picture in paths:
+            self._is_divided = True
+            for parts, path in paths:
                 if len(parts) == 2:
-                    self._notes.add(UNLABELLED, picture.path)
-            return [self._row(parts[0], parts[1], parts[2:], picture) for parts, picture in paths if len(parts) > 2]
+                    self._notes.add(UNLABELLED, path)
+            return [self._row(parts[0], parts[1], parts[2:], path) for parts, path in paths if len(parts) > 2]
         if most != 3:
             return []
         if splits := sorted({name for names in nested.values() for name in names if _NO_PATIENT.fullmatch(name)}):
@@ -333,23 +346,23 @@ class _Layout:
                 f"{self._root} has several folders with splits in them ({', '.join(sorted(nested)[:3])}, with "
                 f"{', '.join(splits)}); name one of these folders."
             )
-        return [self._row(UNDIVIDED, parts[0], parts[1:], picture) for parts, picture in paths]
+        return [self._row(UNDIVIDED, parts[0], parts[1:], path) for parts, path in paths]
 
     def _grouped(self, rows: list[_Row]) -> tuple[list[_Row], int]:
         levels = collections.Counter(len(row.between) for row in rows)
         if 2 * levels[0] >= len(rows):
             for row in rows:
                 if row.between:
-                    self._notes.add(DEEPER, row.picture.path)
+                    self._notes.add(DEEPER, row.path)
             return rows, 0
         most = levels.most_common(1)[0][0]
         if most > 2:
             raise self._no_layout()
         for row in rows:
             if len(row.between) != most:
-                raise self._odd(row.picture, most, levels[most])
+                raise self._odd(row.path, most, levels[most])
         return rows, most
 
-    def _odd(self, picture: Picture, levels: int, others: int) -> DataError:
-        path = shown(str(self._root / picture.path))
-        return DataError(f"{path} is not in {LAYOUTS[levels]}, like other images of this folder ({others}); move it.")
+    def _odd(self, path: str, levels: int, others: int) -> DataError:
+        where = shown(f"{self._root}/{path}")
+        return DataError(f"{where} is not in {LAYOUTS[levels]}, like other images of this folder ({others}); move it.")

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from typing import NamedTuple
 
 from squeeze_jax.errors import DataError
 
@@ -19,13 +18,6 @@ NAMED = 3  # examples of each kind of note
 HIDDEN, OTHER_FILES = "left out, hidden or left behind by a system", "left out, not called like pictures"
 EMPTY = "left out, folders without images"
 BROKEN, LOOPS = "left out, no files or links to nothing", "left out, links to a folder around them"
-
-
-class Picture(NamedTuple):
-    """A file: its path relative to the listed folder, with "/", and its size in bytes."""
-
-    path: str
-    size: int
 
 
 class Notes:
@@ -60,11 +52,12 @@ class Notes:
         return tuple(lines)
 
 
-def list_pictures(root: pathlib.Path) -> tuple[list[Picture], Notes]:
+def list_pictures(root: pathlib.Path) -> tuple[list[str], Notes]:
     """Lists all files called like pictures below a folder, through links too.
 
     Returns:
-      The pictures, sorted, the files of a folder before those of its subfolders; and notes of the rest.
+      The paths of the pictures, relative and with "/", sorted, the files of a folder before those of its subfolders;
+      and notes of the rest.
 
     Raises:
       DataError: a folder cannot be read.
@@ -98,16 +91,16 @@ def list_pictures(root: pathlib.Path) -> tuple[list[Picture], Notes]:
             elif not entry.is_file():
                 notes.add(BROKEN, path)
             else:
-                pictures.append(Picture(path, entry.stat().st_size))
+                pictures.append(path)
         waiting.extend(reversed(subfolders))
     _note_empty(pictures, folders, notes)
     return pictures, notes
 
 
-def _note_empty(pictures: list[Picture], folders: list[str], notes: Notes) -> None:
+def _note_empty(pictures: list[str], folders: list[str], notes: Notes) -> None:
     """Notes the folders without pictures, but not those inside of them."""
     filled = {""}
-    for folder in {path.rpartition("/")[0] for path, _ in pictures}:
+    for folder in {path.rpartition("/")[0] for path in pictures}:
         while folder not in filled:
             filled.add(folder)
             folder = folder.rpartition("/")[0]

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import fcntl
 import functools
-import glob
 import hashlib
 import json
 import os
@@ -40,6 +39,7 @@ from squeeze_jax.files import user_path
 SCANS_READ_AS = 2  # counts the changes of what a voxel's position or value is
 
 PARTIAL = "partial-"  # in the names of folders that are being written
+_INCOMPLETE = r"incomplete\.\w{6}_\d+\.\d+\.\d+"  # how TFDS calls them
 
 
 def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None = None) -> pathlib.Path:
@@ -268,17 +268,23 @@ def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        own = folder / name.replace(":", "/")
-        is_inside = ".." not in own.parts and own.is_relative_to(folder)
-        for pattern, around in (
-            (f".{glob.escape(own.name)}.{PARTIAL}*", own.parent),  # an archive's folder
-            (f".*.{PARTIAL}*", own),  # a version's
-            ("incomplete.*", own),  # TFDS's
-            ("*/incomplete.*", own),
-        ):
-            for left in around.glob(pattern) if is_inside else ():
-                shutil.rmtree(left, ignore_errors=True)
+        _remove_leftovers(folder, pathlib.PurePosixPath(name.replace(":", "/")))
         yield
+
+
+def _remove_leftovers(folder: pathlib.Path, name: pathlib.PurePosixPath) -> None:
+    """Removes the unfinished folders of a dataset; only its own are known to belong to nobody while it is locked."""
+    if name.is_absolute() or ".." in name.parts:
+        return
+    own = folder / name
+    for around, pattern in (
+        (own.parent, re.compile(rf"\.{re.escape(own.name)}\.{PARTIAL}\w{{8}}")),
+        (own, re.compile(rf"\.\d+\.\d+\.\d+\.{PARTIAL}\w{{8}}|{_INCOMPLETE}")),
+        *((config, re.compile(_INCOMPLETE)) for config in own.glob("*")),
+    ):
+        for left in around.iterdir() if around.is_dir() else ():
+            if pattern.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager

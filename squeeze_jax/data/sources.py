@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from squeeze_jax.data import prepared
+from squeeze_jax.data.archives import is_archive
 from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.fake import Fake
@@ -219,6 +220,8 @@ def default_data_dir(data_dir: str | None) -> pathlib.Path:
 def _source(name: str, data_dir: str | None) -> Source:
     if name.startswith("fake/"):
         return Fake(name)
+    if is_archive(name):
+        raise DataError(f"{name} is an archive; unpack it first, with\n  {prepare_command(name, data_dir)}")
     for folder in (pathlib.Path(name).expanduser(), default_data_dir(data_dir) / name):
         if folder.is_dir() and name.split("/")[0] not in BUILDERS and not _is_tfds_root(folder):
             return _folder(name, folder)

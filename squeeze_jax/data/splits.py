@@ -109,7 +109,8 @@ class Split:
             image = example.pop("image")
             targets = {name: _as_target(name, value) for name, value in example.items()}
         except Exception as error:  # of whatever holds the examples
-            raise DataError(f"{self.describe(index)} cannot be read: {error}") from error
+            reason = " ".join(str(error).split())[:500]
+            raise DataError(f"{self.describe(index)} cannot be read: {reason}") from error
         if isinstance(image, bytes):
             try:
                 image = self._decode(image, rng)
