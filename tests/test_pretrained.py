@@ -180,7 +180,7 @@ def changed(header, changes):
 
 
 HEADERS = {
-    "class_names": [["a", "b"], ["a", "b", 3], ["a", "b", "\x1b[2J"], [], 7, None, "ab"],
+    "class_names": [["a", "b"], ["a", "b", 3], ["a", "b", "\x1b[2J"], [], 7, None, "abc"],
     "image_shape": [[32, 32], [32, 32, 0], [65536, 65536, 3], [32, 32, 1], [33, 32, 3], ["a"], 7, [32.0, 32, 3]],
     "step": [[0], "7", -1, 10**400, True, 1.5],
     "config": [{}, [], "abc", {"task": {"name": "nothing"}}],

@@ -129,8 +129,12 @@ def read_header(
     """
     try:
         names, shape, step = header["class_names"], tuple(header["image_shape"]), header["step"]
-        names = imagenet_class_names() if names == IMAGENET else tuple(names)
-        if not 1 <= len(names) <= MOST_CLASSES or not all(isinstance(name, str) for name in names):
+        names = imagenet_class_names() if names == IMAGENET else names
+        if (
+            not isinstance(names, (list, tuple))
+            or not 1 <= len(names) <= MOST_CLASSES
+            or not all(isinstance(name, str) for name in names)
+        ):
             raise WeightError(f"its class names are not 1 to {MOST_CLASSES} strings")
         if any(CONTROL.search(name) for name in names):
             raise WeightError("its class names contain control characters")
@@ -150,7 +154,7 @@ def read_header(
     except WRONG_VALUES as error:  # among them our own errors
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise WeightError(f"no run writes such a header: {reason}") from error
-    return config, names, shape, step
+    return config, tuple(names), shape, step
 
 
 def _check_images(config: ConfigDict, shape: tuple[int, ...]) -> None:
