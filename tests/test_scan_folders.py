@@ -102,8 +102,11 @@ def test_odd_files_stop_nothing_and_are_named(tmp_path):
         "dose": {"Modality": "RTDOSE"},
         "scout": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "Rows": 3},
         "report": {"Modality": "SR"},
+        "bomb": {"PixelData": b"\0" * 10**6},
     }.items():
         other = dataset(UID, volume)
+        if name == "bomb":
+            other.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
         for element, value in elements.items():
             setattr(other, element, value)
         other.save_as(tmp_path / name, enforce_file_format=True)
@@ -113,6 +116,7 @@ def test_odd_files_stop_nothing_and_are_named(tmp_path):
         "1 file was left out (a localizer): scout",
         "1 file was left out (convert it to .nii.gz or .mha): old.hdr",
         "1 file was left out (empty): VERSION",
+        "1 file was left out (is deflated, to a size that it does not say; store it otherwise): bomb",
         "2 files were left out (not DICOM, or no intact file of it): 404.dcm, blob",
         "1 file was left out (not a regular file): pipe.dcm",
         "1 file was left out (of modality RTDOSE): dose",

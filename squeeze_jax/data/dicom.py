@@ -26,6 +26,7 @@ MODALITIES = ("CT", "OT", "")  # other, and not said: what converters write
 HOUNSFIELD = ("HU", "US", "")  # types of rescaled values: Hounsfield units, not specified, and not said
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture Image Storage
 RUN_LENGTHS = "1.2.840.10008.1.2.5"  # a transfer syntax that pydicom decodes itself
+DEFLATED = "1.2.840.10008.1.2.1.99"  # a transfer syntax that pydicom inflates whole, header and all
 MIXED = "two series are mixed; move one elsewhere."
 
 
@@ -253,7 +254,12 @@ def _slice(path: str, frame: int, header: Any, own: list[Any], assume: Assume) -
 def _dataset(path: str, *, pixels: bool) -> Any:
     pydicom = extra("pydicom")
     try:
+        meta = importlib.import_module("pydicom.filereader").read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DEFLATED:
+            raise DataError("is deflated, to a size that it does not say; store it otherwise")
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except DataError:
+        raise
     except Exception as error:  # of a foreign parser, on bytes that may be anything
         raise DataError(f"cannot be read as DICOM: {error}") from error
 
