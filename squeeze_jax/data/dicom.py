@@ -4,6 +4,7 @@ Headers come first: every slice must lie on one even grid before a voxel is read
 """
 
 import dataclasses
+import importlib
 import itertools
 import math
 import pathlib
@@ -24,6 +25,8 @@ LARGEST = 1e9  # number in a header that is not taken for damaged
 MODALITIES = ("CT", "OT", "")  # other, and not said: what converters write
 HOUNSFIELD = ("HU", "US", "")  # types of rescaled values: Hounsfield units, not specified, and not said
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture Image Storage
+RUN_LENGTHS = "1.2.840.10008.1.2.5"  # a transfer syntax that pydicom decodes itself
+DEFLATED = "1.2.840.10008.1.2.1.99"  # a transfer syntax that pydicom inflates whole, header and all
 MIXED = "two series are mixed; move one elsewhere."
 
 
@@ -251,7 +254,12 @@ def _slice(path: str, frame: int, header: Any, own: list[Any], assume: Assume) -
 def _dataset(path: str, *, pixels: bool) -> Any:
     pydicom = extra("pydicom")
     try:
+        meta = importlib.import_module("pydicom.filereader").read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DEFLATED:
+            raise DataError("is deflated, to a size that it does not say; store it otherwise")
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except DataError:
+        raise
     except Exception as error:  # of a foreign parser, on bytes that may be anything
         raise DataError(f"cannot be read as DICOM: {error}") from error
 
@@ -300,7 +308,8 @@ def _stored_values(path: str) -> np.ndarray:
         check_size(shape)
         try:
             syntax = dataset.file_meta.TransferSyntaxUID
-            values = _decompressed(dataset) if syntax.is_encapsulated else dataset.pixel_array
+            by_itk = syntax.is_encapsulated and syntax != RUN_LENGTHS
+            values = _decompressed(dataset, shape[0]) if by_itk else dataset.pixel_array
         except DataError:
             raise
         except Exception as error:  # of foreign decoders
@@ -313,15 +322,27 @@ def _stored_values(path: str) -> np.ndarray:
         raise DataError(f"{path} {error}") from error
 
 
-def _decompressed(dataset: Any) -> np.ndarray:
-    """Decodes compressed voxels by ITK, which is given nothing but them: it would rescale and invert what it knows."""
-    part = extra("pydicom").Dataset()
+def _decompressed(dataset: Any, frames: int) -> np.ndarray:
+    """Decodes JPEG and its relatives by ITK.
+
+    It is given nothing but the voxels, or it would rescale and invert them, and these in new parcels: it allocates what
+    a damaged parcel asks for.
+    """
+    pydicom = extra("pydicom")
+    encaps = importlib.import_module("pydicom.encaps")
+    part = pydicom.Dataset()
     for keyword in (
         *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit"),
-        *("PixelRepresentation", "PixelData", "SOPInstanceUID"),
+        *("PixelRepresentation", "SOPInstanceUID"),
     ):
         if keyword in dataset:
             part[keyword] = dataset[keyword]
+    tables = (dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths"))
+    parcels = encaps.generate_frames(
+        dataset.PixelData, number_of_frames=frames, extended_offsets=tables if all(tables) else None
+    )
+    part.PixelData = encaps.encapsulate(list(parcels))
+    part["PixelData"].VR = "OB"
     part["PixelData"].is_undefined_length = True
     part.PhotometricInterpretation = "MONOCHROME2"
     part.SOPClassUID = CAPTURE

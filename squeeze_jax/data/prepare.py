@@ -330,7 +330,7 @@ def main() -> None:
     elif args.scans or args.candidates:
         if not (args.scans and args.candidates):
             raise DataError("a dataset of scans needs both --scans and --candidates.")
-        size = args.size or (32 if args.cut == "cube" else 50)
+        size = args.size if args.size is not None else (32 if args.cut == "cube" else 50)
         cut = Cut(args.cut, size, args.spacing, tuple(args.window))
         assume = Assume(args.assume_hounsfield, args.assume_origin)
         print(cut_scans(args.name, args.scans, args.candidates, cut, args.data_dir, assume=assume))
