@@ -141,15 +141,6 @@ def test_our_own_files_give_the_network_back(small, tmp_path, save, name):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_our_own_file_shows_every_change(small, tmp_path):
-    path = tmp_path / "small.safetensors"
-    pretrained.save(small, path)
-    for data in mutants(path.read_bytes(), MUTATIONS):
-        path.write_bytes(data)
-        with pytest.raises(WeightError, match="small.safetensors"):
-            load(path)
-
-
 def resealed_sqz(path, **changes):
     """Writes a .sqz file whose header has other values, and a checksum that fits."""
     body = path.read_bytes()[4 + sqz.DIGEST :]
