@@ -11,6 +11,7 @@ came from MXNet and, like those of PyTorch, take what torchvision's networks tak
 import dataclasses
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,8 @@ class _Graph:
 
     def __init__(self, model: Any):
         graph = model.graph
+        if not all(isinstance(name, str) for name in _names(model)):  # protobuf returns what is no UTF-8 as bytes
+            raise WeightError("a name in it is damaged")
         if model.functions:
             raise WeightError(f"it defines the operation {shown(model.functions[0].name)!r} itself")
         self._opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
@@ -174,10 +177,12 @@ class _Graph:
             raise WeightError(f"it is quantized ({_label(node)}); expected a file with float weights")
         attributes = {a.name: _value(a) for a in node.attribute}
         inputs = [self._same_as.get(name, name) for name in node.input]
-        output = node.output[0] if node.output else ""
+        if not node.output or not (node.input or kind == "Constant"):
+            raise WeightError(f"{_label(node)} has no input or no output")
+        output = node.output[0]
         if kind == "Constant" and "value" in attributes:
             self._stored[output] = _array(attributes["value"])
-        elif kind == "Identity" and inputs and inputs[0] in self._stored:
+        elif kind == "Identity" and inputs[0] in self._stored:
             self._stored[output] = self._stored[inputs[0]]
         elif self._changes_nothing(kind, attributes, inputs):
             self._same_as[output] = inputs[0]
@@ -210,26 +215,26 @@ class _Graph:
             raise WeightError(
                 f"{_label(node)} has weights of {kernel.dtype} {kernel.shape}; expected a 4-D float kernel"
             )
-        if tuple(attributes.get("kernel_shape", kernel.shape[2:])) != kernel.shape[2:]:
+        if _attribute(attributes, "kernel_shape", kernel.shape[2:]) != kernel.shape[2:]:
             raise WeightError(f"{_label(node)} has a kernel of {kernel.shape}, which is not its kernel_shape")
         self.weights[node.output[0]] = kernel.astype(np.float32), bias.astype(np.float32)
         self.kernel_names[node.output[0]] = node.input[1]
         self._outputs = len(kernel)
-        options = {"groups": attributes.get("group", 1), "outputs": len(kernel)}
+        options = {"groups": _attribute(attributes, "group", 1), "outputs": len(kernel)}
         return graphs.CONVOLUTION, {**_window(attributes, kernel.shape[2:]), **options}
 
     def _relu(self, *_: Any) -> tuple[str, dict[str, Any]]:
         return graphs.RELU, {}
 
     def _maxpool(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
-        options = _window(attributes, tuple(attributes.get("kernel_shape", ())))
-        rounding = "ceil" if attributes.get("ceil_mode") else "floor"
+        options = _window(attributes, _attribute(attributes, "kernel_shape", ()))
+        rounding = "ceil" if _attribute(attributes, "ceil_mode", 0) else "floor"
         if rounding == "floor" and options["padding"] == (0, 0, 1, 1) and options["stride"] == (2, 2):
             options["padding"], rounding = (0, 0, 0, 0), "ceil"  # the same windows
         return graphs.POOLING, {**options, "method": "max", "rounding": rounding}
 
     def _averagepool(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
-        options = _window(attributes, tuple(attributes.get("kernel_shape", ())))
+        options = _window(attributes, _attribute(attributes, "kernel_shape", ()))
         whole = options["kernel"] if not any(options["padding"]) and options["dilation"] == (1, 1) else False
         return graphs.POOLING, {"method": "mean", "whole": whole}
 
@@ -239,11 +244,11 @@ class _Graph:
     def _reducemean(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
         if self._axes(attributes, inputs) != {2, 3}:
             return node.op_type, {}
-        self._flat |= set() if attributes.get("keepdims", 1) else {node.output[0]}
+        self._flat |= set() if _attribute(attributes, "keepdims", 1) else {node.output[0]}
         return graphs.POOLING, {"method": "mean", "whole": True}
 
     def _concat(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
-        return graphs.CONCATENATION, {"axis": attributes.get("axis", 1) % 4}
+        return graphs.CONCATENATION, {"axis": _attribute(attributes, "axis", 1) % 4}
 
     def _add(self, *_: Any) -> tuple[str, dict[str, Any]]:
         return graphs.ADDITION, {}
@@ -251,12 +256,12 @@ class _Graph:
     _sum = _add
 
     def _flatten(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
-        return self._flattened(node, attributes.get("axis", 1) == 1)
+        return self._flattened(node, _attribute(attributes, "axis", 1) == 1)
 
     def _reshape(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
         if inputs[1:] and inputs[1] in self._shapes:  # softmax, between opsets: flattened and back
             return graphs.FLATTEN, {}
-        stored = self._stored.get(inputs[1]) if len(inputs) > 1 else attributes.get("shape")
+        stored = self._stored.get(inputs[1]) if len(inputs) > 1 else _attribute(attributes, "shape", ())
         shape = [] if stored is None else np.asarray(stored).tolist()
         return self._flattened(node, len(shape) == 2 and shape[0] in (-1, 0, 1) and shape[1] in (-1, self._outputs))
 
@@ -269,14 +274,15 @@ class _Graph:
 
     def _softmax(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
         # Before opset 13 everything from the axis on is one vector.
-        axis = attributes.get("axis", 1 if self._opset < 13 else -1)
+        axis = _attribute(attributes, "axis", 1 if self._opset < 13 else -1)
         rank = 2 if inputs[0] in self._flat else 4
         return (graphs.SOFTMAX if axis in (1, 1 - rank) else f"{node.op_type} over axis {axis}"), {}
 
     def _axes(self, attributes: dict[str, Any], inputs: list[str]) -> set[int]:
         """Returns the axes, of four, that an attribute or a constant input names."""
-        stored = self._stored.get(inputs[1]) if len(inputs) > 1 else attributes.get("axes")
-        return set() if stored is None else {int(axis) % 4 for axis in np.ravel(stored)}
+        stored = self._stored.get(inputs[1]) if len(inputs) > 1 else _attribute(attributes, "axes", ())
+        axes = np.ravel(() if stored is None else stored)
+        return {int(axis) % 4 for axis in axes} if axes.dtype.kind == "i" else set()
 
 
 # Types of nodes with a method that says what they compute.
@@ -297,24 +303,44 @@ CONVERTED = [
 ]
 
 
+def _names(model: Any) -> Iterator[Any]:
+    """Yields all names in a model that are looked at."""
+    graph = model.graph
+    yield model.producer_name
+    for entry in (*model.functions, *graph.initializer, *graph.input, *graph.output):
+        yield entry.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.t.name for attribute in node.attribute if attribute.HasField("t"))
+
+
 def _label(node: Any) -> str:
     return f"{shown(node.op_type)} {shown(node.name or ''.join(node.output[:1]))!r}"
 
 
 def _value(attribute: Any) -> Any:
-    """Returns the value of a node's attribute, if operations here need it."""
+    """Returns the value of a node's attribute, if operations here need it: whole numbers, a string or a tensor."""
     if attribute.ints:
         return tuple(attribute.ints)
-    if attribute.HasField("t"):
-        return attribute.t
-    return attribute.s if attribute.HasField("s") else attribute.i
+    for field in ("t", "s", "i"):
+        if attribute.HasField(field):
+            return getattr(attribute, field)
+    return None
+
+
+def _attribute(attributes: dict[str, Any], name: str, default: Any) -> Any:
+    """Returns the value of an attribute; the default says of which type it must be."""
+    value = attributes.get(name, default)
+    if type(value) is not type(default):
+        raise WeightError(f"the attribute {name} is of another type")
+    return value
 
 
 def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, Any]:
     """Returns the options of a convolution or pooling; the defaults are ONNX's."""
-    stride, dilation = (tuple(attributes.get(name, (1, 1))) for name in ("strides", "dilations"))
-    padding = tuple(attributes.get("pads", (0, 0, 0, 0)))
-    automatic = attributes.get("auto_pad", b"NOTSET")
+    stride, dilation = (_attribute(attributes, name, (1, 1)) for name in ("strides", "dilations"))
+    padding = _attribute(attributes, "pads", (0, 0, 0, 0))
+    automatic = _attribute(attributes, "auto_pad", b"NOTSET")
     if automatic in SAME:
         is_plain = stride == dilation == (1, 1) and all(size % 2 for size in kernel)
         padding = tuple(size // 2 for size in kernel) * 2 if is_plain else str(automatic, "ascii")
@@ -326,6 +352,8 @@ def _array(tensor: Any) -> np.ndarray:
     import onnx
     from onnx import numpy_helper
 
+    if not isinstance(tensor, onnx.TensorProto):
+        raise WeightError("a constant is no tensor")
     if tensor.data_location != onnx.TensorProto.DEFAULT:
         raise WeightError(f"{shown(tensor.name)!r} is stored in another file; expected all weights in this file")
     try:
