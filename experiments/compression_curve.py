@@ -25,7 +25,7 @@ from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import round_to_int8
 from squeeze_jax.compression.sharing import layer_bits
-from squeeze_jax.files import user_path
+from squeeze_jax.files import make_folder, user_path
 from squeeze_jax.network import Network
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
@@ -89,7 +89,7 @@ def main() -> int:
     compilation_cache.enable()
     network = load(args.weights)
     calibration, evaluation = (find_images([str(folder)]) for folder in (args.calibration, args.evaluation))
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     images = DiskArray.of((batch for batch, _ in read_images(network, calibration, report.BATCH)), args.output)
     with console.logging_to(None):
         found = files(network, images, args)

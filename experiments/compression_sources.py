@@ -24,6 +24,7 @@ from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import BYTES_SLOPE, Compressor
 from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import Stage
+from squeeze_jax.files import make_folder
 from squeeze_jax.network import Network
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
@@ -129,7 +130,7 @@ def main() -> int:
     for name in ("first", "second"):
         paths = sorted(find_images([str(getattr(args, name))]), key=lambda path: path.name)
         halves |= {(name, half): paths[half::2] for half in range(2)}
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     rows: list[dict[str, Any]] = []
     with console.logging_to(None):
         for row in rows_of(network, halves, args):

@@ -35,7 +35,7 @@ from experiments.report import difference, mean_and_spread
 from experiments.sweep import Runner
 from experiments.trials import SweepError, Trial, check, check_runs, parse, read_json, status
 from squeeze_jax import commands, load
-from squeeze_jax.files import replaced, user_path
+from squeeze_jax.files import make_folder, replaced, user_path
 from squeeze_jax.models.variables import kernels
 from squeeze_jax.network import Network
 from squeeze_jax.pretrained import sqz
@@ -242,7 +242,7 @@ def _main() -> int:
     stages = list(dict.fromkeys(run.stage for run in runs))
     rows = [row(run, args.workdir) for run in sorted(runs, key=lambda run: stages.index(run.stage))]
     output = args.output or args.workdir
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     print(report(rows, args.name, output))
     if args.publish:
         print(publish(rows, args.publish_stage, args.workdir, args.publish, config.dataset.name))

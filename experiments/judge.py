@@ -30,7 +30,7 @@ from squeeze_jax import commands, load
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import InputError, MetricError
 from squeeze_jax.experiment import make_task
-from squeeze_jax.files import replaced, user_path
+from squeeze_jax.files import make_folder, replaced, user_path
 from squeeze_jax.metrics import delong
 from squeeze_jax.metrics.cases import Cases, pool
 from squeeze_jax.metrics.froc import Froc, candidates, froc
@@ -346,7 +346,7 @@ def write(
         scores += task.score_rows(of_key, **columns, **size)
         rows += [{**columns, **row} for row in of_key.rows(task.class_names)]
     text = _text(scores, curves, compare(cases) if task.num_classes == 2 else [], task)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_csv(output / f"{name}.csv", scores)
     write_csv(output / f"{name}_cases.csv", rows)
     draw_curves(output / f"{name}.png", {_title(key): of_key for key, of_key in cases.items()}, task.class_names)

@@ -14,7 +14,7 @@ from experiments.trials import Sweep, SweepError, Trial, read_json, status
 from squeeze_jax import config as config_lib
 from squeeze_jax.drawing import new_figure
 from squeeze_jax.errors import InputError, SqueezeJaxError
-from squeeze_jax.files import replaced
+from squeeze_jax.files import make_folder, replaced
 from squeeze_jax.tables import markdown, read_csv, write_csv
 from squeeze_jax.workdir.folder import VERSIONS_FILE
 from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
@@ -39,7 +39,7 @@ def write(
     Returns:
       The table, and the list of missing trials, as Markdown.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     reused = reused or {}
     rows = [
         {**reused[trial.name], **sweep.derived(reused[trial.name])}

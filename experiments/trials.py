@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 import pathlib
 import re
 import sys
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from squeeze_jax import commands
+from squeeze_jax import commands, files
 from squeeze_jax import config as config_lib
 from squeeze_jax.data.sources import Dataset
 from squeeze_jax.errors import ConfigError, SqueezeJaxError
@@ -172,7 +171,7 @@ def claim(folder: pathlib.Path) -> Iterator[TextIO | None]:
 
     Commands printed by --list run trials without a claim; such a run is recognised by the lock of its workdir.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     with (folder / CLAIM_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,10 +204,10 @@ def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
       SweepError: the file is missing or damaged, or lacks a key; the message names it.
     """
     try:
-        found = json.loads(path.read_text())
-        missing = [key for key in keys if key not in found] if isinstance(found, dict) else ["{...}"]
-    except (OSError, ValueError, RecursionError) as error:
-        raise SweepError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        found = files.read_json(path)
+    except ValueError as error:
+        raise SweepError(f"{path} cannot be read: {error}.") from error
+    missing = [key for key in keys if key not in found] if isinstance(found, dict) else ["{...}"]
     if missing:
         raise SweepError(f"{path} cannot be read: it lacks {', '.join(missing)}.")
     return found

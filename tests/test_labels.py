@@ -106,6 +106,13 @@ def test_labels_that_do_not_fit_are_named(labels, options, message):
         create(split_of([np.array(label) for label in labels], 2), "ab", **options)
 
 
+@pytest.mark.parametrize(("kind", "labels"), [("multilabel", [1, 0]), ("ordinal", [[1, 0], [0, 1]])])
+def test_a_split_of_another_kind_of_labels_is_not_evaluated(kind, labels):
+    split = split_of([np.array(label) for label in labels], 2)
+    with pytest.raises(ConfigError, match=r"set config.task.labels="):
+        create(names="ab", labels=kind).check_split(split, {})
+
+
 def test_mixup_of_labels_needs_pairs():
     task = create(names="ab", labels="multilabel", mixup=0.2)
     assert not task.naming  # two labels are no pair of a positive and a negative class

@@ -26,7 +26,7 @@ from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import BATCH, Answers
 from squeeze_jax.compression.sharing import BITS, layer_bits, share
 from squeeze_jax.errors import InputError
-from squeeze_jax.files import user_path
+from squeeze_jax.files import make_folder, user_path
 from squeeze_jax.models.summary import summarize
 from squeeze_jax.network import Network, load
 from squeeze_jax.predict import find_images, read_images
@@ -179,7 +179,7 @@ def main() -> int:
     batches = (
         read_images(network, paths, BATCH) if paths else examples_of(network, args.dataset, args.split, args.examples)
     )
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     rows = measure(network, batches, args.densities, args.bits, args.output)
     print(tables.write_csv(args.output / f"{NAME}.csv", rows))
     print(draw(args.output / f"{NAME}.png", rows))

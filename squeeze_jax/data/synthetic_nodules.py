@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from squeeze_jax.data.candidates import Candidate
 from squeeze_jax.data.scans import Scan, simple_itk
+from squeeze_jax.files import make_folder
 
 CLASSES = ("benign", "malignant")
 CANDIDATE_CLASSES = ("0", "1")  # as in LUNA16
@@ -199,7 +200,7 @@ def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = F
         scan, nodules, others = generate(patient, seed)
         uid = nodules[0].candidate.scan
         subset = folder / f"subset{patient % SUBSETS}"
-        subset.mkdir(parents=True, exist_ok=True)
+        make_folder(subset)
         with simple_itk() as sitk:
             image = sitk.GetImageFromArray(scan.voxels)
             image.SetOrigin(scan.origin.tolist())
@@ -228,7 +229,7 @@ def _row(candidate: Candidate) -> dict[str, object]:
 
 
 def _write_dicom(sitk, image, folder: pathlib.Path, uid: str) -> None:
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     columns = np.array(image.GetDirection()).reshape(3, 3)

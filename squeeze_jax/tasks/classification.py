@@ -183,7 +183,8 @@ class Classification:
             )
 
     def check_split(self, split: Split, group_names: Mapping[str, tuple[str, ...]]) -> None:
-        """Raises DataError, with their names, if the examples of a case are of several classes."""
+        """Raises ConfigError if the labels are of another kind, and DataError if a case has several classes."""
+        self.check_labels(split, self.num_classes)
         if not split.has(CASE):
             return
         targets = split.targets()
@@ -513,7 +514,8 @@ class MultiLabel(Classification):
             )
 
     def check_split(self, split: Split, group_names: Mapping[str, tuple[str, ...]]) -> None:
-        """Accepts every split: an example has its own labels, whatever its case."""
+        """Raises ConfigError if the labels are of another kind."""
+        self.check_labels(split, self.num_classes)
 
     def check_network(self, model: nn.Module) -> None:
         """Raises ConfigError if the network ends in a ReLU."""

@@ -80,6 +80,7 @@ class Task(Protocol):
           group_names: the names that the groups of its examples index, see `data.sources.Source`.
 
         Raises:
+          ConfigError: the targets are of another kind than the task's.
           DataError: examples contradict each other; the message names them.
         """
 
