@@ -135,9 +135,7 @@ def test_other_archives_are_named(tmp_path, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare", str(tmp_path / name)])
     with pytest.raises(DataError, match=r"is no .zip; unpack it, and use the folder"):
         prepare.main()
-    with pytest.raises(
-        DataError, match=r"is an archive; unpack it first, with\n  python -m squeeze_jax.data.prepare /"
-    ):
+    with pytest.raises(DataError, match=r"is an archive; unpack it first, with\n  python -m squeeze_jax.data"):
         open_dataset(str(tmp_path / name))
 
 
