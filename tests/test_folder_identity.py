@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -177,7 +178,10 @@ def test_large_splits_are_compared_by_names_and_sizes(run, tmp_path, monkeypatch
     assert counts.changes(now(), ["train"]) == ""
     (tmp_path / "data" / "train" / "bees" / "3.png").rename(tmp_path / "data" / "train" / "bees" / "x.png")
     assert counts.changes(now(), ["train"]) == "train: other data"
+    found = open_dataset(str(tmp_path / "data"))
     (tmp_path / "data" / "train" / "bees" / "x.png").unlink()
+    with pytest.raises(DataError, match="train/bees/x.png cannot be read: No such file"):
+        found.identity(["train"])
     assert counts.changes(now(), ["train"]) == "train: 7 of bees for 8"
 
 

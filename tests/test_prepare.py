@@ -156,6 +156,17 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     assert [entry.name for entry in (tmp_path / "data").iterdir()] == [".archive.lock"]
 
 
+def test_a_full_disk_of_a_dataset_of_this_project_is_one_line(tmp_path, monkeypatch):
+    """array_record raises RuntimeError."""
+
+    def full(_):
+        raise RuntimeError("INTERNAL: \n No space left on device")
+
+    monkeypatch.setattr("squeeze_jax.data.builders.digits.Digits.download_and_prepare", full)
+    with pytest.raises(DataError, match="digits cannot be prepared in .*: INTERNAL: No space left on device"):
+        prepare.prepare("digits", str(tmp_path))
+
+
 def test_what_a_killed_prepare_left_is_removed_by_the_next_of_its_name(tmp_path):
     left = ["data/.archive.partial-ab12cd_4", "data/.other.partial-ab12cd_4", "data/other/incomplete.ABCDEF_1.0.0"]
     left += ["data/one/incomplete.fractures", "data/one/train/incomplete.x/1.0.0"]  # what may be anybody's
