@@ -207,3 +207,17 @@ def test_a_damaged_identity_is_named(tmp_path, content):
     (tmp_path / identity.FILE).write_text('{"version": 2}')
     with pytest.raises(DataError, match="has version 2; expected 1. Update squeeze_jax"):
         Identity.read(tmp_path)
+
+
+def test_names_that_are_not_utf_8_are_kept_and_shown(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / "data" / "train" / name / "1.png", 0)
+    odd = os.fsdecode(b"caf\xe9.png")
+    picture(tmp_path / "data" / "train" / "a" / odd, 1)
+    found = open_dataset(str(tmp_path / "data"))
+    before = found.identity(["train"])
+    before.write(tmp_path)
+    assert Identity.read(tmp_path) == before and len(found.split("train").batch(range(3))["label"]) == 3
+    (tmp_path / "data" / "train" / "a" / odd).unlink()
+    now = open_dataset(str(tmp_path / "data")).identity(["train"])
+    assert before.changes(now, ["train"]) == r"train: 1 file less (a/caf\udce9.png)"
