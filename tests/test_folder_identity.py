@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -177,7 +178,10 @@ def test_large_splits_are_compared_by_names_and_sizes(run, tmp_path, monkeypatch
     assert counts.changes(now(), ["train"]) == ""
     (tmp_path / "data" / "train" / "bees" / "3.png").rename(tmp_path / "data" / "train" / "bees" / "x.png")
     assert counts.changes(now(), ["train"]) == "train: other data"
+    found = open_dataset(str(tmp_path / "data"))
     (tmp_path / "data" / "train" / "bees" / "x.png").unlink()
+    with pytest.raises(DataError, match="train/bees/x.png cannot be read: No such file"):
+        found.identity(["train"])
     assert counts.changes(now(), ["train"]) == "train: 7 of bees for 8"
 
 
@@ -203,3 +207,17 @@ def test_a_damaged_identity_is_named(tmp_path, content):
     (tmp_path / identity.FILE).write_text('{"version": 2}')
     with pytest.raises(DataError, match="has version 2; expected 1. Update squeeze_jax"):
         Identity.read(tmp_path)
+
+
+def test_names_that_are_not_utf_8_are_kept_and_shown(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / "data" / "train" / name / "1.png", 0)
+    odd = os.fsdecode(b"caf\xe9.png")
+    picture(tmp_path / "data" / "train" / "a" / odd, 1)
+    found = open_dataset(str(tmp_path / "data"))
+    before = found.identity(["train"])
+    before.write(tmp_path)
+    assert Identity.read(tmp_path) == before and len(found.split("train").batch(range(3))["label"]) == 3
+    (tmp_path / "data" / "train" / "a" / odd).unlink()
+    now = open_dataset(str(tmp_path / "data")).identity(["train"])
+    assert before.changes(now, ["train"]) == r"train: 1 file less (a/caf\udce9.png)"

@@ -135,9 +135,7 @@ def test_other_archives_are_named(tmp_path, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare", str(tmp_path / name)])
     with pytest.raises(DataError, match=r"is no .zip; unpack it, and use the folder"):
         prepare.main()
-    with pytest.raises(
-        DataError, match=r"is an archive; unpack it first, with\n  python -m squeeze_jax.data.prepare /"
-    ):
+    with pytest.raises(DataError, match=r"is an archive; unpack it first, with\n  python -m squeeze_jax.data"):
         open_dataset(str(tmp_path / name))
 
 
@@ -156,6 +154,17 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="cannot be unpacked to .*: No space left on device; make room"):
         unpack(archive, str(tmp_path / "data"))
     assert [entry.name for entry in (tmp_path / "data").iterdir()] == [".archive.lock"]
+
+
+def test_a_full_disk_of_a_dataset_of_this_project_is_one_line(tmp_path, monkeypatch):
+    """array_record raises RuntimeError."""
+
+    def full(_):
+        raise RuntimeError("INTERNAL: \n No space left on device")
+
+    monkeypatch.setattr("squeeze_jax.data.builders.digits.Digits.download_and_prepare", full)
+    with pytest.raises(DataError, match="digits cannot be prepared in .*: INTERNAL: No space left on device"):
+        prepare.prepare("digits", str(tmp_path))
 
 
 def test_what_a_killed_prepare_left_is_removed_by_the_next_of_its_name(tmp_path):

@@ -133,8 +133,14 @@ class ImageFolder:
         """Returns what tells these splits from changed ones, see `Source`.
 
         The contents are read of splits of at most HASHED_BYTES.
+
+        Raises:
+          DataError: a file cannot be read.
         """
-        return Identity(self.class_names, {split: self._stored(split) for split in splits})
+        try:
+            return Identity(self.class_names, {split: self._stored(split) for split in splits})
+        except OSError as error:
+            raise DataError(f"{shown(str(error.filename))} cannot be read: {error.strerror}.") from error
 
     def _stored(self, split: str) -> StoredSplit:
         files, classes = {}, collections.Counter()
@@ -303,8 +309,12 @@ class _Layout:
         path = self._root / self._top / "val" / ANNOTATIONS
         if not path.is_file():
             return {}
+        try:
+            lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from error
         classes = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             fields = line.split("\t")
             if len(fields) < 2 or not all(fields[:2]) or fields[0] in classes:
                 raise DataError(

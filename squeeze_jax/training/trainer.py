@@ -92,13 +92,17 @@ def _train(
 ) -> Result:
     config = experiment.config
     task, plan, splits = experiment.task, experiment.plan, experiment.splits
+    checkpoints = Checkpoints(folder, keep=config.run.keep_checkpoints)
+    identity = _identity(experiment)
+    if checkpoints.steps():
+        _check_same_run(experiment, identity, folder)
     schedule = jax.jit(experiment.schedule)
     seed = mesh.replicate(np.int32(config.seed))
     traced = compile_once(experiment.initial_state, out_shardings=mesh.replicated).trace(seed)
 
+    _write_config(experiment, identity, folder)
+
     # The initial state, or the state of the last checkpoint.
-    checkpoints = Checkpoints(folder, keep=config.run.keep_checkpoints)
-    _settle_config(experiment, folder, has_checkpoint=bool(checkpoints.steps()))
     restored = checkpoints.restore_latest(traced.out_info)
     if restored is None:
         state, best = traced.lower().compile()(seed), {"best_step": None, "best_value": None}
@@ -226,24 +230,38 @@ def _warn_of_other_pixels(config: ConfigDict, theirs: ConfigDict) -> None:
             logger.warning("config.%s=%s, but the weights of config.init_from were trained with %s", key, ours, wanted)
 
 
-def _settle_config(experiment: Experiment, folder: pathlib.Path, *, has_checkpoint: bool) -> None:
-    """Checks that a resumed run has the same config and dataset, then writes what a later start compares."""
+def _identity(experiment: Experiment) -> Identity:
+    """Returns what tells the dataset, in the splits that the experiment uses, from a changed one."""
     dataset, config = experiment.dataset, experiment.config
-    used = dict.fromkeys(split for name in experiment.splits for split in stored_splits(dataset, config, name))
-    identity = dataset.identity(used)
-    if has_checkpoint:
-        stored, resolved = config_lib.read(folder)
-        before = Identity.read(folder)
-        changes = _changes(resolved, before, experiment, identity)
-        if before and not changes and all(split.digest for split in before.splits.values()):
-            stored.dataset.name = config.dataset.name  # the same data may lie elsewhere
-        config_lib.check_same_experiment(stored, config, folder)
-        if changes:
-            raise DataError(
-                f"{dataset.name} is not what the run in {folder} was trained on: {changes}. Restore the dataset, or "
-                f"use another --workdir."
-            )
+    used = (split for name in experiment.splits for split in stored_splits(dataset, config, name))
+    return dataset.identity(dict.fromkeys(used))
+
+
+def _check_same_run(experiment: Experiment, identity: Identity, folder: pathlib.Path) -> None:
+    """Checks that a run that is resumed has the same config and dataset.
+
+    Raises:
+      ConfigError: the config differs.
+      DataError: the dataset differs; the message says in what.
+    """
+    config = experiment.config
+    stored, resolved = config_lib.read(folder)
+    before = Identity.read(folder)
+    changes = _changes(resolved, before, experiment, identity)
+    if before and not changes and all(split.digest for split in before.splits.values()):
+        stored.dataset.name = config.dataset.name  # the same data may lie elsewhere
+    config_lib.check_same_experiment(stored, config, folder)
+    if changes:
+        raise DataError(
+            f"{experiment.dataset.name} is not what the run in {folder} was trained on: {changes}. Restore it, or use "
+            f"another --workdir."
+        )
+
+
+def _write_config(experiment: Experiment, identity: Identity, folder: pathlib.Path) -> None:
+    """Writes config.json, dataset.json and versions.json, which a later start compares."""
     if is_main_process():
+        dataset = experiment.dataset
         resolved = {
             "class_names": dataset.class_names,
             "num_classes": dataset.num_classes,
@@ -251,7 +269,7 @@ def _settle_config(experiment: Experiment, folder: pathlib.Path, *, has_checkpoi
             "dataset_version": dataset.version,
         }
         identity.write(folder)
-        config_lib.save(folder, config, resolved)
+        config_lib.save(folder, experiment.config, resolved)
         folder_lib.write_versions(folder)
     wait_for_all("config written")
 
