@@ -16,7 +16,7 @@ def _read_safetensors(path: pathlib.Path) -> Weights:
     return own_file.read(path) if own_file.is_own(path) else torchvision.read_safetensors(path)
 
 
-# By suffix; a file is what its first bytes say, see `_kind`, and only those that say nothing need the suffix.
+# By suffix; a file is what its first bytes say, see `_reader`, and only those that say nothing need the suffix.
 READERS = {
     ".net": deep_compression.read,
     ".caffemodel": caffe.read,
