@@ -32,6 +32,7 @@ WITHOUT_RUNS = (
     "experiments.compact_costs",
     "experiments.compare",
     "experiments.compression_curve",
+    "experiments.compression_sources",
     "experiments.judge",
 )  # commands that start no runs
 
