@@ -34,15 +34,13 @@ import jax
 import numpy as np
 
 from squeeze_jax import commands
-from squeeze_jax.data.listing import EXTENSIONS
+from squeeze_jax.data.listing import EXTENSIONS, is_left_behind
 from squeeze_jax.errors import InputError
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import is_exported, open_exported
 from squeeze_jax.network import ARRAY, Network, load
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tasks import Task
-
-HIDDEN = (".", "__MACOSX")  # first letters of the names of what is left out of a folder
 
 
 def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -77,9 +75,9 @@ def _images_below(root: pathlib.Path) -> list[pathlib.Path]:
             subfolders.clear()
             continue
         entered.add(real)
-        hidden += [pathlib.Path(folder, name) for name in (*subfolders, *files) if name.startswith(HIDDEN)]
-        subfolders[:] = [name for name in subfolders if not name.startswith(HIDDEN)]
-        names = [name for name in files if name.lower().endswith((*EXTENSIONS, ARRAY)) and not name.startswith(HIDDEN)]
+        hidden += [pathlib.Path(folder, name) for name in (*subfolders, *files) if is_left_behind(name)]
+        subfolders[:] = [name for name in subfolders if not is_left_behind(name)]
+        names = [name for name in files if name.lower().endswith((*EXTENSIONS, ARRAY)) and not is_left_behind(name)]
         images += [pathlib.Path(folder, name) for name in names]
     if hidden:
         print(f"left out {len(hidden)} hidden file(s) and folder(s), such as {min(hidden)}", file=sys.stderr)

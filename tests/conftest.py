@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from packaging.version import Version
 
@@ -135,27 +134,6 @@ def main_command(data_dir, workdir, *arguments, config="digits", **overrides):
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     script = [sys.executable, "-m", "squeeze_jax.main", "--config", str(ROOT / "configs" / f"{config}.py")]
     return [*script, "--workdir", str(workdir), *flags, *map(str, arguments)]
-
-
-def mutants(data, count, seed=0):
-    """Truncated, lengthened, with bits flipped, with bytes and words overwritten."""
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        copy = bytearray(data)
-        kind, position = i % 5, int(rng.integers(len(data)))
-        head = int(rng.integers(200)) if i % 2 else position
-        if kind == 0:
-            del copy[position:]
-        elif kind == 1:
-            copy += rng.bytes(int(rng.integers(1, 100)))
-        elif kind == 2:
-            copy[head] ^= 1 << int(rng.integers(8))
-        elif kind == 3:
-            copy[head : head + 4] = rng.bytes(4)
-        else:
-            copy[head : head + 4] = b"\xff\xff\xff\x7f"
-        if bytes(copy) != data:
-            yield bytes(copy)
 
 
 class Child:

@@ -13,8 +13,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, SHORT, TIME_LIMIT, configure, mutants, options_of
+from conftest import ROOT, SHARED, SHORT, TIME_LIMIT, configure, options_of
 from flax import linen as nn
+from fuzz import mutants
 from PIL import Image
 from test_export import network_of as export_network_of
 

@@ -9,7 +9,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
-from test_pretrained import MUTATIONS, mutants
+from fuzz import mutants
+from test_pretrained import MUTATIONS
 
 from squeeze_jax import load, models, pretrained
 from squeeze_jax.errors import WeightError

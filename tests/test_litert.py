@@ -14,7 +14,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, mutants
+from conftest import ROOT, SHARED
+from fuzz import mutants
 from test_export import (
     FAMILY,
     NET,

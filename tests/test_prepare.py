@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import mutants
+from fuzz import mutants
 from test_folders import PLAIN, PNG
 
 from squeeze_jax.data import archives, prepare

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import mutants
+from fuzz import mutants
 
 from squeeze_jax.data.prepare import prepare
 from squeeze_jax.data.prepared import FEATURES, INFO

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ROOT, SHARED, configure, load_config, mutants
+from conftest import ROOT, SHARED, configure, load_config
+from fuzz import mutants
 from PIL import Image
 
 from squeeze_jax import Network, load, models, pretrained

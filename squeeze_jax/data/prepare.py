@@ -207,7 +207,7 @@ def cut_scans(
         builder = Scans(config=config, data_dir=folder, file_format="array_record")
         stored = pathlib.Path(builder.data_dir)
         made = f"{cut} {digest}"
-        if builder.is_prepared() and made not in tfds.builder_from_directory(stored).info.description:
+        if builder.is_prepared() and made not in prepared.builder_of(stored).info.description:
             raise DataError(
                 f"{stored} exists, but was not made of this list and these scans, or by an earlier version, or not cut "
                 f"as {cut} with {assume}; use another name, or delete it."
