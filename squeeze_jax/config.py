@@ -4,7 +4,6 @@ A config file imports `base_config`, changes the values its experiment needs and
 The base config defines every key and is locked, so a misspelt key is an error that suggests the right one.
 """
 
-import math
 import pathlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from squeeze_jax import models, tasks
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.files import read_json, write_json
 from squeeze_jax.models.registry import ImageInput
-from squeeze_jax.validation import LARGEST_IMAGE, LARGEST_SIDE, duration_in_steps, flatten, lookup, validate
+from squeeze_jax.validation import duration_in_steps, flatten, is_image_shape, lookup, validate
 
 __all__ = [
     "base_config",
@@ -252,10 +251,8 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
     names, shape = resolved.get("class_names"), resolved.get("image_shape")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("class_names is not a list of names")
-    if not isinstance(shape, list) or len(shape) not in (3, 4) or not all(type(side) is int for side in shape):
-        raise ValueError("image_shape is not a list of three or four sizes")
-    if min(shape) < 1 or math.prod(shape[:-1]) > LARGEST_IMAGE or shape[-1] > LARGEST_SIDE:
-        raise ValueError(f"images of shape {shape}")
+    if not is_image_shape(shape):
+        raise ValueError(f"images of shape {shape}; expected two or three sides and a number of channels")
     if resolved.get("num_classes", len(names)) != len(names):
         raise ValueError(f"{len(names)} names of {resolved['num_classes']} classes")
 

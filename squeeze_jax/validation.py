@@ -18,6 +18,7 @@ from squeeze_jax.errors import ConfigError
 SIZE = "a number of pixels, or (height, width)"
 LARGEST_SIDE = 4096  # pixels of an image that a network or a crop takes
 LARGEST_IMAGE = 2**27  # pixels of it, or voxels
+MOST_CHANNELS = 2**12
 LARGEST_BATCH = 2**20  # examples
 LARGEST_POOL = 1024  # threads or processes
 LARGEST_NUMBER = 1e100  # products of such numbers are finite
@@ -234,6 +235,14 @@ def _check_combinations(config: ConfigDict) -> None:
         )
 
 
+def is_image_shape(value: Any) -> bool:
+    """Returns whether a JSON value is (*spatial, channels) of images or volumes, of a bearable size."""
+    if not isinstance(value, (list, tuple)) or len(value) not in (3, 4):
+        return False
+    *spatial, channels = value
+    return _is_side(*spatial) and math.prod(spatial) <= LARGEST_IMAGE and _is_whole(channels, MOST_CHANNELS)
+
+
 def is_pruned(config: ConfigDict) -> bool:
     """Returns whether the run prunes weights or keeps zeros."""
     pruning = config.pruning
@@ -299,8 +308,12 @@ def _is_number(*values: Any) -> bool:
     return all(isinstance(value, (int, float)) for value in values)
 
 
+def _is_whole(value: Any, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
 def _is_side(*values: Any) -> bool:
-    return all(type(value) is int and 1 <= value <= LARGEST_SIDE for value in values)
+    return all(_is_whole(value, LARGEST_SIDE) for value in values)
 
 
 def _is_size(value: Any) -> bool:

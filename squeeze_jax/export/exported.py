@@ -18,8 +18,7 @@ from squeeze_jax.experiment import make_task
 from squeeze_jax.export.description import KEYS, PIXELS
 from squeeze_jax.network import read_image
 from squeeze_jax.tasks import Task
-
-LARGEST_SIDE = 2**16  # pixels of an image side
+from squeeze_jax.validation import is_image_shape
 
 # Errors that reading a config from untrusted values may raise.
 WRONG_VALUES = (SqueezeJaxError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
@@ -84,8 +83,7 @@ class Exported:
             raise WeightError(f"{path} has a description that cannot be read: {error}") from error
         if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
             raise WeightError(f"{path} has class names that are not strings.")
-        sides = isinstance(image_shape, list) and all(type(n) is int and 1 <= n <= LARGEST_SIDE for n in image_shape)
-        if not sides or len(image_shape) not in (3, 4):
+        if not is_image_shape(image_shape):
             raise WeightError(f"{path} has images of shape {image_shape}.")
         if description["pixels"] not in PIXELS:
             raise WeightError(f"{path} takes pixels of the dtype {description['pixels']}; expected {PIXELS}.")

@@ -1,7 +1,6 @@
 """Code shared by all importers: matching named arrays to a network, and the config of published ImageNet weights."""
 
 import dataclasses
-import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,10 @@ from ml_collections import ConfigDict
 from squeeze_jax import config as config_lib
 from squeeze_jax.config import base_config, use_images
 from squeeze_jax.errors import WeightError
-from squeeze_jax.experiment import make_crop, make_model, make_task
+from squeeze_jax.experiment import make_crop, make_model, make_preprocessing, make_task
 from squeeze_jax.models.registry import ImageInput
 from squeeze_jax.models.variables import differences
+from squeeze_jax.validation import is_image_shape
 
 Leaves = dict[str, np.ndarray]  # "params/fire2/squeeze1x1/kernel" -> array
 
@@ -29,8 +29,6 @@ MODEL_OF_STEM = {7: "squeezenet_v1_0", 3: "squeezenet_v1_1"}  # by the size of c
 LARGEST_FILE = 256 * 2**20  # bytes; AlexNet, the largest network here, takes 233 MiB
 IMAGENET = "imagenet2012"  # stored instead of its 1000 class names, which would take 4 kB
 # Limits of what the header of a file may ask for.
-LARGEST_SIDE = 2**16  # pixels of an image side
-LARGEST_IMAGE = 2**26  # values of an image
 MOST_CLASSES = 2**16
 LAST_STEP = 2**53
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that change what a terminal shows
@@ -138,16 +136,10 @@ def read_header(
             raise WeightError(f"its class names are not 1 to {MOST_CLASSES} strings")
         if any(CONTROL.search(name) for name in names):
             raise WeightError("its class names contain control characters")
-        if not all(type(whole) is int for whole in (*shape, step, version)) or not 0 <= step < LAST_STEP:
-            raise WeightError("its image shape, step or version are not whole numbers, or out of range")
-        if (
-            len(shape) not in (3, 4)
-            or not all(1 <= side <= LARGEST_SIDE for side in shape)
-            or math.prod(shape) > LARGEST_IMAGE
-        ):
-            raise WeightError(
-                f"its images have the shape {shape}; expected (*spatial, channels), at most {LARGEST_IMAGE} values"
-            )
+        if not all(type(whole) is int for whole in (step, version)) or not 0 <= step < LAST_STEP:
+            raise WeightError("its step or version are not whole numbers, or out of range")
+        if not is_image_shape(shape):
+            raise WeightError(f"its images have the shape {shape}; expected (*spatial, channels)")
         config = config_lib.from_values(header["config"], path, version)
         config_lib.validate(config)
         _check_images(config, shape)
@@ -160,22 +152,12 @@ def read_header(
 def _check_images(config: ConfigDict, shape: tuple[int, ...]) -> None:
     """Raises WeightError unless what a config does to images suits their shape."""
     *sides, channels = shape
-    dataset, crop = config.dataset, make_crop(config)
+    crop = make_crop(config)
     if crop is not None and list(crop.size) != sides:
         raise WeightError(f"its images have the shape {shape}, but config.crop.size={config.crop.size}")
-    if dataset.channels not in (None, channels):
-        raise WeightError(f"its images have {channels} channels, but config.dataset.channels={dataset.channels}")
-    for key in ("mean", "std"):
-        values = dataset[key]
-        if len(values) not in (1, channels) or not all(np.isfinite(float(value)) for value in values):
-            raise WeightError(f"config.dataset.{key}={values!r} does not suit {channels} channels")
-    size = dataset.image_size
-    if size and (
-        len(size) != len(sides)
-        or not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in size)
-        or math.prod(size) * channels > LARGEST_IMAGE
-    ):
-        raise WeightError(f"config.dataset.image_size={size!r} does not suit images of {shape}")
+    if config.dataset.channels not in (None, channels):
+        raise WeightError(f"its images have {channels} channels, but config.dataset.channels={config.dataset.channels}")
+    make_preprocessing(config).input_shape(shape)
 
 
 def make_weights(path: object, config: ConfigDict, leaves: Leaves, class_names: tuple[str, ...]) -> Weights:
