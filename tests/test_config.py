@@ -360,7 +360,7 @@ NAMES = '"class_names": ["a", "b"]'
         ('{"config": [], "resolved": {}, "version": 2}', "was written by another version"),
         ('{"config": %s, "resolved": {}, "version": 2}', "class_names is not a list of names"),
         ('{"config": %s, "resolved": {"class_names": ["a", 1]}, "version": 2}', "class_names is not a list of names"),
-        ('{"config": %s, "resolved": {' + NAMES + ', "image_shape": [8, 8]}, "version": 2}', "image_shape is not"),
+        ('{"config": %s, "resolved": {' + NAMES + ', "image_shape": [8, 8]}, "version": 2}', "images of shape"),
         (
             '{"config": %s, "resolved": {' + NAMES + ', "image_shape": [9999, 99999, 3]}, "version": 2}',
             "images of shape",

@@ -12,6 +12,7 @@ from test_importers import assert_same, pth, random_leaves, state_dict
 from squeeze_jax import load, pretrained
 from squeeze_jax.errors import WeightError
 from squeeze_jax.pretrained import downloads
+from squeeze_jax.runtime import download
 
 NAME = "torchvision/squeezenet1_1"
 
@@ -106,11 +107,11 @@ def test_a_file_that_was_damaged_later_is_named_and_kept(published):
 
 def test_a_download_has_a_limit_of_size_and_of_time(published, monkeypatch):
     monkeypatch.setattr(downloads, "LARGEST_FILE", 2**20)
-    with pytest.raises(WeightError, match="answers with more than 1048576 bytes, which is no weight file"):
+    with pytest.raises(WeightError, match="could not be downloaded .the answer has more than 1,048,576 bytes"):
         load(NAME)
     monkeypatch.setattr(downloads, "LARGEST_FILE", 2**30)
-    monkeypatch.setattr(downloads, "LONGEST", 0)
-    with pytest.raises(WeightError, match=r"sent \d+ bytes in 0 seconds, and no end; try again"):
+    monkeypatch.setattr(download, "LONGEST", 0)
+    with pytest.raises(WeightError, match="the answer did not end in 0 seconds"):
         load(NAME)
     assert cached() == ["torchvision"]
 
@@ -122,7 +123,7 @@ def test_a_download_has_a_limit_of_size_and_of_time(published, monkeypatch):
         ("file:///etc/passwd", "'file:///etc/passwd' is not allowed"),
         ("data:text/plain,x", "is not allowed"),
         ("gopher://user:secret@127.0.0.1/x", "'gopher://127.0.0.1/x' is not allowed"),
-        ("http://user:secret@127.0.0.1/x", "it leads to an address that is not valid"),
+        ("http://user:secret@127.0.0.1/x", "the address, or the one that it redirects to, is not valid"),
     ],
 )
 def test_redirections_lead_to_http_alone_and_no_password_is_printed(address, reason, published, monkeypatch):

@@ -1,16 +1,14 @@
 """Published weights by name, such as "torchvision/resnet18": downloaded once, into the user's cache folder."""
 
 import hashlib
-import http.client
 import logging
 import pathlib
 import re
 import tempfile
-import time
-import urllib.request
 
-from squeeze_jax.errors import WeightError, shown
+from squeeze_jax.errors import WeightError
 from squeeze_jax.pretrained.weights import LARGEST_FILE
+from squeeze_jax.runtime import download
 from squeeze_jax.runtime.compilation_cache import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -27,9 +25,6 @@ FILES = {
     "torchvision/squeezenet1_0": "squeezenet1_0-b66bff10.pth",
     "torchvision/squeezenet1_1": "squeezenet1_1-b8a52dc0.pth",
 }
-SECONDS = 30  # without an answer
-LONGEST = 3600  # seconds for one file
-PIECE = 2**16  # bytes
 
 
 def fetch(name: str) -> pathlib.Path:
@@ -56,61 +51,16 @@ def fetch(name: str) -> pathlib.Path:
         logger.info("downloading %s", address)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # two processes may download the same file
             temporary = pathlib.Path(folder) / file_name
-            _download(address, temporary)
+            download.receive(address, temporary, largest=LARGEST_FILE)
             if wrong := _wrong_checksum(temporary):
                 raise WeightError(f"{address} was received damaged: {wrong}; try again.")
             temporary.replace(path)
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+    except OSError as error:
         raise WeightError(
-            f"{name} could not be downloaded ({_reason(error)}). Get {address} on a machine with a connection, and put "
+            f"{name} could not be downloaded ({error.strerror or error}). Get {address} on a machine with a connection, and put "
             f"it at {path}."
         ) from error
     return path
-
-
-def _download(address: str, path: pathlib.Path) -> None:
-    """Writes what an http or https address, or the one that it redirects to, answers.
-
-    Raises:
-      WeightError: the answer is larger than any weight file, takes longer than an hour, or breaks off.
-      OSError, HTTPException: the connection failed.
-    """
-    end = time.monotonic() + LONGEST
-    with _opener().open(address, timeout=SECONDS) as response, path.open("wb") as file:
-        received = 0
-        while piece := response.read1(PIECE):
-            received += len(piece)
-            if received > LARGEST_FILE:
-                raise WeightError(f"{address} answers with more than {LARGEST_FILE} bytes, which is no weight file.")
-            if time.monotonic() > end:
-                raise WeightError(f"{address} sent {received} bytes in {LONGEST} seconds, and no end; try again.")
-            file.write(piece)
-        missing = response.length  # what is left of the announced bytes
-    if missing:
-        raise WeightError(f"{address} broke off {missing} bytes before its end; try again.")
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Returns an opener that knows http and https, and neither files nor ftp, to which a server may redirect."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-def _reason(error: Exception) -> str:
-    """Returns why a download failed, in one line and without the password that an address may have."""
-    if isinstance(error, http.client.InvalidURL):
-        return "it leads to an address that is not valid"
-    return shown(re.sub(r"//[^/\s]*@", "//", str(getattr(error, "reason", error))), most=200)
 
 
 def _wrong_checksum(path: pathlib.Path) -> str:

@@ -7,7 +7,7 @@ import re
 import time
 import urllib.request
 
-SILENCE = 60  # seconds without an answer
+SILENCE = 30  # seconds without an answer
 LONGEST = 3600  # seconds for one file
 PIECE = 2**16  # bytes
 
