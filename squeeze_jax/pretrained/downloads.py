@@ -57,8 +57,8 @@ def fetch(name: str) -> pathlib.Path:
             temporary.replace(path)
     except OSError as error:
         raise WeightError(
-            f"{name} could not be downloaded ({error.strerror or error}). Get {address} on a machine with a connection, and put "
-            f"it at {path}."
+            f"{name} could not be downloaded ({error.strerror or error}). Get {address} on a machine with a "
+            f"connection, and put it at {path}."
         ) from error
     return path
 
