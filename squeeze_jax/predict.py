@@ -99,7 +99,7 @@ def map_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
 def read_images(
     network: Network, paths: Sequence[pathlib.Path], batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads images in batches, with labels derived from the names of their folders.
+    """Reads images in batches, with labels derived from the names of their folders. What cannot be read is named.
 
     Args:
       network: the network, which determines the image shape and the classes.
@@ -108,12 +108,26 @@ def read_images(
 
     Yields:
       Images, uint8 (batch, *image_shape), and labels, int (batch,); -1 if the folder is not named after a class.
+
+    Raises:
+      InputError: no image can be read.
     """
     classes = {name: i for i, name in enumerate(network.class_names)}
-    for first in range(0, len(paths), batch_size):
-        part = paths[first : first + batch_size]
-        labels = np.array([classes.get(path.parent.name, -1) for path in part])
-        yield np.stack([network.read_image(path) for path in part]), labels
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    skipped = 0
+    for i, path in enumerate(paths, start=1):
+        try:
+            images.append(network.read_image(path))
+            labels.append(classes.get(path.parent.name, -1))
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            skipped += 1
+        if images and (len(images) == batch_size or i == len(paths)):
+            yield np.stack(images), np.array(labels)
+            images, labels = [], []
+    if skipped and skipped == len(paths):
+        raise InputError(f"none of the {len(paths)} images can be read.")
 
 
 def predictions(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from squeeze_jax import commands, drawing, predict
 from squeeze_jax.config import base_config
+from squeeze_jax.errors import InputError
 from squeeze_jax.experiment import make_task
 from squeeze_jax.network import read_image
 from squeeze_jax.predict import find_images, map_names
@@ -184,3 +185,21 @@ def test_home_is_expanded_in_every_path(run, tmp_path, monkeypatch):
     )
     assert sorted(os.listdir(tmp_path)) == ["labels.txt", "maps", "photographs", "r"]
     assert find_images(["~/photographs/*.png"]) == [tmp_path / "photographs" / "a b.png"]
+
+
+def test_an_image_that_cannot_be_read_ends_no_calibration(tmp_path, capsys):
+    class Reader:
+        class_names = ("cat", "dog")
+
+        def read_image(self, path):
+            if path.stem == "broken":
+                raise InputError(f"{path} cannot be read")
+            return np.full((2, 2, 1), int(path.stem), np.uint8)
+
+    paths = [tmp_path / "dog" / f"{name}.png" for name in ("1", "broken", "2", "3", "broken")]
+    batches = list(predict.read_images(Reader(), paths, 2))
+    assert [images[:, 0, 0, 0].tolist() for images, _ in batches] == [[1, 2], [3]]
+    assert [labels.tolist() for _, labels in batches] == [[1, 1], [1]]
+    assert capsys.readouterr().err.count("skipped: ") == 2
+    with pytest.raises(InputError, match="none of the 2 images can be read"):
+        list(predict.read_images(Reader(), paths[1::3], 2))
