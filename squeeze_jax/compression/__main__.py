@@ -66,6 +66,27 @@ def parse_bits(text: str, network: Network) -> dict[str, int]:
         raise InputError(f"--bits {text} is not valid; expected a value such as 6 or 6,conv1=8.") from error
 
 
+def check(args: argparse.Namespace) -> tuple[str, bool]:
+    """Returns the layout of the file, and whether the weights are rounded to a size or a quality.
+
+    Raises:
+      InputError: the arguments contradict each other, or the folder of --output does not exist.
+    """
+    layout = args.layout or args.output.suffix[1:]
+    if args.output.suffix != f".{layout}" or layout not in LAYOUTS:
+        raise InputError(f"--output {args.output} must end in {f'.{args.layout}' if args.layout else '.sqz or .net'}.")
+    fitted = args.size is not None or args.quality is not None
+    if (fitted or args.density is not None) and not args.calibration:
+        raise InputError("--size, --quality and --density need images: --calibration FOLDER.")
+    if fitted and layout != "sqz":
+        raise InputError("--size and --quality write .sqz files; a .net file has codebooks: use --bits.")
+    if fitted and args.biases not in (None, "int8"):
+        raise InputError(f"--biases {args.biases} has no effect with --size or --quality, which round them to int8.")
+    if not args.output.parent.is_dir():
+        raise InputError(f"the folder of --output {args.output} does not exist; create it or use another one.")
+    return layout, fitted
+
+
 def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,18 +117,7 @@ def main() -> int:
         "--stages", type=user_path, metavar="FOLDER", help="keeps results; a repeated command continues from them"
     )
     args = parser.parse_args()
-    layout = args.layout or args.output.suffix[1:]
-    if args.output.suffix != f".{layout}" or layout not in LAYOUTS:
-        raise InputError(f"--output {args.output} must end in {f'.{args.layout}' if args.layout else '.sqz or .net'}.")
-    fitted = args.size is not None or args.quality is not None
-    if (fitted or args.density is not None) and not args.calibration:
-        raise InputError("--size, --quality and --density need images: --calibration FOLDER.")
-    if fitted and layout != "sqz":
-        raise InputError("--size and --quality write .sqz files; a .net file has codebooks: use --bits.")
-    if fitted and args.biases not in (None, "int8"):
-        raise InputError(f"--biases {args.biases} has no effect with --size or --quality, which round them to int8.")
-    if not args.output.parent.is_dir():
-        raise InputError(f"the folder of --output {args.output} does not exist; create it or use another one.")
+    layout, fitted = check(args)
     compilation_cache.enable()
     calibration, evaluation = (find_images([str(p)]) if p else [] for p in (args.calibration, args.evaluation))
     network = load(args.weights)
