@@ -533,8 +533,8 @@ def place(folder, form, data):
     return path
 
 
-def run(names, count, seed, keep=None):
-    """Returns {format: [(result, text, seconds, MiB), ...]}."""
+def run(names, count, seed, keep=None, seconds=SECONDS):
+    """Returns {format: [(result, text, seconds, MiB), ...]}; a file that takes more seconds than these is a crash."""
     results, first = collections.defaultdict(list), 0
     while first < count * len(names):
         command = [sys.executable, __file__, "--worker", str(first), "--mutants", str(count), "--seed", str(seed)]
@@ -542,10 +542,10 @@ def run(names, count, seed, keep=None):
         child = subprocess.Popen([*command, *names], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         current, died = None, "ended"
         while True:
-            ready, _, _ = select.select([child.stdout], [], [], SECONDS if current else 600)
+            ready, _, _ = select.select([child.stdout], [], [], seconds if current else 600)
             if not ready:
                 child.kill()
-                died = f"hung for {SECONDS} s"
+                died = f"hung for {seconds} s"
                 break
             line = child.stdout.readline()
             if not line:
@@ -565,7 +565,7 @@ def run(names, count, seed, keep=None):
             return dict(results)
         name, first = current[0], current[1] + 1
         died = died if died != "ended" else f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-        results[name].append(("crash", died, SECONDS, 0))
+        results[name].append(("crash", died, seconds, 0))
     return dict(results)
 
 

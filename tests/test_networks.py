@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import SHORT, options_of
 from flax import linen as nn
-from test_models import feature_names, init, shapes
+from test_models import feature_names, random_variables, shapes
 
 from squeeze_jax import models
 from squeeze_jax.errors import ModelError
@@ -119,7 +119,7 @@ UNITS = {
 def test_every_parameter_learns(unit):
     model = OneUnit(UNITS[unit])
     x = jax.random.normal(jax.random.key(1), (4, 7, 7, 8))
-    variables = init(model, x)
+    variables = random_variables(model, x)
 
     def loss(params):
         y, _ = model.apply({**variables, "params": params}, x, mutable=["batch_stats"])
@@ -132,7 +132,7 @@ def test_every_parameter_learns(unit):
 def test_half_of_the_channels_pass_a_shuffle_unit_and_are_interleaved():
     model = OneUnit(UNITS["ShuffleNetV2"])
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 8))
-    y = jax.jit(functools.partial(model.apply, train=False))(init(model, x), x)
+    y = jax.jit(functools.partial(model.apply, train=False))(random_variables(model, x), x)
     np.testing.assert_array_equal(y[..., ::2], x[..., :4])
 
 
@@ -145,7 +145,7 @@ def test_features_come_in_the_order_of_computation():
 def test_stochastic_depth_leaves_out_a_block_by_the_position():
     model = OneUnit(InvertedResidual(8, 3, 3, 1, drop_rate=0.5))
     x = jax.random.normal(jax.random.key(1), (16, 5, 5, 8))
-    variables = init(model, x[:1])
+    variables = random_variables(model, x[:1])
 
     @jax.jit
     def output(x, positions):

@@ -271,6 +271,7 @@ def test_imported_weights_are_evaluated_on_a_folder_of_some_of_their_classes(tmp
     values = dict(zip(header.split(","), row.split(","), strict=True))
     assert int(values["examples"]) == 40 and 0.5 < float(values["top1"]) < float(values["top5"]) < 1
     (tmp_path / "photographs" / "val" / "unknown").mkdir()
+    (tmp_path / "photographs" / "val" / "unknown" / "1.JPEG").symlink_to(path)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 1 and "has classes that" in done.stderr and "unknown" in done.stderr
 

@@ -173,9 +173,7 @@ class Classification:
 
     @staticmethod
     def check_labels(split: Split, num_classes: int) -> None:
-        """Raises ConfigError unless each example has one class, of several."""
-        if num_classes < 2:
-            raise ConfigError(f"{split.name} has one class; expected at least two, or there is nothing to learn.")
+        """Raises ConfigError unless each example has one class."""
         shape = np.shape(targets_of(split.examples, 0)["label"])
         if shape:
             raise ConfigError(

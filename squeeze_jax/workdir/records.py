@@ -22,13 +22,15 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     A last line that is incomplete, because the run was killed while it was written, is left out.
 
     Raises:
-      WorkdirError: another line is damaged; nothing is left out then.
+      WorkdirError: the file cannot be read, or another line is damaged; nothing is left out then.
     """
     path = pathlib.Path(workdir) / METRICS_FILE
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be read: {error.strerror}.") from error
     records = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
