@@ -36,6 +36,9 @@ SECONDS = 10
 MEBIBYTES = 1024
 LONGEST_MESSAGE = 4000  # characters
 FORMATS = {}
+# Exported programs with a checksum that was computed again are left to the runtimes, which they may crash; see
+# docs/export.md. They are read only if they are named on the command line.
+PROGRAMS = ("exported .onnx with a new checksum", "exported .jaxexport with a new checksum")
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -569,6 +572,11 @@ def run(names, count, seed, keep=None, seconds=SECONDS):
     return dict(results)
 
 
+def default_formats():
+    """The names of the formats that no damage may get past the reader of."""
+    return [name for name in FORMATS if name not in PROGRAMS]
+
+
 def failures(results):
     """The results that are neither accepted nor refused, by format."""
     bad = {name: [row for row in rows if row[0] not in ("accepted", "refused")] for name, rows in results.items()}
@@ -583,7 +591,7 @@ def main():
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the files that failed")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    names = args.formats or list(FORMATS)
+    names = args.formats or default_formats()
     if args.worker is not None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         return work(names, args.mutants, args.seed, args.keep, args.worker)
