@@ -211,7 +211,8 @@ def compare(found: Mapping[Key, Cases]) -> list[list[str]]:
             continue
         base = found[first, seed]
         a, b = np.argsort(base.case), np.argsort(cases.case)
-        if not (np.array_equal(base.case[a], cases.case[b]) and np.array_equal(base.label[a], cases.label[b])):
+        columns = ("case", "label", "patient")
+        if not all(np.array_equal(getattr(base, name)[a], getattr(cases, name)[b]) for name in columns):
             raise InputError(
                 f"{name} and {first} were tested on different cases; compare runs with the same test split."
             )

@@ -17,7 +17,7 @@ from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.files import make_folder, replaced
 from squeeze_jax.tables import markdown, read_csv, write_csv
 from squeeze_jax.workdir.folder import VERSIONS_FILE
-from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
+from squeeze_jax.workdir.records import METRICS_FILE, RESULT_FILE, read_metrics
 
 MIB = 2**20
 SIZES = ("parameters", "macs")
@@ -115,6 +115,8 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
             row |= _measured(sweep, row, folder)
         except SqueezeJaxError as error:  # a damaged file of this trial
             row["status"] = f"finished, but {error}"
+        except (TypeError, ValueError, KeyError, AttributeError):  # values that no run writes
+            row["status"] = f"finished, but {RESULT_FILE}, {METRICS_FILE} or {VERSIONS_FILE} in {folder} is damaged"
     return row
 
 
@@ -131,6 +133,8 @@ def _measured(sweep: Sweep, row: dict[str, Any], folder: pathlib.Path) -> dict[s
     for split in ("validation", "test"):
         row |= {f"{split}_{name}": value for name, value in result.get(split, {}).items()}
     records = read_metrics(folder)
+    if not records:
+        raise SweepError(f"{folder / METRICS_FILE} is missing or empty.")
     validated = [record["values"]["loss"] for record in records if record["split"] == "validation"]
     if validated:
         row["validation_loss_at_end"] = validated[-1]

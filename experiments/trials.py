@@ -216,7 +216,7 @@ def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
 def is_finished(folder: pathlib.Path) -> bool:
     """Returns whether a trial has a result. One that cannot be read is none: the trial's command writes it again."""
     try:
-        return bool(read_json(folder / RESULT_FILE))
+        return bool(read_json(folder / RESULT_FILE, "parameters", "macs", "step"))
     except SweepError:
         return False
 

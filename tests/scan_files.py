@@ -205,6 +205,7 @@ def write_metaimage(path: pathlib.Path, volume: Volume, rng: np.random.Generator
         "ElementSpacing": " ".join(map(repr, spacing.tolist())),
         "DimSize": " ".join(map(str, reversed(volume.units.shape))),
         "ElementType": word,
+        "ElementToIntensityFunctionSlope": "1.0",
         "ElementDataFile": "LOCAL" if path.suffix == ".mha" else f"{path.stem}.raw",
     }
     if rng.random() < 0.5:

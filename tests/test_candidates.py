@@ -90,3 +90,14 @@ def test_rows_without_a_nodule_are_cases_of_their_own(tmp_path):
 def test_a_list_that_is_missing(tmp_path):
     with pytest.raises(DataError, match="nothing.csv cannot be read: No such file"):
         read_candidates(tmp_path / "nothing.csv")
+
+
+def test_whole_numbers_of_a_column_with_empty_cells_are_whole(tmp_path):
+    """pandas writes such columns as 1.0."""
+    found = read(tmp_path, f"{HEADER},nodule,ignore\na,1,2,3,1.0,7.0,1.0\na,1,2,3,1,7,\nb,1,2,3,0.0,-1.0,0.0\n")
+    assert [one.class_name for one in found] == ["1", "1", "0"] and [one.ignored for one in found] == [
+        True,
+        False,
+        False,
+    ]
+    assert found[0].case == found[1].case == "a/7" and found[2].case == "b/line4"

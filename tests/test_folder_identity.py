@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -195,6 +196,17 @@ def test_other_datasets_are_compared_by_classes_and_counts(data_dir, tmp_path):
     )
     other_order = Identity(found.class_names[::-1], found.splits)
     assert found.changes(other_order, ["train"]) == "the classes have another order"
+
+
+def test_a_prepared_folder_of_ones_own_is_compared_by_its_contents(data_dir, tmp_path):
+    folder = tmp_path / "mine" / "1.0.0"
+    shutil.copytree(pathlib.Path(data_dir) / "digits" / "1.0.0", folder)
+    before = open_dataset(str(folder)).identity(["train"])
+    shard = next(folder.glob("*train*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert before.changes(open_dataset(str(folder)).identity(["train"]), ["train"]) == "train: other data"
 
 
 @pytest.mark.parametrize(

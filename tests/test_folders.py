@@ -63,6 +63,20 @@ def below(folder, entries):
 # name: entries, images in each split, classes, levels of groups, what is said of the rest (kind and count)
 LAYOUTS = {
     "plain": (PLAIN, TWO, "ants bees", 0, {}),
+    "Intel's doubled folders": (
+        many("seg_train/seg_train/sea/*.png", "seg_train/seg_train/ice/*.png", "seg_test/seg_test/sea/*.png"),
+        None,
+        "",
+        0,
+        "seg_test holds seg_test, named like a folder around or beside it",
+    ),
+    "a copy of the classes beside them": (
+        many("cells/ill/*.png", "cells/well/*.png", "cells/cells/ill/*.png", "cells/cells/well/*.png"),
+        None,
+        "",
+        0,
+        "cells holds ill, well, named like a folder around or beside it",
+    ),
     "a single folder around": (below("hymenoptera_data", PLAIN), TWO, "ants bees", 0, {}),
     "two folders around": (below("archive/chest_xray", PLAIN), TWO, "ants bees", 0, {}),
     "around, with a copy inside": (

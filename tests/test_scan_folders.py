@@ -24,8 +24,9 @@ from scan_files import (
     write_slices,
 )
 
+from squeeze_jax.data.identity import fingerprint
 from squeeze_jax.data.scans import AIR, Assume, Cut
-from squeeze_jax.data.volumes import find_scans, read_scan
+from squeeze_jax.data.volumes import Stored, files_of, find_scans, read_scan
 from squeeze_jax.errors import DataError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra 'ct' has pydicom")
@@ -263,6 +264,21 @@ def test_prepare_says_what_it_leaves_out_and_remembers_what_it_was_told(tmp_path
     assert cut(Assume(hounsfield=True)).is_dir()
     with pytest.raises(DataError, match="exists, but was not made of this list and these scans"):
         cut(Assume(hounsfield=True, origin=True))
+    whole = paths[0].read_bytes()
+    paths[0].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # other voxels in a file of the same size
+    with pytest.raises(DataError, match="exists, but was not made of this list and these scans"):
+        cut(Assume(hounsfield=True))
+    paths[0].write_bytes(whole)
     (scans / "twin.dcm").unlink()
     with pytest.raises(DataError, match="exists, but was not made of this list and these scans"):
         cut(Assume(hounsfield=True))
+
+
+def test_the_voxels_of_a_header_belong_to_its_files(tmp_path):
+    (tmp_path / "s.mhd").write_text("NDims = 3\nElementDataFile = s.raw\n")
+    stored = Stored((str(tmp_path / "s.mhd"),), "train")
+    assert [path.name for path in files_of(stored)] == ["s.mhd"]
+    (tmp_path / "s.raw").write_bytes(b"abc")
+    before = fingerprint(files_of(stored))
+    (tmp_path / "s.raw").write_bytes(b"abd")
+    assert [path.name for path in files_of(stored)] == ["s.mhd", "s.raw"] and fingerprint(files_of(stored)) != before

@@ -352,7 +352,15 @@ def test_a_damaged_file_of_a_trial_is_named_and_the_others_go_on(text, tmp_path,
         (folder / "versions.json").write_text(json.dumps(made))
         result = {"step": 5, "parameters": 2**18, "macs": 3, "test": {"top1": 0.5}}
         (folder / "result.json").write_text(json.dumps(result))
+        record = {"step": 5, "split": "train", "values": {}, "speed": {"images_per_second": 25.0}}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     broken = tmp_path / "x=1,seed=0"
+    (broken / "result.json").write_text(json.dumps({**result, "parameters": None}))
+    table = report.write(sweep_, tmp_path, tmp_path / "report")
+    assert (
+        "| 0 | 262,144 |" in table and f"finished, but result.json, metrics.jsonl or versions.json in {broken}" in table
+    )
+    (broken / "result.json").write_text(json.dumps(result))
     (broken / "versions.json").write_text(text)
     table = report.write(sweep_, tmp_path, tmp_path / "report")
     assert "| 0 | 262,144 |" in table and f"- x=1,seed=0: finished, but {broken / 'versions.json'} cannot be" in table

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import pathlib
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from squeeze_jax.errors import DataError
 COORDINATES = ("coordX", "coordY", "coordZ")
 COLUMNS = ("seriesuid", *COORDINATES, "class")
 OPTIONAL = ("patient", "nodule", "ignore")
-NO_NODULE = {"", "0", "0.0", "-1", "-1.0", "nan", "none", "null", "na", "n/a", "<na>"}  # in the column nodule, any case
+NO_NODULE = {"", "0", "-1", "nan", "none", "null", "na", "n/a", "<na>"}  # in the column nodule, any case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +124,20 @@ def _candidate(row: str, reader: csv.DictReader, values: dict[str, str]) -> Cand
             raise DataError(f"{row}: the {column} {text!r} contains a line break or a control character; remove it.")
         return text
 
-    scan, class_name, nodule = name("seriesuid"), name("class"), name("nodule")
+    scan, class_name, nodule = name("seriesuid"), _whole(name("class")), _whole(name("nodule"))
     centre = tuple(_number(values[column], reader.reader.dialect.delimiter == ";") for column in COORDINATES)
     if not scan or not class_name or not all(map(math.isfinite, centre)):
         raise DataError(f"{row}: expected a seriesuid, three coordinates in mm and a class, got {values}.")
     case = f"line{reader.line_num}" if nodule.casefold() in NO_NODULE else nodule
-    ignore = name("ignore") or "0"
+    ignore = _whole(name("ignore")) or "0"
     if ignore not in ("0", "1"):
         raise DataError(f"{row}: the column ignore has {ignore!r}; expected 1 on an irrelevant finding, else 0.")
     return Candidate(row, scan, centre, class_name, name("patient") or scan, f"{scan}/{case}", ignore == "1")
+
+
+def _whole(text: str) -> str:
+    """Returns a whole number without the ".0" that a column with empty cells gets from some programs."""
+    return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
 
 def _number(text: str, decimal_comma: bool) -> float:

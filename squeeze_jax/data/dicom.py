@@ -21,7 +21,7 @@ from squeeze_jax.errors import DataError
 MARK = 132  # bytes until the end of the letters DICM, by which a DICOM file is known
 OFF_GRID = 0.05  # mm that a slice may lie beside the even grid: positions are often rounded to 0.1 mm
 SAME_PLACE = 1e-3  # mm
-LARGEST = 1e9  # number in a header that is not taken for damaged
+LARGEST = 2.0**32  # number in a header that is not taken for damaged
 MODALITIES = ("CT", "OT", "")  # other, and not said: what converters write
 HOUNSFIELD = ("HU", "US", "")  # types of rescaled values: Hounsfield units, not specified, and not said
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture Image Storage

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from squeeze_jax.data import decoding
-from squeeze_jax.data.identity import Identity, StoredSplit
+from squeeze_jax.data.identity import HASHED_BYTES, Identity, StoredSplit
 from squeeze_jax.data.listing import Notes, list_pictures, shown
 from squeeze_jax.data.splits import CASE, PATIENT
 from squeeze_jax.errors import DataError
@@ -24,7 +24,6 @@ ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: the classes of the files i
 # Kinds of notes.
 UNLABELLED, OUTSIDE = "left out, in no folder of a class", "left out, in a folder beside those of the splits"
 DEEPER = "taken, but in folders below their class, which do not count as patients"
-HASHED_BYTES = 2**28  # of a split; the contents of larger ones are not compared, only names and sizes
 
 
 class _Row(NamedTuple):
@@ -328,14 +327,22 @@ class _Layout:
         depths = collections.Counter(len(parts) - 1 for parts, _ in paths)
         if not depths:
             return []
+        nested = collections.defaultdict(set)  # the folders in each folder
+        for parts, _ in paths:
+            nested[parts[0]].update(parts[1:2] if len(parts) > 2 else ())
+        for name, inside in sorted(nested.items()):
+            if inside and (inside == {name} or inside <= nested.keys() - {name}):
+                raise DataError(
+                    f"{self._root / self._top / name} holds {', '.join(sorted(inside)[:3])}, named like a folder "
+                    f"around or beside it, so the classes are not clear. Remove the copy, or call the folders of "
+                    f"splits train, val or test."
+                )
         if 2 * depths[1] >= sum(depths.values()):
             return [self._row(UNDIVIDED, parts[0], parts[1:], path) for parts, path in paths]
         most = depths.most_common(1)[0][0]
-        nested = collections.defaultdict(set)  # the folders in each folder
         for parts, path in paths:
             if len(parts) - 1 != most and most == 3:
                 raise self._odd(path, 2, depths[most])
-            nested[parts[0]].update(parts[1:2] if len(parts) > 2 else ())
         if most == 2:
             counts = collections.Counter(name for names in nested.values() for name in names)
             if max(counts.values()) == 1:

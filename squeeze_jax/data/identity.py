@@ -14,6 +14,7 @@ from squeeze_jax.files import replaced
 FILE = "dataset.json"  # in a workdir
 VERSION = 1  # of the file
 LISTED = 50_000  # files; of larger splits only the counts of the classes and a digest are kept
+HASHED_BYTES = 2**28  # of a split; the contents of larger ones are not compared, only names and sizes
 NAMED = 3  # examples in a message
 
 
@@ -139,6 +140,23 @@ def _checked(split: dict[str, Any]) -> dict[str, Any]:
         "classes": {name: int(count) for name, count in split["classes"].items()},
         "files": {name: (int(size), str(contents)) for name, (size, contents) in split["files"].items()},
     }
+
+
+def fingerprint(paths: Iterable[pathlib.Path]) -> str:
+    """Returns the SHA-256 of the names, sizes and contents of files.
+
+    Raises:
+      DataError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(map(pathlib.Path, paths)):
+        try:
+            with path.open("rb") as file:
+                contents = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.name}\n{path.stat().st_size}\n{contents}\n".encode(errors="surrogateescape"))
+        except OSError as error:
+            raise DataError(f"{shown(str(path))} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
 
 
 def _differ(before: tuple[int, str], now: tuple[int, str]) -> bool:

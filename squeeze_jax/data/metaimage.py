@@ -54,7 +54,7 @@ def read(path: pathlib.Path, assume: Assume) -> Scan:
     """
     header, offset = _header(path)
     for key, values in FIXED.items():
-        if header.get(key, values[0]) not in values:
+        if header.get(key, values[0]) not in values and not _is_same_number(header[key], values[0]):
             raise DataError(f"{key} is {header[key][:80]!r}; only {values[0]} is read.")
     dtype = TYPES.get(header.get("ElementType", ""))
     if dtype is None:
@@ -83,6 +83,16 @@ def read(path: pathlib.Path, assume: Assume) -> Scan:
     data = _data(path, header, offset, math.prod(size) * dtype.itemsize)
     voxels = np.frombuffer(data, dtype).reshape(size[::-1])
     return Scan.from_steps(voxels.astype(dtype.newbyteorder("="), copy=False), origin, directions.T * spacing)
+
+
+def files(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files of a volume: that of the header and, if they lie in another one, that of the voxels."""
+    try:
+        name = _header(path)[0]["ElementDataFile"]
+    except (DataError, OSError):  # an error when it is read
+        return [path]
+    voxels = path.parent / pathlib.PurePath(name).name
+    return [path, voxels] if name != "LOCAL" and voxels.is_file() else [path]
 
 
 def _header(path: pathlib.Path) -> tuple[dict[str, str], int]:
@@ -141,6 +151,13 @@ def _data(path: pathlib.Path, header: dict[str, str], offset: int, expected: int
         f"the voxels in {path.name} take {actual:,} bytes, {expected:,} by the header; it is cut off, damaged or of "
         "another volume."
     )
+
+
+def _is_same_number(text: str, expected: str) -> bool:
+    try:
+        return float(text) == float(expected)
+    except ValueError:
+        return False
 
 
 def _is_true(header: dict[str, str], key: str) -> bool:

@@ -30,9 +30,10 @@ from squeeze_jax.data import archives, prepared
 from squeeze_jax.data.builders import BUILDERS, builder_class
 from squeeze_jax.data.candidates import read_candidates, summary
 from squeeze_jax.data.folders import ImageFolder
+from squeeze_jax.data.identity import fingerprint
 from squeeze_jax.data.scans import CUTS, Assume, Cut
 from squeeze_jax.data.sources import default_data_dir
-from squeeze_jax.data.volumes import AS_STORED, find_scans
+from squeeze_jax.data.volumes import AS_STORED, files_of, find_scans
 from squeeze_jax.errors import DataError, SqueezeJaxError
 from squeeze_jax.files import user_path
 
@@ -196,7 +197,7 @@ def cut_scans(
         print(line, file=sys.stderr)
     listed_scans = {candidate.scan for candidate in listed}
     made_of = sorted(
-        (uid, stored.split, len(stored.files), sum(map(os.path.getsize, stored.files)))
+        (uid, stored.split, fingerprint(files_of(stored)))  # they are read once more, as they may have changed
         for uid, stored in found.scans.items()
         if uid in listed_scans
     )

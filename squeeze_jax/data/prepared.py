@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from squeeze_jax.data.identity import Identity, StoredSplit
+from squeeze_jax.data.identity import HASHED_BYTES, Identity, StoredSplit, fingerprint
 from squeeze_jax.data.splits import GROUPS, IGNORED
 from squeeze_jax.errors import DataError
 
@@ -32,6 +32,7 @@ class Prepared:
     Args:
       name: of the dataset, for messages.
       builder: its TFDS builder.
+      is_own: whether it is a user's folder, and not a published dataset, which its version identifies.
 
     Raises:
       DataError: it does not have one image and its class label or labels per example, or its description is damaged.
@@ -39,8 +40,8 @@ class Prepared:
 
     notes = ()
 
-    def __init__(self, name: str, builder: Any):
-        self._name, self._builder = name, builder
+    def __init__(self, name: str, builder: Any, *, is_own: bool = False):
+        self._name, self._builder, self._is_own = name, builder, is_own
         try:
             self._read(name, builder.info)
         except DataError:
@@ -76,6 +77,9 @@ class Prepared:
         }
         # This project decodes encoded images itself, together with cropping.
         feature = info.features[self._image]
+        stored_as = np.dtype(feature.np_dtype)
+        if stored_as.kind in "iu" and stored_as != np.uint8:
+            raise DataError(f"{name} stores pixels as {stored_as}; expected uint8, or floating-point values in 0..255.")
         encoded = isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype) == np.uint8
         self._decoders = {self._image: tfds.decode.SkipDecoding()} if encoded else None
 
@@ -94,11 +98,19 @@ class Prepared:
 
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells these splits from changed ones, see `Source`."""
-        made_of = ""
         if self._builder.name in MADE_BY_USERS:
             made_of = hashlib.sha256(self._builder.info.description.encode()).hexdigest()
-        stored = {split: StoredSplit(self.split_sizes[split], made_of) for split in splits}
+            stored = {split: StoredSplit(self.split_sizes[split], made_of) for split in splits}
+        else:
+            stored = {split: self._stored(split) for split in splits}
         return Identity(self.class_names, stored)
+
+    def _stored(self, split: str) -> StoredSplit:
+        if not self._is_own:
+            return StoredSplit(self.split_sizes[split])
+        files = [*self._builder.info.splits[split].filepaths, self._builder.data_path / FEATURES]
+        size = sum(pathlib.Path(path).stat().st_size for path in files)
+        return StoredSplit(self.split_sizes[split], fingerprint(files) if size <= HASHED_BYTES else "")
 
 
 class _Examples(Sequence):

@@ -244,7 +244,7 @@ def _folder(name: str, folder: pathlib.Path) -> Source:
             f"{folder} is stored as {builder.info.file_format.value}, which has no random access; convert it to "
             f"array_record with\n  {prepare_command(builder.name, None)} --from {shlex.quote(str(folder))}"
         )
-    return prepared.Prepared(name, builder)
+    return prepared.Prepared(name, builder, is_own=True)
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

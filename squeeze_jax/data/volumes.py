@@ -110,6 +110,12 @@ def _series_uid(path: str) -> str:
         raise DataError(f"unreadable, {error.strerror}") from error
 
 
+def files_of(stored: Stored) -> list[pathlib.Path]:
+    """Returns all files of a scan, those of the voxels included."""
+    paths = [pathlib.Path(path) for path in stored.files]
+    return metaimage.files(paths[0]) if READERS.get(_extension(paths[0].name)) is metaimage.read else paths
+
+
 def _twice(root: pathlib.Path, uid: str, first: str, second: str) -> DataError:
     return DataError(f"{root} has the scan {uid} twice: {first} and {second}; remove one.")
 

@@ -17,6 +17,7 @@ from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.splits import UNREADABLE
 from squeeze_jax.errors import ConfigError, DataError, TrainingError
 from squeeze_jax.experiment import Experiment, build, stored_splits
+from squeeze_jax.files import user_path
 from squeeze_jax.runtime.devices import DeviceMesh, any_process, compile_once, is_main_process, wait_for_all
 from squeeze_jax.runtime.signals import StopRequest
 from squeeze_jax.tasks.task import Batch, Values
@@ -74,7 +75,8 @@ def train_and_evaluate(
     if config.sharing.bits and not config.init_from:
         raise ConfigError("config.sharing.bits needs trained weights to share: set config.init_from.")
     experiment = build(config)  # fails before the folder is changed
-    experiment.dataset.check_learnable(stored_splits(experiment.dataset, config, "train"))
+    if not (user_path(folder) / config_lib.CONFIG_FILE).exists():  # a run of an earlier version may be resumed
+        experiment.dataset.check_learnable(stored_splits(experiment.dataset, config, "train"))
     mesh = DeviceMesh.create(config.run.backend, config.run.num_devices)
     mesh.check_batch_size("train.batch_size", config.train.batch_size, config.train.micro_batches)
     folder = folder_lib.create(folder)
@@ -247,6 +249,12 @@ def _check_same_run(experiment: Experiment, identity: Identity, folder: pathlib.
     config = experiment.config
     stored, resolved = config_lib.read(folder)
     before = Identity.read(folder)
+    if before is None:
+        logger.warning(
+            "%s was begun by an earlier version, which did not record its dataset: whether other files are used now "
+            "cannot be told. docs/data.md says which files of a folder count.",
+            folder,
+        )
     changes = _changes(resolved, before, experiment, identity)
     if before and not changes and all(split.digest for split in before.splits.values()):
         stored.dataset.name = config.dataset.name  # the same data may lie elsewhere
