@@ -224,7 +224,7 @@ def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[
     """Reads an image file as for evaluation; see `Network.read_image`."""
     crop, channels = make_crop(config), image_shape[-1]
     try:
-        if pathlib.Path(path).suffix == ARRAY:
+        if pathlib.Path(path).suffix.lower() == ARRAY:
             image = _open_array(pathlib.Path(path))
             if image_shape == (*image.shape, 1):
                 image = image[..., None]

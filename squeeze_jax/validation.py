@@ -18,11 +18,13 @@ from squeeze_jax.errors import ConfigError
 SIZE = "a number of pixels, or (height, width)"
 LARGEST_SIDE = 4096  # pixels of an image that a network or a crop takes
 LARGEST_IMAGE = 2**27  # pixels of it, or voxels
+LARGEST_STORED_SIDE = 2**16  # pixels of an image before it is resized on the device
 MOST_CHANNELS = 2**12
 LARGEST_BATCH = 2**20  # examples
 LARGEST_POOL = 1024  # threads or processes
 LARGEST_NUMBER = 1e100  # products of such numbers are finite
-LONGEST_TEXT = 4096  # characters
+LONGEST_TEXT = 2**17  # characters; the factors of the classes of a large dataset
+LONGEST_SHOWN = 4096
 
 BACKENDS = ("jit", "pmap")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -58,7 +60,7 @@ DURATIONS = (
     "run.evaluate_every",
     "run.checkpoint_every",
 )
-_DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(steps?|epochs?|examples?)\s*")
+_DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,30})?)\s*(steps?|epochs?|examples?)\s*")
 
 
 def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
@@ -240,7 +242,8 @@ def is_image_shape(value: Any) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) not in (3, 4):
         return False
     *spatial, channels = value
-    return _is_side(*spatial) and math.prod(spatial) <= LARGEST_IMAGE and _is_whole(channels, MOST_CHANNELS)
+    is_bearable = all(_is_whole(side, LARGEST_STORED_SIDE) for side in spatial) and math.prod(spatial) <= LARGEST_IMAGE
+    return is_bearable and _is_whole(channels, MOST_CHANNELS)
 
 
 def is_pruned(config: ConfigDict) -> bool:
@@ -290,12 +293,12 @@ def _require(config: ConfigDict, key: str, accept: Callable[[Any], bool], expect
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:100]} ..."
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:100]} ..."
 
 
 def _is_plain(value: Any, depth: int = 2) -> bool:
     """Returns whether a value is text, a finite number, None or a tuple of those, at most `depth` deep."""
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return depth > 0 and len(value) <= LONGEST_TEXT and all(_is_plain(item, depth - 1) for item in value)
     if isinstance(value, str):
         return len(value) <= LONGEST_TEXT and "\0" not in value

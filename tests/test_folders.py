@@ -299,7 +299,7 @@ def test_the_first_image_that_is_one_gives_the_shape(tmp_path):
     batch = split.batch(range(4))
     assert [row for row, _ in batch["unreadable"]] == [0, 1] and batch["label"].tolist() == [0, 0, 0, 1]
     assert all(wrong.startswith(f"{split.describe(row)} cannot be read: ") for row, wrong in batch["unreadable"])
-    with pytest.raises(DataError, match=r"a/0.png cannot be read: it is not an image"):
+    with pytest.raises(DataError, match=r"a/0.png cannot be read: it is not an image of"):
         open_dataset(str(tmp_path)).split("train").batch([0])
     write(tmp_path / "none", ["train/a/0.png = no image", "train/b/1.png = no image"])
     with pytest.raises(DataError, match=r"none of the 2 images of .*none can be decoded, such as .*a/0.png: "):

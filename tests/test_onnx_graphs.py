@@ -282,6 +282,10 @@ ONNX = {
     "Reshape to two images": (flattened("Reshape", [-1, 5]), "Reshape 'new Reshape'"),
     "Softmax": (both(flattened("Flatten"), lambda net: net.insert("Softmax", "new Flatten")), {"softmax": True}),
     "Softmax before opset 13": (old_softmax, {"softmax": True}),
+    "padding and no padding by name": (
+        each(*POOLS, ceil_mode=0, pads=[0, 0, 1, 1], auto_pad="VALID"),
+        "has pads and auto_pad=VALID, which exclude each other",
+    ),
     "Softmax of nothing": (lambda net: net.insert("Softmax", "mean"), "Softmax 'new Softmax'"),
     "Dropout": (lambda net: net.insert("Dropout", "fire9/concat"), {}),
     "Dropout that trains": (
@@ -376,6 +380,22 @@ def external(model):
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
 
 
+def twice(model):
+    model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+
+
+def two_softmaxes(model):
+    for kind, name in (("Flatten", "flat"), ("Softmax", "once"), ("Softmax", "twice")):
+        model.graph.node.append(onnx.helper.make_node(kind, [model.graph.output[0].name], [name], name=name, axis=1))
+        model.graph.output[0].name = name
+
+
+def shape_of_a_weight(model):
+    model.graph.node.append(onnx.helper.make_node("Shape", ["conv10_b"], ["shape"]))
+    model.graph.node.append(onnx.helper.make_node("Reshape", [model.graph.output[0].name, "shape"], ["reshaped"]))
+    model.graph.output[0].name = "reshaped"
+
+
 def quantized(model):
     model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["conv1_w", "a", "b"], ["c"]))
 
@@ -399,6 +419,9 @@ def foreign(model):
         (other_images(size=128), "128 x 128 pixels, and nothing says.*expected 227 or 224"),
         (second_output, "1 inputs and 2 outputs"),
         (external, "'conv1_w' is stored in another file"),
+        (two_softmaxes, "Softmax 'twice' is left over"),
+        (twice, "two of its weights have one name"),
+        (shape_of_a_weight, "Shape 'shape'|Reshape 'reshaped'"),
         (quantized, "it is quantized .DequantizeLinear 'c'"),
         (own_function, "defines the operation 'Relu' itself"),
         (computed_kernel, "Conv 'conv1' takes weights that are computed"),

@@ -6,6 +6,7 @@ import pickle
 import struct
 import time
 import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
@@ -206,6 +207,31 @@ def test_archives_of_another_kind_are_named(members, message, tmp_path):
         read(archive(body(SMALL), **members), tmp_path)
 
 
+def test_a_member_of_two_meanings_is_refused(tmp_path):
+    """PyTorch reads the first of two members of one name, zipfile the last one."""
+    whole = archive(body(SMALL))
+    for name in ("net/data/0", "other/data/0"):
+        out = io.BytesIO(whole)
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(out, "a") as zipped:
+            zipped.writestr(name, bytes(100))
+        with pytest.raises(WeightError, match="two members of one name, or more than one folder"):
+            read(out.getvalue(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("features.0.weight", "names with and without module., which mean the same weights"),
+        ("module.conv1.weight", "another tensor are both params/conv1/kernel"),
+    ],
+)
+def test_two_tensors_of_one_layer_are_refused(name, message, state, tmp_path):
+    prefixed = {f"module.{key}": value for key, value in state.items()}
+    (tmp_path / "net.pth").write_bytes(pth(prefixed | {name: np.zeros_like(state["features.0.weight"])}))
+    with pytest.raises(WeightError, match=message):
+        load(tmp_path / "net.pth")
+
+
 def nested(depth):
     """Tuples of two equal tuples, to this depth: 2 ** depth values when they are counted."""
     out = b")q\x00"
@@ -223,6 +249,10 @@ def tensor(shape=b"K\x04\x85", strides=b"K\x01\x85", storage=STORAGE, count=1):
     return EMPTY + b"(" + b"".join(text(f"t{i}") + call for i in range(count)) + b"u"
 
 
+def negated():
+    return tensor().replace(EMPTY + b"tR", EMPTY + b"}" + text("neg") + b"\x88stR")
+
+
 HUGE = b"\x8a\x08" + b"\xff" * 7 + b"\x7f"
 HOSTILE = {
     "a key of tuples": (EMPTY + nested(60) + b"K\x01s", "a key that is neither a string nor a number"),
@@ -236,6 +266,11 @@ HOSTILE = {
     "a kind of tuples": (STORAGE.replace(text("storage"), nested(40)), "a storage of an unknown kind"),
     "a huge shape": (tensor(shape=b"(" + HUGE + HUGE + b"t", strides=b"(" + HUGE + b"K\x01t"), "out of range"),
     "nothing times much": (tensor(shape=HUGE + b"K\x00\x86", strides=b"K\x00K\x01\x86"), "out of range"),
+    "a negated view": (negated(), "a negated or conjugated view"),
+    "a list that is copied again and again": (
+        b"]q\x00(" + (text("a") + b"N\x86") * 20_000 + b"e" + b"ccollections\nOrderedDict\nh\x00\x85R" * 20 + EMPTY,
+        "copies more than a state dict has",
+    ),
     "an empty tensor": (tensor(shape=b"K\x00\x85"), "is empty"),
     "a negative side": (tensor(shape=b"J\xff\xff\xff\xff\x85"), "out of range"),
     "values that repeat": (tensor(shape=b"K\xff\x85", strides=b"K\x00\x85"), "its tensors take|values"),

@@ -52,7 +52,9 @@ def _decoding() -> Iterator[None]:
     except Image.DecompressionBombError:
         raise Unsuitable(f"it has more than {LARGEST_IMAGE:,} pixels; make it smaller first.") from None
     except Image.UnidentifiedImageError as error:
-        raise Undecodable(f"it is not an image; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.") from error
+        raise Undecodable(
+            f"it is not an image of a format that is read; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Undecodable(f"it is damaged: {reason}") from error

@@ -18,6 +18,7 @@ from squeeze_jax.pretrained.weights import read_bytes
 
 # Field numbers of caffe.proto. The old form gives a layer's type as a number.
 V1_LAYER, LAYER = 2, 100
+MOST_LAYERS = 10_000
 FIELDS = {
     V1_LAYER: {
         "name": 4,
@@ -118,11 +119,12 @@ def parse(path: pathlib.Path) -> list[Layer]:
       WeightError: the file is damaged, or two layers with weights have one name.
     """
     try:
-        layers = [
-            _layer(_bytes(message), FIELDS[number])
-            for number, message in _fields(memoryview(read_bytes(path)))
-            if number in FIELDS
-        ]
+        layers = []
+        for number, message in _fields(memoryview(read_bytes(path))):
+            if number in FIELDS:
+                layers.append(_layer(_bytes(message), FIELDS[number]))
+            if len(layers) > MOST_LAYERS:
+                raise WeightError(f"it has more than {MOST_LAYERS} layers")
         seen = set()
         for layer in layers:
             if layer.blobs and layer.name in seen:

@@ -90,7 +90,11 @@ def match(wanted: Sequence[Operation], found: Sequence[Operation], images: str) 
         unused.remove(same)
         matched[operation.name] = same
         tensors[operation.output] = last = same.output
+    kinds: list[str] = []
     while after := [other for other in unused if other.kind in AFTERWARDS and other.inputs == (last,)]:
+        kinds.append(after[0].kind)
+        if kinds.count(SOFTMAX) > 1:  # that of a softmax is another function
+            break
         unused.remove(after[0])
         last = after[0].output
     if unused:

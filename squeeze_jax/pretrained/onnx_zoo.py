@@ -143,6 +143,8 @@ class _Graph:
             raise WeightError(f"it defines the operation {shown(model.functions[0].name)!r} itself")
         self._opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
         self._stored = {tensor.name: _array(tensor) for tensor in graph.initializer}
+        if len(self._stored) < len(graph.initializer):
+            raise WeightError("two of its weights have one name")
         inputs = [value for value in graph.input if value.name not in self._stored]
         if len(inputs) != 1 or len(graph.output) != 1:
             raise WeightError(
@@ -187,7 +189,7 @@ class _Graph:
         elif self._changes_nothing(kind, attributes, inputs):
             self._same_as[output] = inputs[0]
             self._flat |= {output} if inputs[0] in self._flat else set()
-        elif kind == "Shape":
+        elif kind == "Shape" and inputs[0] not in self._stored:
             self._shapes.add(output)
         else:
             convert = getattr(self, f"_{kind.lower()}", None) if kind in CONVERTED else None
@@ -204,7 +206,7 @@ class _Graph:
         if kind == "Dropout":
             trains = self._stored.get(inputs[2]) if len(inputs) > 2 and inputs[2] else np.array(False)
             return trains is not None and not trains.any()
-        return kind == "Identity" or (kind == "Cast" and attributes.get("to") in _float_types())
+        return kind == "Identity" or (kind == "Cast" and attributes.get("to") in _float_types()[:3])
 
     def _conv(self, node: Any, attributes: dict[str, Any], inputs: list[str]) -> tuple[str, dict[str, Any]]:
         stored = [self._stored.get(name) for name in inputs[1:]]
@@ -341,6 +343,10 @@ def _window(attributes: dict[str, Any], kernel: tuple[int, ...]) -> dict[str, An
     stride, dilation = (_attribute(attributes, name, (1, 1)) for name in ("strides", "dilations"))
     padding = _attribute(attributes, "pads", (0, 0, 0, 0))
     automatic = _attribute(attributes, "auto_pad", b"NOTSET")
+    if automatic != b"NOTSET" and any(padding):
+        raise WeightError(
+            f"an operation has pads and auto_pad={shown(str(automatic, 'latin-1'))}, which exclude each other"
+        )
     if automatic in SAME:
         is_plain = stride == dilation == (1, 1) and all(size % 2 for size in kernel)
         padding = tuple(size // 2 for size in kernel) * 2 if is_plain else str(automatic, "ascii")
@@ -370,7 +376,7 @@ def _is_float(values: np.ndarray) -> bool:
 def _float_types() -> tuple[int, ...]:
     from onnx import TensorProto
 
-    return TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16
+    return TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
 def _side(images: Any) -> int:

@@ -14,6 +14,7 @@ from squeeze_jax.errors import WeightError, shown
 
 MOST_INSTRUCTIONS = 2**18  # the largest state dict here and its optimizer take 40,000
 LARGEST_RANK = 8
+MOST_ARGUMENTS = 7  # of _rebuild_tensor_v2
 LARGEST_NUMBER = 2**40  # of an offset, a side or a stride
 KEYS = (str, int, float, bool, type(None))
 
@@ -130,6 +131,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._copied = 0  # items of lists that were given to functions
 
     def follow(self, name: str, argument: Any) -> None:
         """Follows one instruction."""
@@ -221,7 +223,11 @@ class _Machine:
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, tuple) or not isinstance(function, Global):
             raise WeightError("its pickle calls something that is no function")
-        self._stack.append(CALLED.get(function.name, _inert)(*arguments[:4]))
+        if arguments and isinstance(arguments[0], (list, tuple)):
+            self._copied += len(arguments[0])
+            if self._copied > MOST_INSTRUCTIONS:
+                raise WeightError("its pickle copies more than a state dict has")
+        self._stack.append(CALLED.get(function.name, _inert)(*arguments[:MOST_ARGUMENTS]))
 
     def _build(self, _: Any) -> None:
         self.pop()  # attributes: of a Namespace, or the metadata of a state dict
@@ -288,7 +294,9 @@ def _ordered_dict(items: Any = (), *_: Any) -> dict[Any, Any]:
     return _dict_of([key for key, _ in pairs], [value for _, value in pairs])
 
 
-def _tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None) -> Tensor:
+def _tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *more: Any) -> Tensor:
+    if more[2:] and more[2] is not None and not (isinstance(more[2], dict) and not more[2]):
+        raise WeightError("a tensor is a negated or conjugated view; save model.state_dict() of clones")
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise WeightError("a tensor without a storage or a shape")
     if len(shape) != len(strides) or len(shape) > LARGEST_RANK:

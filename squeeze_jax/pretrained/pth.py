@@ -92,9 +92,12 @@ def _archive(data: bytes) -> tuple[Any, Callable[[Storage], bytes]]:
     """Returns the value in a zip file, and a function that returns the bytes of a storage."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-        members = {info.filename.partition("/")[2]: info for info in archive.infolist()[:MOST_MEMBERS]}
+        infos = archive.infolist()[:MOST_MEMBERS]
+        members = {info.filename.partition("/")[2]: info for info in infos}
     except Exception as error:  # of zipfile, for damaged bytes, errors of many kinds
         raise WeightError(f"it is not an intact zip file: {shown(str(error))}") from error
+    if len(members) < len(infos) or len({info.filename.partition("/")[0] for info in infos}) > 1:
+        raise WeightError("it has two members of one name, or more than one folder, which torch.save does not write")
     cached: dict[str, bytes] = {}
 
     def member(name: str) -> bytes:

@@ -152,7 +152,10 @@ def _weights(path: pathlib.Path, state: dict[str, np.ndarray]) -> Weights:
             images = TORCHVISION_IMAGENET
         config = imagenet_config(network.model, images)
         try:
-            leaves = to_leaves({name.removeprefix(prefix): value for name, value in state.items()}, network.rules)
+            names = [name.removeprefix(prefix) for name in state]
+            if len(set(names)) < len(names):
+                raise WeightError(f"it has names with and without {shown(prefix)}, which mean the same weights")
+            leaves = to_leaves(dict(zip(names, state.values(), strict=True)), network.rules)
         except WeightError as error:
             raise WeightError(f"{path} is not a state dict of {network.model}: {error}") from error
         return make_weights(path, config, leaves, class_names_for(leaves, registered(network.model).network.head))
@@ -186,7 +189,7 @@ def to_leaves(state: dict[str, np.ndarray], rules: Rules) -> Leaves:
       float32 arrays; kernels are (height, width, in, out) or (in, out).
 
     Raises:
-      WeightError: a tensor holds whole numbers.
+      WeightError: a tensor holds whole numbers, or two tensors are one of ours.
     """
     leaves = {}
     for name, value in state.items():
@@ -207,6 +210,8 @@ def to_leaves(state: dict[str, np.ndarray], rules: Rules) -> Leaves:
             stored = f"params/{layer}/{'kernel' if value.ndim > 1 else 'scale'}"
         elif kind.startswith("running_"):
             stored = f"batch_stats/{layer}/{kind.removeprefix('running_')}"
+        if stored in leaves:
+            raise WeightError(f"{shown(name)} and another tensor are both {stored}")
         leaves[stored] = value
     return leaves
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from squeeze_jax import config as config_lib
 from squeeze_jax.config import base_config, use_images
 from squeeze_jax.errors import WeightError
 from squeeze_jax.experiment import make_crop, make_model, make_preprocessing, make_task
+from squeeze_jax.files import replaced
 from squeeze_jax.models.registry import ImageInput
 from squeeze_jax.models.variables import differences
 from squeeze_jax.validation import is_image_shape
@@ -194,7 +196,8 @@ def check_shapes(
     """Raises WeightError, with one line per array, unless a network's arrays have these names and shapes."""
     dummy = jax.ShapeDtypeStruct((1, *input_shape), np.float32)
     try:
-        variables = jax.eval_shape(model.init, jax.random.key(0), dummy)
+        with warnings.catch_warnings(action="ignore"):  # of float64, which only shapes are asked of here
+            variables = jax.eval_shape(model.init, jax.random.key(0), dummy)
     except WRONG_VALUES as error:
         raise WeightError(f"{path} describes no network: {error}") from error
     wanted = flax.traverse_util.flatten_dict(variables, sep="/")
@@ -214,10 +217,10 @@ def write_verified(path: pathlib.Path, data: bytes, read: Callable[[pathlib.Path
       network: the network that the file must contain, as returned by `squeeze_jax.load`.
 
     Raises:
-      WeightError: the file cannot be written, or a different network was read back; an existing file is kept.
+      FileError: the file cannot be written; an existing file is kept.
+      WeightError: a different network was read back; an existing file is kept.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with replaced(path) as temporary:
         temporary.write_bytes(data)
         found = read(temporary)
         pairs = [flax.traverse_util.flatten_dict(tree, sep="/") for tree in (network.variables, found.variables)]
@@ -231,20 +234,18 @@ def write_verified(path: pathlib.Path, data: bytes, read: Callable[[pathlib.Path
                 f"{path} was not written, because a different network was read back; these differ: "
                 f"{', '.join(differing[:5]) or 'class names or image shape'}. This is a bug; please report it."
             )
-        temporary.replace(path)
-    except OSError as error:
-        raise WeightError(f"{path} cannot be written ({error.strerror}); use another file.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
     """Returns the contents of a file.
 
     Raises:
-      WeightError: the file is larger than any network here.
+      WeightError: the file cannot be read, or is larger than any network here.
     """
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise WeightError(f"{path} has {size} bytes; expected at most {LARGEST_FILE}.")
-    return path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise WeightError(f"{path} has {size} bytes; expected at most {LARGEST_FILE}.")
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightError(f"{path} cannot be read: {error.strerror}.") from error
