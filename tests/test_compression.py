@@ -26,7 +26,7 @@ from squeeze_jax.compression.bias_correction import correct_biases
 from squeeze_jax.compression.rounding import round_batch_norm, round_biases
 from squeeze_jax.compression.sharing import cluster, share
 from squeeze_jax.config import base_config
-from squeeze_jax.errors import ConfigError, WeightError
+from squeeze_jax.errors import ConfigError, FileError, WeightError
 from squeeze_jax.experiment import build
 from squeeze_jax.models.summary import DENSE
 from squeeze_jax.network import evaluate
@@ -200,7 +200,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(small, plain, tmp_path, monkeypa
     with pytest.raises(WeightError, match="a different network was read back"):
         sqz.save(plain, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(WeightError, match="cannot be written"):
+    with pytest.raises(FileError, match="x.sqz cannot be written"):
         sqz.save(small, tmp_path / "absent" / "x.sqz")
 
 

@@ -54,6 +54,7 @@ NOT_RUN = {
     ".venv/bin/pip install --no-compile -r requirements.txt -e .": "downloads; .ci/run runs it",
     ".venv/bin/python -m pytest": "is what runs this",
     ".venv/bin/python -m pytest -m slow": "takes minutes",
+    ".venv/bin/python tests/fuzz.py --mutants 1000 --seed 7": "tests/test_fuzz.py reads fewer",
     ".venv/bin/ruff check .": "tests/test_repository.py runs it",
     ".venv/bin/ruff format .": "tests/test_repository.py runs it with --check",
 }
