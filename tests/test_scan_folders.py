@@ -239,7 +239,7 @@ def test_a_damaged_byte_of_a_compressed_file_is_noticed(at, tmp_path):
     refused((str(path),), "1.nii.gz: it is cut off or damaged|1.nii.gz: it has no intact NIfTI header")
 
 
-def test_prepare_says_what_it_leaves_out_and_remembers_what_it_was_told(tmp_path, capsys):
+def test_prepare_says_what_it_leaves_out_and_remembers_what_it_was_told(tmp_path, capsys, monkeypatch):
     prepare = pytest.importorskip("squeeze_jax.data.prepare", reason="the extra 'prepare' has TensorFlow")
     rng = np.random.default_rng(12)
     volume = draw(rng)
@@ -256,6 +256,16 @@ def test_prepare_says_what_it_leaves_out_and_remembers_what_it_was_told(tmp_path
     with pytest.raises(DataError, match=r"list.csv, line 2: .*\.dcm has no RescaleSlope.* --assume_hounsfield"):
         cut(Assume())
     assert not (data / "scans" / "x").exists()  # an empty folder would be taken for one of images
+
+    def full(*_, **__):
+        raise RuntimeError("INTERNAL: write() failed:\n No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("squeeze_jax.data.builders.scans.Scans.download_and_prepare", full)
+        with pytest.raises(
+            DataError, match="scans/x cannot be prepared in .*: write.. failed: No space left on device"
+        ):
+            cut(Assume(hounsfield=True))
     assert cut(Assume(hounsfield=True)).is_dir()
     printed = capsys.readouterr().err
     assert "1 file was left out (not DICOM, or no intact file of it): README" in printed

@@ -64,22 +64,15 @@ def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     folder = default_data_dir(data_dir)
-    try:
-        with _locked(folder, name):
-            make = builder_class(name) if name.split("/")[0] in BUILDERS else functools.partial(tfds.builder, name)
-            make = functools.partial(make, data_dir=folder, file_format="array_record")
-            builder = prepared.builder_named(name, folder, make)
-            if file is not None:
-                if not hasattr(builder, "local_file"):
-                    raise DataError(f"{name} is not made from one file; leave --file out.")
-                builder.local_file = file.expanduser()
-            builder.download_and_prepare()
-    except SqueezeJaxError:
-        raise
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        # From TFDS: an unknown name, a failed download, a full disk, a missing package.
-        reason = " ".join(str(error).split())[:500]
-        raise DataError(f"{name} cannot be prepared in {folder}: {reason}") from error
+    with _preparing(name, folder), _locked(folder, name):
+        make = builder_class(name) if name.split("/")[0] in BUILDERS else functools.partial(tfds.builder, name)
+        make = functools.partial(make, data_dir=folder, file_format="array_record")
+        builder = prepared.builder_named(name, folder, make)
+        if file is not None:
+            if not hasattr(builder, "local_file"):
+                raise DataError(f"{name} is not made from one file; leave --file out.")
+            builder.local_file = file.expanduser()
+        builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)
 
 
@@ -204,7 +197,7 @@ def cut_scans(
     digest = hashlib.sha256(candidates.read_bytes() + repr((SCANS_READ_AS, made_of, assume)).encode()).hexdigest()
     config = ScansConfig(name=own, candidates=listed, scans=found.scans, cut=cut, assume=assume, digest=digest)
     folder = default_data_dir(data_dir)
-    with _locked(folder, name):
+    with _preparing(name, folder), _locked(folder, name):
         builder = Scans(config=config, data_dir=folder, file_format="array_record")
         stored = pathlib.Path(builder.data_dir)
         made = f"{cut} {digest}"
@@ -255,6 +248,18 @@ def unpack(archive: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
             for note in notes:
                 print(note, file=sys.stderr)
     return target
+
+
+@contextlib.contextmanager
+def _preparing(name: str, folder: pathlib.Path) -> Iterator[None]:
+    """Raises DataError for what TFDS raises: an unknown name, a failed download, a full disk, a missing package."""
+    try:
+        yield
+    except SqueezeJaxError:
+        raise
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise DataError(f"{name} cannot be prepared in {folder}: {reason}") from error
 
 
 @contextlib.contextmanager
