@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, shown
 from squeeze_jax.files import read_json, write_json
 from squeeze_jax.models.registry import ImageInput
 from squeeze_jax.validation import duration_in_steps, flatten, is_image_shape, lookup, validate
@@ -280,7 +280,8 @@ def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} was written by another version of squeeze_jax: {error}") from error
+        reason = shown(" ".join(str(error).split()), most=300)  # it ends with a list of all keys
+        raise ConfigError(f"{path} was written by another version of squeeze_jax: {reason}") from error
     try:
         validate(config)
     except ConfigError as error:

@@ -15,7 +15,7 @@ from squeeze_jax.data.candidates import Candidate, read_candidates
 from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all
 from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.data.volumes import find_scans, locate, read_scan
-from squeeze_jax.errors import DataError
+from squeeze_jax.errors import DataError, FileError
 
 CENTRE = np.array([-41.3, 12.7, 133.1])  # of the ball, in world coordinates
 
@@ -260,3 +260,14 @@ def test_wrong_lists_are_named(tmp_path):
             Cut(**wrong)
     with pytest.raises(DataError, match="expected one of cube, axial, triplanar"):
         Cut("sphere")
+
+
+def test_a_full_disk_ends_generating_in_one_line(tmp_path, monkeypatch):
+    sitk = pytest.importorskip("SimpleITK")
+
+    def full(*_):
+        raise RuntimeError("Exception thrown in SimpleITK ImageFileWriter_Execute")
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    with pytest.raises(FileError, match="subset0/.* cannot be written; make room"):
+        synthetic_nodules.write(tmp_path, 1)

@@ -5,7 +5,6 @@ ones to be calcified, but each of these overlaps. The images are no substitute f
 whether a network learns shape.
 """
 
-import csv
 import dataclasses
 import pathlib
 
@@ -14,7 +13,9 @@ from scipy import ndimage
 
 from squeeze_jax.data.candidates import Candidate
 from squeeze_jax.data.scans import Scan, simple_itk
+from squeeze_jax.errors import FileError
 from squeeze_jax.files import make_folder
+from squeeze_jax.tables import write_csv
 
 CLASSES = ("benign", "malignant")
 CANDIDATE_CLASSES = ("0", "1")  # as in LUNA16
@@ -194,6 +195,7 @@ def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = F
 
     Raises:
       DataError: SimpleITK is not installed.
+      FileError: a file cannot be written, for example because the disk is full.
     """
     candidates, rows = [], []
     for patient in range(patients):
@@ -206,10 +208,13 @@ def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = F
             image.SetOrigin(scan.origin.tolist())
             image.SetSpacing(scan.spacing.tolist())
             image.SetDirection(scan.direction.ravel().tolist())
-            if dicom:
-                _write_dicom(sitk, image, subset / uid, uid)
-            else:
-                sitk.WriteImage(image, str(subset / f"{uid}.mhd"))
+            try:
+                if dicom:
+                    _write_dicom(sitk, image, subset / uid, uid)
+                else:
+                    sitk.WriteImage(image, str(subset / f"{uid}.mhd"))
+            except RuntimeError as error:  # of ITK, which does not say why
+                raise FileError(f"{subset / uid} cannot be written; make room or name another place.") from error
         for nodule in nodules:
             row = _row(nodule.candidate) | {"diameter_mm": round(nodule.diameter, 2)}
             candidates.append(row | {"class": CANDIDATE_CLASSES[1]})
@@ -217,10 +222,7 @@ def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = F
             rows.append(row | features | {"calcified": int(nodule.calcified), "class": nodule.candidate.class_name})
         candidates += [_row(other) | {"diameter_mm": "", "class": other.class_name} for other in others]
     for name, table in (("candidates.csv", candidates), ("nodules.csv", rows)):
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
+        write_csv(folder / name, table)
 
 
 def _row(candidate: Candidate) -> dict[str, object]:
