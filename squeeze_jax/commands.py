@@ -107,7 +107,7 @@ def quiet() -> None:
 
 
 def _accept_any_name() -> None:
-    """Lets names of files be printed that are no text: as their bytes if the output is in UTF-8, else escaped."""
+    """Lets names of files be printed that are not text: as their bytes if the output is in UTF-8, else escaped."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # and not a notebook's
         in_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
         sys.stdout.reconfigure(errors="surrogateescape" if in_utf8 else "backslashreplace")

@@ -133,7 +133,7 @@ def test_what_cannot_be_unpacked_is_one_line_and_leaves_nothing(tmp_path, kind):
 @pytest.mark.parametrize("name", ["photos.tar.gz", "photos.TAR", "photos.7z", "photos.rar"])
 def test_other_archives_are_named(tmp_path, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare", str(tmp_path / name)])
-    with pytest.raises(DataError, match=r"is no .zip; unpack it, and use the folder"):
+    with pytest.raises(DataError, match=r"is not a .zip; unpack it, and use the folder"):
         prepare.main()
     with pytest.raises(DataError, match=r"is an archive; unpack it first, with\n  python -m squeeze_jax.data"):
         open_dataset(str(tmp_path / name))
@@ -214,7 +214,7 @@ def test_wrong_files_of_nodules_are_named(tmp_path):
     damaged[200] ^= 1
     for stored in (intact[:-500], b"", b"PK" * 9, bytes(damaged)):
         path.write_bytes(stored)
-        with pytest.raises(DataError, match="is no intact file of nodules"):
+        with pytest.raises(DataError, match="is not an intact file of nodules"):
             pulmonary_nodules.read_nodules(path)
     for stored, message in (
         ({"images": np.zeros(1)}, "no item named 'image.npy'"),

@@ -93,7 +93,7 @@ def test_datasets_outside_of_tfds_are_refused(name, tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"a": 1}', "\udcff\udcfe", '["' + "[" * 5000])
 def test_damage_is_one_line(copy, file, content):
     (copy / file).write_text(content, errors="surrogateescape")
-    with pytest.raises(DataError, match=r"is damaged|is no intact dataset of TFDS") as caught:
+    with pytest.raises(DataError, match=r"is damaged|is not an intact TFDS dataset") as caught:
         open_dataset(str(copy))
     assert "\n" not in str(caught.value) and str(copy) in str(caught.value)
 

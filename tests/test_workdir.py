@@ -47,7 +47,7 @@ def test_damaged_versions_are_named(tmp_path, content):
     path = tmp_path / "versions.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = snapshot(tmp_path)
-    with pytest.raises(WorkdirError, match="versions.json cannot be read .*; restore it, or delete it to go on"):
+    with pytest.raises(WorkdirError, match="versions.json cannot be read .*; restore it, or delete it to continue"):
         folder_lib.write_versions(tmp_path)
     assert snapshot(tmp_path) == before
     path.unlink()

@@ -27,10 +27,10 @@ def digest(archive: pathlib.Path) -> dict[str, str | int]:
     """Returns what is remembered of an archive: its size in bytes and its SHA-256.
 
     Raises:
-      DataError: it is no zip by its name, or cannot be read.
+      DataError: it is not a zip by its name, or cannot be read.
     """
     if archive.suffix.lower() != ".zip":
-        raise DataError(f"{archive} is no .zip; unpack it, and use the folder as the name of the dataset.")
+        raise DataError(f"{archive} is not a .zip; unpack it, and use the folder as the name of the dataset.")
     try:
         with archive.open("rb") as file:
             return {"size": archive.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -46,8 +46,8 @@ def read_candidates(path: pathlib.Path) -> list[Candidate]:
     """Reads a list of candidates in CSV.
 
     The columns are those of LUNA16: seriesuid, coordX, coordY, coordZ (world coordinates in mm) and class. The columns
-    patient and nodule may say which rows belong together. A nodule that is empty, 0, -1, nan or none is no nodule: the
-    row is a case of its own. The column ignore (1, or 0 or empty) says which rows are on an irrelevant finding, see
+    patient and nodule may say which rows belong together. A nodule that is empty, 0, -1, nan or none is not a nodule:
+    the row is a case of its own. The column ignore (1, or 0 or empty) says which rows are on an irrelevant finding, see
     `metrics.froc`. Other columns, such as diameter_mm, are not used. Cells are separated by commas, semicolons or tabs;
     columns may be written in any case; blanks around names do not count.
 

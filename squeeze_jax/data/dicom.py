@@ -69,7 +69,7 @@ def series_uid(path: str) -> str:
     """Returns the series instance UID of a CT image.
 
     Raises:
-      DataError: the file is no CT image; the message says why, and does not name it.
+      DataError: the file is not a CT image; the message says why, and does not name it.
     """
     with open(path, "rb") as file:
         start = file.read(MARK)
@@ -200,7 +200,7 @@ def _slices(path: str, assume: Assume) -> list[Slice]:
             raise DataError(f"has {frames} frames, but says of {len(per_frame)} where they lie")
         photometric = _text(header, "PhotometricInterpretation")
         if not photometric.startswith("MONOCHROME") or _number(header, "SamplesPerPixel", 1) != 1:
-            raise DataError(f"is no gray image: PhotometricInterpretation is {photometric!r}; expected MONOCHROME2")
+            raise DataError(f"is not a gray image: PhotometricInterpretation is {photometric!r}; expected MONOCHROME2")
         if _items(header, "ModalityLUTSequence"):
             raise DataError("has a table of values (ModalityLUTSequence); expected RescaleSlope and RescaleIntercept")
         slices = [_slice(path, i, header, per_frame[i : i + 1], assume) for i in range(frames)]
@@ -225,7 +225,7 @@ def _slice(path: str, frame: int, header: Any, own: list[Any], assume: Assume) -
         position, cosines = None, np.array([1.0, 0, 0, 0, 1, 0])
     across, down = cosines[:3], cosines[3:]
     if max(abs(across @ across - 1), abs(down @ down - 1), abs(across @ down)) > 2e-3:
-        raise DataError(f"has ImageOrientationPatient {cosines.tolist()}, which are no unit vectors at right angles")
+        raise DataError(f"has ImageOrientationPatient {cosines.tolist()}, which are not unit vectors at right angles")
     spacing = _numbers(measures, "PixelSpacing", 2)
     if spacing is None or not (spacing > 0).all():
         raise DataError("has no PixelSpacing of two positive numbers")

@@ -348,8 +348,8 @@ class _Layout:
             if max(counts.values()) == 1:
                 raise DataError(
                     f"{self._root} has the layout a/b/image, and no b is in two a's (such as {self._top}"
-                    f"{paths[0][0][0]}/{paths[0][0][1]}), so a is no split. If a is a class and b a patient, put all "
-                    f"of them into a folder called train; if a is a class, move its images directly into it."
+                    f"{paths[0][0][0]}/{paths[0][0][1]}), so a is not a split. If a is a class and b a patient, put "
+                    f"all of them into a folder called train; if a is a class, move its images directly into it."
                 )
             self._is_divided = True
             for parts, path in paths:

@@ -128,8 +128,8 @@ class Identity:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
-                f"{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete it to go on without "
-                f"knowing whether the dataset changed."
+                f"{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete it to continue "
+                f"without knowing whether the dataset changed."
             ) from error
 
 

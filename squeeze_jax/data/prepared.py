@@ -141,7 +141,7 @@ def builder_of(folder: pathlib.Path) -> Any:
     try:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # of TFDS, for files that may hold anything
-        raise DataError(f"{folder} is no intact dataset of TFDS ({_reason(error)}); {AGAIN}.") from error
+        raise DataError(f"{folder} is not an intact TFDS dataset ({_reason(error)}); {AGAIN}.") from error
 
 
 def builder_named(name: str, data_dir: pathlib.Path, make: Callable[[], Any]) -> Any:

@@ -1,7 +1,7 @@
 """Generated CT scans of the lung with nodules, benign or malignant: the same for the same seed, on every machine.
 
 Voxels are anisotropic and axes may be reversed. Malignant nodules tend to be larger, spiculated and lobulated, benign
-ones to be calcified, but each of these overlaps. The images are no substitute for patients: they test code and show
+ones to be calcified, but each of these overlaps. The images are not a substitute for patients: they test code and show
 whether a network learns shape.
 """
 

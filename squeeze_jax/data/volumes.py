@@ -35,7 +35,7 @@ class Found:
 
     Attributes:
       scans: by series instance UID.
-      left_out: the names of files that are no scans, by the reason.
+      left_out: the names of files that are not scans, by the reason.
     """
 
     scans: Mapping[str, Stored]

@@ -3,7 +3,7 @@
 The rules are those of LUNA16's evaluation script (Setio et al. 2017, arXiv 1612.08012):
 
 - Of each scan at most 100 candidates count: those with a score above that of the 101st.
-- A nodule counts with the best of its candidates. The others of the same nodule are no false positives.
+- A nodule counts with the best of its candidates. The others of the same nodule are not false positives.
 - A candidate on an irrelevant finding counts neither as a nodule nor as a false positive.
 - Every other candidate is a false positive.
 - A nodule without a candidate that counts is never found.

@@ -107,7 +107,7 @@ class Layer:
         found = []
         for value in self.settings.get(message, {}).get(field, []):
             if isinstance(value, int) or len(value) % 4:
-                raise WeightError(f"the layer {shown(self.name)!r} has a setting that is no float")
+                raise WeightError(f"the layer {shown(self.name)!r} has a setting that is not a float")
             found += struct.unpack(f"<{len(value) // 4}f", value)
         return found
 

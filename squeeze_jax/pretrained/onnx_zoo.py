@@ -137,7 +137,7 @@ class _Graph:
 
     def __init__(self, model: Any):
         graph = model.graph
-        if not all(isinstance(name, str) for name in _names(model)):  # protobuf returns what is no UTF-8 as bytes
+        if not all(isinstance(name, str) for name in _names(model)):  # protobuf returns what is not UTF-8 as bytes
             raise WeightError("a name in it is damaged")
         if model.functions:
             raise WeightError(f"it defines the operation {shown(model.functions[0].name)!r} itself")
@@ -359,7 +359,7 @@ def _array(tensor: Any) -> np.ndarray:
     from onnx import numpy_helper
 
     if not isinstance(tensor, onnx.TensorProto):
-        raise WeightError("a constant is no tensor")
+        raise WeightError("a constant is not a tensor")
     if tensor.data_location != onnx.TensorProto.DEFAULT:
         raise WeightError(f"{shown(tensor.name)!r} is stored in another file; expected all weights in this file")
     try:

@@ -193,7 +193,7 @@ class _Machine:
         if isinstance(target, list):
             target += values
         elif not isinstance(target, Inert):
-            raise WeightError("its pickle appends to something that is no list")
+            raise WeightError("its pickle appends to something that is not a list")
 
     def _set_item(self, _: Any) -> None:
         value, key = self.pop(), self.pop()
@@ -208,7 +208,7 @@ class _Machine:
         if isinstance(target, dict):
             target |= _dict_of(keys, values)
         elif not isinstance(target, Inert):
-            raise WeightError("its pickle sets an item of something that is no dict")
+            raise WeightError("its pickle sets an item of something that is not a dict")
 
     def _global(self, argument: str) -> None:
         self._stack.append(_known(argument))
@@ -216,13 +216,13 @@ class _Machine:
     def _stack_global(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
-            raise WeightError("its pickle asks for a name that is no string")
+            raise WeightError("its pickle asks for a name that is not a string")
         self._stack.append(_known(f"{module} {name}"))
 
     def _call(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, tuple) or not isinstance(function, Global):
-            raise WeightError("its pickle calls something that is no function")
+            raise WeightError("its pickle calls something that is not a function")
         if arguments and isinstance(arguments[0], (list, tuple)):
             self._copied += len(arguments[0])
             if self._copied > MOST_INSTRUCTIONS:
@@ -290,7 +290,7 @@ def _ordered_dict(items: Any = (), *_: Any) -> dict[Any, Any]:
     """Python 2 passes its items, as lists of two."""
     pairs = items if isinstance(items, (list, tuple)) else [None]
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise WeightError("it has a dict of items that are no pairs")
+        raise WeightError("it has a dict of items that are not pairs")
     return _dict_of([key for key, _ in pairs], [value for _, value in pairs])
 
 
@@ -302,7 +302,7 @@ def _tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides:
     if len(shape) != len(strides) or len(shape) > LARGEST_RANK:
         raise WeightError(f"a tensor has {len(shape)} axes and {len(strides)} strides")
     if not all(type(number) is int and 0 <= number < LARGEST_NUMBER for number in (offset, *shape, *strides)):
-        raise WeightError("a tensor has a shape, strides or an offset that are no numbers, or are out of range")
+        raise WeightError("a tensor has a shape, strides or an offset that are not numbers, or are out of range")
     return Tensor(storage, offset, shape, strides)
 
 

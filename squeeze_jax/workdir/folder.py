@@ -140,7 +140,7 @@ def _read_versions(path: pathlib.Path) -> dict[str, str]:
         if not isinstance(content, dict) or not isinstance(content.get("versions"), dict):
             raise ValueError('expected {"versions": {...}}')
     except ValueError as error:
-        raise WorkdirError(f"{path} cannot be read ({error}); restore it, or delete it to go on.") from error
+        raise WorkdirError(f"{path} cannot be read ({error}); restore it, or delete it to continue.") from error
     return content["versions"]
 
 

@@ -39,7 +39,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
                 records.append(record)
             elif number < len(lines):
                 raise WorkdirError(
-                    f"line {number} of {path} is damaged; restore the file, or delete this line to go on without it."
+                    f"line {number} of {path} is damaged; restore the file, or delete this line to continue without it."
                 )
     return records
 
@@ -75,7 +75,7 @@ class MetricsWriter:
         if resume_step and not path.exists():
             raise WorkdirError(
                 f"{path} is missing, but the run has a checkpoint of step {resume_step}; restore the file, or make an "
-                f"empty one to go on without the earlier measurements."
+                f"empty one to continue without the earlier measurements."
             )
         kept = [r for r in read_metrics(workdir) if r["step"] <= resume_step and r["split"] != "test"]
         with replaced(path) as temporary:

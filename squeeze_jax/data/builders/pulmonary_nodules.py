@@ -132,7 +132,7 @@ def read_nodules(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
                     return images, [str(name) for name in names]
     except Exception as error:  # of zipfile and NumPy, for bytes that may be anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is no intact file of nodules ({reason}); download it again.") from error
+        raise DataError(f"{path} is not an intact file of nodules ({reason}); download it again.") from error
     raise DataError(
         f"{path} holds {headers['image'][1]} images of shape {headers['image'][0]} and {headers['name'][1]} names of "
         f"shape {headers['name'][0]}; expected uint8 {shape} and names such as 0_nod1_ann0."
