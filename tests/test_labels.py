@@ -16,6 +16,7 @@ from squeeze_jax.data.sources import Dataset
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError, DataError
 from squeeze_jax.experiment import build, make_model
+from squeeze_jax.tasks import Likelihood
 from squeeze_jax.tasks.classification import MultiLabel, Ordinal
 
 
@@ -177,3 +178,15 @@ def test_balanced_batches_hold_every_class_equally_and_resume():
         np.testing.assert_array_equal(joined, whole[step]["image"])
     with pytest.raises(DataError, match="do not have one class each; set config.train.sampling='uniform'"):
         pipeline.train_batches(split_of([np.ones(2, int)] * 3, 2), batch_size=2, seed=0, balanced=True)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "ordinal", "multilabel"])
+def test_targets_are_drawn_from_the_prediction(kind):
+    """The mean log-likelihood of what is drawn is the negative entropy of the prediction."""
+    task = create(names="abc", labels=kind)
+    outputs = jnp.array([[1.5, -0.5, 0.3][: task.num_outputs]])
+    drawn = jax.vmap(lambda key: task.log_likelihood_of_draw(outputs, key))(jax.random.split(jax.random.key(0), 4000))
+    p = np.asarray(task.predict(outputs)[0], np.float64)
+    entropy = -(p * np.log(p)).sum() - (((1 - p) * np.log1p(-p)).sum() if kind == "multilabel" else 0)
+    assert float(drawn.mean()) == pytest.approx(-entropy, rel=0.05)
+    assert isinstance(task, Likelihood)

@@ -239,6 +239,15 @@ def test_pruning_keeps_the_outputs(network, pictures):
     assert np.abs(ours - original).mean() < np.abs(logits_of(smallest, pictures) - original).mean()
 
 
+def test_a_task_without_a_likelihood_is_named(network, pictures):
+    other = dataclasses.replace(network)
+    other.__dict__["task"] = object()
+    with pytest.raises(
+        InputError, match="needs a task with log_likelihood_of_draw, which 'classification' does not have"
+    ):
+        Sequential(other, pictures)
+
+
 def test_the_command_reaches_a_size_and_continues(network, pictures, tmp_path, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["compression", "--weights", str(weights), *map(str, arguments)])

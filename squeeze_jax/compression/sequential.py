@@ -24,6 +24,7 @@ from squeeze_jax.compression.states import BATCH, Images, States, filled_batches
 from squeeze_jax.errors import InputError
 from squeeze_jax.network import Network
 from squeeze_jax.runtime.devices import compile_often
+from squeeze_jax.tasks import Likelihood
 
 logger = logging.getLogger(__name__)
 
@@ -91,19 +92,24 @@ class Sequential:
         """Measures the Fisher information of the network.
 
         Args:
-          network: the original network, a classifier.
+          network: the original network; its task is a `Likelihood`.
           images: raw images as for `predict`, uint8 (images, *image_shape). The feature maps of one batch of them are
             in memory at a time; the narrow ones of all are kept on disk, see `States`.
           folder: the folder whose disk is used, see `DiskArray`.
           seed: the seed of the labels that are drawn for the Fisher information, and of the positions.
 
         Raises:
-          InputError: the network is not a classifier, or there are no images.
+          InputError: the task has no likelihood, or there are no images.
           ModelError: see `SegmentedForward`.
           FileError: the disk has too little room.
         """
-        if network.config.task.name != "classification" or not len(images):
-            raise InputError("quantisation with calibration needs a classifier and at least one image.")
+        if not isinstance(network.task, Likelihood):
+            raise InputError(
+                f"rounding by calibration needs a task with log_likelihood_of_draw, which {network.config.task.name!r} "
+                f"does not have; use --bits without --calibration."
+            )
+        if not len(images):
+            raise InputError("rounding by calibration needs at least one image.")
         self.network = network
         self.images = images
         self._folder = folder
@@ -221,18 +227,18 @@ class Sequential:
     def _fisher_information(self) -> dict[str, np.ndarray]:
         """Returns the Fisher information of each kernel, summed over the inputs, by name: float64 (outputs,).
 
-        It is the mean square of the gradient of the log-likelihood of labels that are drawn from the predictions.
+        It is the mean square of the gradient of the log-likelihood of targets that are drawn from the predictions.
         """
-        network = self.network
+        network, task = self.network, self.network.task
         stride = max(1, len(self.images) // FISHER_IMAGES)
         chosen = range(0, len(self.images), stride)[:FISHER_IMAGES]
 
         def squares(variables: Any, image: jax.Array, key: jax.Array) -> Any:
-            inputs = network.task.preprocessing.evaluate(image[None])
+            inputs = task.preprocessing.evaluate(image[None])
 
             def log_likelihood(params: Any) -> jax.Array:
-                scores = jax.nn.log_softmax(network.model.apply({**variables, "params": params}, inputs)[0])
-                return scores[jax.random.categorical(key, jax.lax.stop_gradient(scores))]
+                outputs = network.model.apply({**variables, "params": params}, inputs)
+                return task.log_likelihood_of_draw(outputs, key)
 
             gradients = jax.grad(log_likelihood)(variables["params"])
             return jax.tree.map(lambda leaf: (leaf**2).sum(tuple(range(leaf.ndim - 1))), gradients)

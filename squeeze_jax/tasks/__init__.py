@@ -2,9 +2,9 @@
 
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.tasks.classification import Classification
-from squeeze_jax.tasks.task import Task
+from squeeze_jax.tasks.task import Likelihood, Task
 
-__all__ = ["Classification", "Task", "named", "register"]
+__all__ = ["Classification", "Likelihood", "Task", "named", "register"]
 
 _TASKS: dict[str, type[Task]] = {}
 

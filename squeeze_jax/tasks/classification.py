@@ -291,6 +291,11 @@ class Classification:
         """Returns the logits of the classes (batch, classes) of a network's outputs."""
         return outputs
 
+    def log_likelihood_of_draw(self, outputs: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns the log probability of a class that is drawn, see `Likelihood`."""
+        scores = jax.nn.log_softmax(self.class_logits(outputs)[0])
+        return scores[jax.random.categorical(key, jax.lax.stop_gradient(scores))]
+
     def loss(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """Returns the cross entropy or focal loss (batch,), with soft labels in training, the label in evaluation."""
         outputs = self.class_logits(outputs)
@@ -533,6 +538,11 @@ class MultiLabel(Classification):
     def chance_loss(self) -> float:
         """The loss of a network that gives every label the probability 1/2: ln(2)."""
         return math.log(2)
+
+    def log_likelihood_of_draw(self, outputs: jax.Array, key: jax.Array) -> jax.Array:
+        """Returns the log probability of labels that are drawn one by one, see `Likelihood`."""
+        drawn = jax.random.bernoulli(key, jax.nn.sigmoid(jax.lax.stop_gradient(outputs[0])))
+        return jnp.sum(jax.nn.log_sigmoid(jnp.where(drawn, outputs[0], -outputs[0])))
 
     def augment(self, batch: Batch, keys: jax.Array) -> Batch:
         """Augments the images and adds "target", the labels, float (batch, labels), mixed with `mixup`."""

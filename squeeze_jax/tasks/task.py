@@ -6,7 +6,7 @@ this protocol, not a specific task. A task is a frozen dataclass of pure functio
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -173,4 +173,19 @@ class Task(Protocol):
           image: the raw image, (*spatial, channels).
           predicted: the prediction for it, one row of the output of `predict`.
           head: the feature map of the network's head, (*spatial, channels).
+        """
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """What a task has beside `Task` if its predictions are distributions; compression to a size needs it."""
+
+    def log_likelihood_of_draw(self, outputs: Any, key: jax.Array) -> jax.Array:
+        """Returns the log-likelihood, a scalar, of a target that is drawn from the prediction for one example.
+
+        No gradient flows through the draw. The mean square of the gradient is the Fisher information.
+
+        Args:
+          outputs: of the network, for a batch of one.
+          key: of the draw.
         """
