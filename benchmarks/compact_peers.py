@@ -125,7 +125,7 @@ class GroupedAlexNet(nn.Sequential):
                 conv = nn.Conv2d(filters[i - 2], outputs, size, padding=size // 2, groups=groups)
             layers += [conv, nn.ReLU(inplace=True)]
             if i in alexnet.POOL_AFTER[:2]:
-                layers.append(nn.LocalResponseNorm(alexnet.NEIGHBOURS, alexnet.ALPHA, alexnet.BETA))
+                layers.append(nn.LocalResponseNorm(alexnet.NEIGHBORS, alexnet.ALPHA, alexnet.BETA))
             if i in alexnet.POOL_AFTER:
                 layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
         hidden, pooled = alexnet.HIDDEN, alexnet.POOLED_SIZE

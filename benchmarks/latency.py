@@ -165,7 +165,7 @@ def torch_module(folder: pathlib.Path) -> Any:
     trunk = torch_network(layers, 2, 0.0, {name: np.asarray(leaf) for name, leaf in weights.items()})
     preprocessing = network.task.preprocessing
 
-    class Normalised(torch.nn.Module):
+    class Normalized(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.trunk = trunk
@@ -175,11 +175,11 @@ def torch_module(folder: pathlib.Path) -> Any:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return self.trunk((pixels.float() - self.mean) / self.std)
 
-    return Normalised().eval().to(memory_format=torch.channels_last)
+    return Normalized().eval().to(memory_format=torch.channels_last)
 
 
 def torch_int8(module: Any, images: np.ndarray, placed: Any) -> Any:
-    """Quantises by PyTorch's own means for x86: PT2E with the inductor's quantizer (torchao)."""
+    """Quantizes by PyTorch's own means for x86: PT2E with the inductor's quantizer (torchao)."""
     import torch
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -247,26 +247,26 @@ def write_files(network: Any, images: np.ndarray, folder: pathlib.Path) -> None:
 
     for suffix, form in FORMATS.items():
         try:
-            (folder / f"net{suffix}").write_bytes(form.serialise(network, "uint8"))
-            if hasattr(form, "serialise_int8"):
-                (folder / f"int8{suffix}").write_bytes(form.serialise_int8(network, images, "uint8"))
+            (folder / f"net{suffix}").write_bytes(form.serialize(network, "uint8"))
+            if hasattr(form, "serialize_int8"):
+                (folder / f"int8{suffix}").write_bytes(form.serialize_int8(network, images, "uint8"))
         except ExportError as error:
             print(f"{suffix}: {error}", file=sys.stderr)
     try:
-        quantise_by_nncf(images, folder)
+        quantize_by_nncf(images, folder)
     except ImportError as error:
         print(f"OpenVINO, int8: {error}", file=sys.stderr)
 
 
-def quantise_by_nncf(images: np.ndarray, folder: pathlib.Path) -> None:
+def quantize_by_nncf(images: np.ndarray, folder: pathlib.Path) -> None:
     """Writes int8.xml and int8.bin, the files of docs/export.md, from net.onnx."""
     import nncf
     import openvino
 
     images = channels_first(images)
     model = openvino.Core().read_model(folder / "net.onnx")
-    quantised = nncf.quantize(model, nncf.Dataset([image[None] for image in images]), subset_size=len(images))
-    openvino.save_model(quantised, folder / "int8.xml", compress_to_fp16=False)
+    quantized = nncf.quantize(model, nncf.Dataset([image[None] for image in images]), subset_size=len(images))
+    openvino.save_model(quantized, folder / "int8.xml", compress_to_fp16=False)
 
 
 def work(name: str, folder: pathlib.Path, threads: int, batch: int) -> None:

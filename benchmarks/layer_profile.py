@@ -2,7 +2,7 @@
 
     python benchmarks/layer_profile.py --csv benchmarks/results/layer_profile.csv --case 'training, v1.1, 224'
 
-The cases are those of benchmarks/networks.py. The step is a complete one: loss, optimizer and normalisation are in the
+The cases are those of benchmarks/networks.py. The step is a complete one: loss, optimizer and normalization are in the
 row "outside". XLA fuses operations across layers; a fused operation counts for the layer of its last part. Operations
 that run concurrently share the time. The values are medians over the rounds. The row "step" is a whole step without the
 profiler, in the column "forward".

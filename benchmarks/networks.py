@@ -10,7 +10,7 @@ images per second, the median over the rounds with its quartiles; `ours_over_thi
 `peak_mib`, the peak memory of the process.
 
 A training step is forward, backward and an SGD update with momentum and weight decay, always on the same batch in
-memory, with dropout and cross entropy, all in float32. Ours is the step of the trainer, including the normalisation of
+memory, with dropout and cross entropy, all in float32. Ours is the step of the trainer, including the normalization of
 raw pixels and the metrics; "4 micro-batches" is the same with `--config.train.micro_batches=4`. The programs may use
 all cores of this process, and glibc keeps freed memory for their next step (squeeze_jax/runtime/memory.py).
 squeeze_jax.main does so by default; for the peers this is a setting that users must know, and without it PyTorch is
@@ -231,10 +231,10 @@ def onnx_runtime(case: Case, weights: dict[str, np.ndarray], images: np.ndarray,
     import onnxruntime
     from peers import layers_of, onnx_network
 
-    serialised = onnx_network(layers_of(case.network(), case.image[-1]), case.rank, weights)
+    serialized = onnx_network(layers_of(case.network(), case.image[-1]), case.rank, weights)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
 
     def evaluate(x: np.ndarray) -> np.ndarray:
         return session.run(None, {"images": x})[0]

@@ -146,7 +146,7 @@ def keras_network(layers: list, spatial: tuple[int, ...], dropout_rate: float, w
 
 
 def onnx_network(layers: list, rank: int, weights: dict[str, np.ndarray]) -> bytes:
-    """Returns a serialised ONNX model for images (batch, channels, *spatial), for inference without batch norm."""
+    """Returns a serialized ONNX model for images (batch, channels, *spatial), for inference without batch norm."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, tensors = [], []

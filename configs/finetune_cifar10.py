@@ -5,8 +5,8 @@
     python -m squeeze_jax.main --config configs/finetune_cifar10.py:resnet18 --workdir runs/finetune_resnet18 \
         --config.init_from=torchvision/resnet18
 
-The argument is the network, by default SqueezeNet 1.0, and images are normalised as its published weights need. The
-weights can be any file that squeeze_jax.pretrained supports; the last layer is reinitialised. Not run here, because
+The argument is the network, by default SqueezeNet 1.0, and images are normalized as its published weights need. The
+weights can be any file that squeeze_jax.pretrained supports; the last layer is reinitialized. Not run here, because
 it needs an accelerator. khoroshe/squeezenet reports 81 % for the network trained from scratch on images enlarged to
 224 x 224.
 """

@@ -8,7 +8,7 @@
 
 The datasets are those of configs/luna_candidates.py, lidc_malignancy.py and nodules_3d.py, prepared as they say. Slices
 are enlarged to 96 x 96 as RGB on the device. For volumes, the kernels are repeated along the depth, and those of the
-first layer added up over the colours (squeeze_jax/training/fine_tuning.py). The weights are squeezenet_v1.1.caffemodel
+first layer added up over the colors (squeeze_jax/training/fine_tuning.py). The weights are squeezenet_v1.1.caffemodel
 (docs/weights.md) or what `init_from` says; the network may follow after a comma.
 
 Result (`luna`): AUC 0.979 +- 0.001, accuracy 0.947 +- 0.003 (3 seeds, 4 minutes per run, docs/results.md).

@@ -1,4 +1,4 @@
-"""Fine-tunes SqueezeNet 1.0 with ImageNet weights on PneumoniaMNIST: grey X-rays as RGB, enlarged on the device.
+"""Fine-tunes SqueezeNet 1.0 with ImageNet weights on PneumoniaMNIST: gray X-rays as RGB, enlarged on the device.
 
     python -m squeeze_jax.main --config configs/finetune_pneumonia.py --workdir runs/finetune_pneumonia \
         --config.init_from=compressed_SqueezeNet.net
@@ -8,7 +8,7 @@
         --config.init_from=torchvision/resnet18
 
 The weights can be any file or name that squeeze_jax.pretrained supports, by default the paper's compressed network; the
-last layer is reinitialised. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py;
+last layer is reinitialized. `early` is the earlier release of the dataset, see configs/pneumonia_mnist.py;
 the network may follow after a comma.
 
 Result (`early`, 3 seeds, 303 steps, docs/results.md): test AUC 0.962 +- 0.006, accuracy 0.811 +- 0.021; from scratch

@@ -31,7 +31,7 @@ def measured(table: str, key: str, **wanted: str) -> list[tuple[str, int, float,
 
 
 def draw_ratios(axis, points, title: str) -> None:
-    """A curve with error bars, labelled below its points."""
+    """A curve with error bars, labeled below its points."""
     labels, parameters, means, spreads = zip(*points, strict=True)
     axis.errorbar(parameters, means, yerr=spreads if any(spreads) else None, fmt="o-", capsize=4, label=title)
     for label, x, y in zip(labels, parameters, means, strict=True):
@@ -39,7 +39,7 @@ def draw_ratios(axis, points, title: str) -> None:
 
 
 def draw_bypasses(axis, points, title: str) -> None:
-    """Points with error bars, labelled on their left."""
+    """Points with error bars, labeled on their left."""
     labels, parameters, means, spreads = zip(*points, strict=True)
     axis.errorbar(parameters, means, yerr=spreads if any(spreads) else None, fmt="s", capsize=4, label=title)
     for label, x, y in zip(labels, parameters, means, strict=True):

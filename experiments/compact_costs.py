@@ -55,16 +55,16 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     placed = jax.device_put(weights), jax.device_put(image)
     # One after the other, because the idle threads of ONNX Runtime spin.
     in_jax = milliseconds(lambda: jax.block_until_ready(compiled(*placed)))
-    float_file = exported(onnx_file.serialise(network))
+    float_file = exported(onnx_file.serialize(network))
     in_onnx = milliseconds(lambda: float_file.logits(image))
-    int8_file = exported(onnx_file.serialise_int8(network, images))
+    int8_file = exported(onnx_file.serialize_int8(network, images))
     in_int8 = milliseconds(lambda: int8_file.logits(image))
     compared = compare(network, int8_file, batches(test))
     return {
         TRIAL: folder.name,
         "step": read_json(folder / RESULT_FILE, "step")["step"],
-        "float_bytes": len(sqz.serialise(network)),
-        "sqz_bytes": len(sqz.serialise(small)),
+        "float_bytes": len(sqz.serialize(network)),
+        "sqz_bytes": len(sqz.serialize(small)),
         "sqz_top1": round(small.evaluate("test").values["top1"], 4),
         "int8_top1": round(compared.file.top1 / compared.file.images, 4),
         "jax_milliseconds": in_jax,

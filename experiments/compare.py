@@ -49,7 +49,7 @@ def results(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
 
 
 def plot(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
-    """Draws the training loss, and the validation metric that selects the checkpoint; one colour per run."""
+    """Draws the training loss, and the validation metric that selects the checkpoint; one color per run."""
     metric = config_lib.read(workdirs[0])[0].evaluation.best_metric
     figure, axes = new_figure(1, 2, width=10, height=4)
     for axis, split, name in zip(axes.flat, ("train", "validation"), ("loss", metric), strict=True):

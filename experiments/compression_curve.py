@@ -3,7 +3,7 @@
     python -m experiments.compression_curve --weights compressed_SqueezeNet.net --calibration FOLDER \\
         --evaluation FOLDER --output experiments/results --name compression_curve
 
-Each row of NAME.csv is a `.sqz` file, with its bytes and its accuracy on the labelled images of --evaluation, whose
+Each row of NAME.csv is a `.sqz` file, with its bytes and its accuracy on the labeled images of --evaluation, whose
 folders have the names of the classes. NAME.png shows the divergence from the original network. No image may be in both
 folders. --stages FOLDER keeps results, so that a stopped command continues.
 """
@@ -80,7 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument("--calibration", required=True, type=user_path, help="folder of images")
-    parser.add_argument("--evaluation", required=True, type=user_path, help="folder of labelled images")
+    parser.add_argument("--evaluation", required=True, type=user_path, help="folder of labeled images")
     parser.add_argument("--rate_factors", type=float, nargs="+", default=[1e-8, 1e-7, 2e-7, 3e-7, 4e-7, 8e-7, 2e-6])
     parser.add_argument("--stages", type=user_path, help="folder of results that a repeated command uses")
     parser.add_argument("--output", required=True, type=user_path, help="folder of the CSV and the plot")
@@ -125,7 +125,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         points = sorted((row["bytes"] / 1000, row["divergence"]) for row in rows if row["method"] == method)
         axis.plot(*zip(*points, strict=True), marker="o", label=method)
     for (label, size), style in zip(PAPER.items(), ("--", ":"), strict=True):
-        axis.axvline(size / 1000, color="grey", linestyle=style, label=label)
+        axis.axvline(size / 1000, color="gray", linestyle=style, label=label)
     axis.set(xlabel="file (kB)", ylabel="divergence from the original (nats)", yscale="log")
     axis.legend()
     drawing.save(figure, path)

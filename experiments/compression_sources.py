@@ -114,8 +114,8 @@ def main() -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
-    parser.add_argument("--first", required=True, type=pathlib.Path, help="folder of labelled images")
-    parser.add_argument("--second", required=True, type=pathlib.Path, help="folder of labelled images")
+    parser.add_argument("--first", required=True, type=pathlib.Path, help="folder of labeled images")
+    parser.add_argument("--second", required=True, type=pathlib.Path, help="folder of labeled images")
     parser.add_argument("--size", type=int, default=338_733, help="bytes of each file, roughly")
     parser.add_argument("--arms", type=int, default=len(ARMS), help="only the first so many")
     parser.add_argument("--stages", type=pathlib.Path, help="folder of results that a repeated command uses")

@@ -30,7 +30,7 @@ POINTS = [
     {"model.use_batch_norm": norm, "model.head_relu": relu, "optimizer.learning_rate": rate}
     for norm in (False, True)
     for rate in LEARNING_RATES
-    for relu in (True, False)  # last, so that the table compares neighbouring rows
+    for relu in (True, False)  # last, so that the table compares neighboring rows
 ]
 
 

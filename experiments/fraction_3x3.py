@@ -23,7 +23,7 @@ from experiments.trials import Sweep
 SHARES = (0.01, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.99)
 POINTS = [{"model.fraction_3x3": share} for share in SHARES]
 SQUEEZE_RATIO = {"model.squeeze_ratio": 0.5}
-# Unlabelled points in Figure 3b are read from its pixels, +- 0.3.
+# Unlabeled points in Figure 3b are read from its pixels, +- 0.3.
 PUBLISHED = {
     "paper: parameters": (
         *("1,478,248", "1,929,832", "2,421,352", "2,912,872", "3,404,392"),

@@ -169,7 +169,7 @@ def parse(trial: Trial) -> ConfigDict:
 def claim(folder: pathlib.Path) -> Iterator[TextIO | None]:
     """Yields the claim file of a trial, locked; None if another process has claimed the trial, or runs it anyway.
 
-    Commands printed by --list run trials without a claim; such a run is recognised by the lock of its workdir.
+    Commands printed by --list run trials without a claim; such a run is recognized by the lock of its workdir.
     """
     files.make_folder(folder)
     with (folder / CLAIM_FILE).open("a") as file:

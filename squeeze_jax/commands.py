@@ -1,4 +1,4 @@
-"""Behaviour shared by all commands: user errors are printed as one line, and routine library messages are hidden."""
+"""Behavior shared by all commands: user errors are printed as one line, and routine library messages are hidden."""
 
 import ast
 import codecs

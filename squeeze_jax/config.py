@@ -47,8 +47,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
-    config.init_from = ""  # weight file or workdir to initialise the weights from; "" for random weights
-    config.init_new_head = False  # reinitialise the last layer, e.g. for a different number of classes
+    config.init_from = ""  # weight file or workdir to initialize the weights from; "" for random weights
+    config.init_new_head = False  # reinitialize the last layer, e.g. for a different number of classes
 
     # None means the named network's own value. The keys are the attributes of all registered networks.
     config.model = ConfigDict()
@@ -73,7 +73,7 @@ def base_config(task: str = "classification") -> ConfigDict:
     # or the names of stored splits, such as ("subset0", "subset1", "subset2"). 0 for none.
     config.dataset.folds = config_dict.FieldReference(0, field_type=object)
     config.dataset.fold = 0  # the fold that is the test split; the next one is the validation split
-    config.dataset.channels = config_dict.placeholder(int)  # 3 converts grey images to RGB; None: as stored
+    config.dataset.channels = config_dict.placeholder(int)  # 3 converts gray images to RGB; None: as stored
     config.dataset.skip_unreadable = False  # replace an image that cannot be decoded by the next one and count it
     config.dataset.max_unreadable = 0.1  # largest share of such images in a split; above it, the run ends
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
@@ -174,7 +174,7 @@ def base_config(task: str = "classification") -> ConfigDict:
 
 
 def use_images(config: ConfigDict, images: ImageInput) -> None:
-    """Sets the crop, channels and normalisation in `config` to those of published weights."""
+    """Sets the crop, channels and normalization in `config` to those of published weights."""
     config.dataset.channels = 3
     config.dataset.mean = images.mean
     config.dataset.std = images.std

@@ -26,8 +26,8 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, layout: 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def colours(count: int) -> list[Any]:
-    """Returns colours for `count` lines, from dark to light in the order of the lines."""
+def colors(count: int) -> list[Any]:
+    """Returns colors for `count` lines, from dark to light in the order of the lines."""
     import matplotlib
 
     return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count)))
@@ -91,16 +91,16 @@ def draw_overlay(path: pathlib.Path, image: np.ndarray, heat: np.ndarray) -> pat
         figure, axes = new_figure(1, 2, width=8, height=4 * height / width)
     extent = (0, width, height, 0)
     for (title, plane, map_), plain, overlaid in zip(slices, *axes.reshape(2, -1), strict=True):
-        grey = plane.shape[-1] == 1
+        gray = plane.shape[-1] == 1
         for axis in (plain, overlaid):
             axis.axis("off")
             pixels, limits = (
-                (plane[..., 0], {"cmap": "gray", "vmin": image.min(), "vmax": image.max()}) if grey else (plane, {})
+                (plane[..., 0], {"cmap": "gray", "vmin": image.min(), "vmax": image.max()}) if gray else (plane, {})
             )
             axis.imshow(pixels, extent=extent, **limits)
         # All slices of a volume have one scale.
-        colour = {"cmap": "inferno", "vmin": heat.min(), "vmax": heat.max()}
-        overlaid.imshow(map_, alpha=0.6, interpolation="bilinear", extent=extent, **colour)
+        color = {"cmap": "inferno", "vmin": heat.min(), "vmax": heat.max()}
+        overlaid.imshow(map_, alpha=0.6, interpolation="bilinear", extent=extent, **color)
         plain.set_title(title, fontsize=8)
     return save(figure, path)
 

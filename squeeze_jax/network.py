@@ -85,7 +85,7 @@ class Network:
         """Applies the network to raw images.
 
         Args:
-          images: (batch, *spatial, channels), uint8 or float in 0..255, not normalised.
+          images: (batch, *spatial, channels), uint8 or float in 0..255, not normalized.
 
         Returns:
           The predictions of the task; for a classifier, probabilities, float32 (batch, num_classes).
@@ -183,7 +183,7 @@ class Network:
                 f"{dataset.name} has classes that the network does not have: {', '.join(unknown[:5])}; the network has "
                 f"{', '.join(self.class_names[:5])}, ..."
             )
-        return split.relabelled([self.class_names.index(name) for name in dataset.class_names], len(self.class_names))
+        return split.relabeled([self.class_names.index(name) for name in dataset.class_names], len(self.class_names))
 
     def _checked(self, images: Any) -> np.ndarray:
         images = np.asarray(images)
@@ -196,8 +196,8 @@ class Network:
                 raise InputError("images contain values that are not finite; expected uint8, or float in 0..255.")
             if images.size and (images.min() < 0 or images.max() > 255):
                 raise InputError(
-                    f"images have values in {images.min():g}..{images.max():g}; expected 0..255, not normalised: the "
-                    f"network normalises them."
+                    f"images have values in {images.min():g}..{images.max():g}; expected 0..255, not normalized: the "
+                    f"network normalizes them."
                 )
             if images.size and 0 < images.max() <= 1:
                 warnings.warn("no pixel is above 1; the network expects pixels in 0..255.", stacklevel=3)

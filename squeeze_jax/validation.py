@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from squeeze_jax.compression.sharing import BITS, INITIALISATIONS
+from squeeze_jax.compression.sharing import BITS, INITIALIZATIONS
 from squeeze_jax.errors import ConfigError
 
 SIZE = "a number of pixels, or (height, width)"
@@ -46,7 +46,7 @@ CHOICES = {
     "train.sampling": SAMPLINGS,
     "pruning.scope": PRUNING_SCOPES,
     "pruning.schedule": PRUNING_SCHEDULES,
-    "sharing.initialisation": INITIALISATIONS,
+    "sharing.initialisation": INITIALIZATIONS,
 }
 DURATIONS = (
     "train.duration",

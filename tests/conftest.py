@@ -15,7 +15,7 @@ from packaging.version import Version
 
 # The tests are the same on a machine with an accelerator.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes most of the time; these cut it by two thirds. The numbers are those of one program, optimised or not.
+# Compiling takes most of the time; these cut it by two thirds. The numbers are those of one program, optimized or not.
 XLA_FLAGS = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",

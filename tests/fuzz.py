@@ -322,7 +322,7 @@ def with_changed_header(data, count, seed):
             place = place[key]
             key = rng.choice(list(place))
         place[key] = WRONG[rng.integers(len(WRONG))]
-        yield own_file._serialise(arrays, changed)
+        yield own_file._serialize(arrays, changed)
 
 
 @register(".safetensors with a new checksum", "n.safetensors", read_weights, with_changed_header)
@@ -378,7 +378,7 @@ def with_new_seal(data, count, seed):
 def exported_onnx():
     from squeeze_jax.export.formats import FORMATS
 
-    return FORMATS[".onnx"].serialise(small_network())
+    return FORMATS[".onnx"].serialize(small_network())
 
 
 @register("exported .jaxexport with a new checksum", "n.jaxexport", read_exported, with_new_seal)
@@ -386,7 +386,7 @@ def exported_onnx():
 def exported_stablehlo():
     from squeeze_jax.export.formats import FORMATS
 
-    return FORMATS[".jaxexport"].serialise(small_network())
+    return FORMATS[".jaxexport"].serialize(small_network())
 
 
 # The files of a workdir

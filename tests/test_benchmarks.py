@@ -30,8 +30,8 @@ def test_the_onnx_peer_gives_our_logits(name, shape):
     variables = jax.jit(model.init)(jax.random.key(0), images)
     weights = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
     rank = len(shape) - 2
-    serialised = peers.onnx_network(peers.layers_of(model, shape[-1]), rank, weights)
-    (logits,) = onnx.reference.ReferenceEvaluator(serialised).run(None, {"images": np.moveaxis(images, -1, 1)})
+    serialized = peers.onnx_network(peers.layers_of(model, shape[-1]), rank, weights)
+    (logits,) = onnx.reference.ReferenceEvaluator(serialized).run(None, {"images": np.moveaxis(images, -1, 1)})
     np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, images), rtol=1e-4, atol=1e-5)
 
 

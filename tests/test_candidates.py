@@ -38,7 +38,7 @@ def read(tmp_path, data):
 )
 def test_lists_as_spreadsheets_save_them(data, tmp_path):
     found = read(tmp_path, data[1])
-    assert [(one.scan, one.centre, one.class_name) for one in found] == EXPECTED
+    assert [(one.scan, one.center, one.class_name) for one in found] == EXPECTED
     assert [one.patient for one in found] == ["1.2.3", "1.2.4"] and found[0].case != found[1].case
 
 

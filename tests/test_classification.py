@@ -144,7 +144,7 @@ def test_metrics_are_by_case_and_a_class_without_cases_is_named(caplog):
     assert "none of the 2 cases is of class a" in caplog.text
 
 
-def test_what_is_chosen_on_validation_data_changes_the_judgement():
+def test_what_is_chosen_on_validation_data_changes_the_judgment():
     rng = np.random.default_rng(0)
     label = rng.integers(2, size=200)
     logit = 4 * (rng.normal(size=200) + 2 * label)  # far too sure, and 2 too high

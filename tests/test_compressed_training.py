@@ -28,7 +28,7 @@ from squeeze_jax.pretrained import sqz
 from squeeze_jax.training import trainer
 from squeeze_jax.training.optimizers import make_optimizer
 from squeeze_jax.training.pruning import SQUEEZENET_TABLE_1, PruningPlan, prune
-from squeeze_jax.training.quantization import quantised_inputs, quantised_kernels
+from squeeze_jax.training.quantization import quantized_inputs, quantized_kernels
 from squeeze_jax.training.weight_sharing import share_weights
 from squeeze_jax.workdir.checkpoints import Checkpoints
 from squeeze_jax.workdir.records import read_metrics
@@ -299,7 +299,7 @@ def test_shared_weights_of_a_run_are_stored_in_few_bits(pruned_run, data_dir, tm
         assert len(np.unique(leaf[leaf != 0])) <= 7
         assert np.array_equal(leaf != 0, theirs[path] != 0)
     sqz.save(after, tmp_path / "shared.sqz")
-    sizes = [len(sqz.serialise(network)) for network in (before, after)]
+    sizes = [len(sqz.serialize(network)) for network in (before, after)]
     assert sizes[1] < sizes[0] / 2
     with pytest.raises(ConfigError, match="config.sharing.bits needs trained weights"):
         trainer.train_and_evaluate(configure(data_dir, **{"sharing.bits": 3}), tmp_path / "none")
@@ -307,18 +307,18 @@ def test_shared_weights_of_a_run_are_stored_in_few_bits(pruned_run, data_dir, tm
 
 def test_int8_is_simulated_and_gradients_pass():
     kernel = jnp.array(np.random.default_rng(0).normal(size=(3, 3, 4, 5)), jnp.float32).at[..., 0].set(0)
-    rounded = quantised_kernels({"kernel": kernel, "bias": kernel[0, 0, 0]})
+    rounded = quantized_kernels({"kernel": kernel, "bias": kernel[0, 0, 0]})
     scale = np.abs(kernel).max((0, 1, 2)) / 127
     np.testing.assert_allclose(rounded["kernel"], np.round(kernel / np.maximum(scale, 1e-9)) * scale, atol=1e-6)
     assert np.array_equal(rounded["bias"], kernel[0, 0, 0])
-    gradient = jax.grad(lambda k: (quantised_kernels({"kernel": k})["kernel"] * jnp.arange(5)).sum())(kernel)
+    gradient = jax.grad(lambda k: (quantized_kernels({"kernel": k})["kernel"] * jnp.arange(5)).sum())(kernel)
     assert np.array_equal(gradient, np.broadcast_to(np.arange(5), kernel.shape))
 
     model = models.create("squeezenodule_v1", num_classes=4)
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 1))
     variables = jax.jit(model.init)(jax.random.key(1), images)
     plain = model.apply(variables, images)
-    with quantised_inputs():
+    with quantized_inputs():
         simulated = model.apply(variables, images)
     assert 0 < np.abs(plain - simulated).max() < 0.1 * np.abs(plain).max()
 

@@ -52,7 +52,7 @@ def network_of(name="squeezenet_v1_1", **options):
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     rng = np.random.default_rng(0)
 
-    def changed(leaf):  # biases and batch norm are initialised with zeros and ones
+    def changed(leaf):  # biases and batch norm are initialized with zeros and ones
         leaf = np.asarray(leaf)
         return leaf if leaf.ndim > 1 else (leaf + rng.uniform(0.01, 0.1, leaf.shape)).astype(np.float32)
 
@@ -90,7 +90,7 @@ def assert_same(ours, theirs):
 
 
 def random_array(rng):
-    """Returns an array of random rank, density and kind of values, and its quantisation step (0 without one)."""
+    """Returns an array of random rank, density and kind of values, and its quantization step (0 without one)."""
     shape = [(), (7,), (0,), (5, 9), (3, 3, 4, 13), (1, 1, 37, 8), (3, 3, 3, 2, 5)][rng.integers(7)]
     kind, density = rng.integers(4), rng.choice([0, 0.02, 0.33, 0.99, 1])
     step = 0.0
@@ -163,11 +163,11 @@ def test_arrays_that_cannot_be_stored_are_named(array, step, message):
 def test_sharing_and_rounding_make_a_file_small(small, tmp_path):
     sizes = {}
     variables = small.variables
-    sizes["float32"] = len(sqz.serialise(small))
+    sizes["float32"] = len(sqz.serialize(small))
     variables = share(variables, 4)
-    sizes["4 bits"] = len(sqz.serialise(with_variables(small, variables)))
+    sizes["4 bits"] = len(sqz.serialize(with_variables(small, variables)))
     variables = round_batch_norm(variables, "float16")
-    sizes["batch norm"] = len(sqz.serialise(with_variables(small, variables)))
+    sizes["batch norm"] = len(sqz.serialize(with_variables(small, variables)))
     variables["params"]["conv10"]["bias"] = np.float32([0.1, -0.2, 0.3])
     variables, steps = round_biases(variables, "int8")
     assert steps.keys() == {"params/conv10/bias"}
@@ -193,10 +193,10 @@ def test_a_file_is_replaced_only_by_a_whole_one(small, plain, tmp_path, monkeypa
     path = tmp_path / "x.sqz"
     sqz.save(small, path)
     before = path.read_bytes()
-    monkeypatch.setattr(sqz, "serialise", lambda *_, **__: before[:-1])
+    monkeypatch.setattr(sqz, "serialize", lambda *_, **__: before[:-1])
     with pytest.raises(WeightError, match="has changed since it was written"):
         sqz.save(small, path)
-    monkeypatch.setattr(sqz, "serialise", lambda *_, **__: before)
+    monkeypatch.setattr(sqz, "serialize", lambda *_, **__: before)
     with pytest.raises(WeightError, match="a different network was read back"):
         sqz.save(plain, path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
@@ -299,7 +299,7 @@ def write_all(folder, files, suffix=".sqz"):
 
 def shared_file(network):
     variables, steps = round_biases(share(network.variables, 5), "int8")
-    return sqz.serialise(with_variables(network, variables), steps=steps)
+    return sqz.serialize(with_variables(network, variables), steps=steps)
 
 
 def bombs(data):
@@ -381,7 +381,7 @@ def test_the_largest_constant_arrays_stay_within_the_memory():
 
 def test_few_bytes_hold_no_large_network(plain, tmp_path):
     """Equal weights take no space at all: a file of a few kilobytes describes AlexNet, which is refused unread."""
-    description, _ = parts_of(sqz.serialise(plain))
+    description, _ = parts_of(sqz.serialize(plain))
     model = models.create("alexnet", num_classes=3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
     leaves = flax.traverse_util.flatten_dict(shapes, sep="/")
@@ -396,7 +396,7 @@ def test_few_bytes_hold_no_large_network(plain, tmp_path):
     codes = rans.encode([np.zeros(1, np.uint8)], [rans.frequencies(level)], description["lanes"])
     data = with_description(description, struct.pack("<I", len(numbers)) + numbers + codes)
     assert len(data) < 4096
-    _, (_, told, _) = outcomes(write_all(tmp_path, [sqz.serialise(plain), data]))
+    _, (_, told, _) = outcomes(write_all(tmp_path, [sqz.serialize(plain), data]))
     assert told == "refused"
     with pytest.raises(WeightError, match=r"57\d{6} values in \d{4} bytes; expected at most 8388608 values"):
         sqz.read(tmp_path / "1.sqz")
@@ -550,7 +550,7 @@ def test_the_compact_layout_holds_fewer_bits(paper, tmp_path, bits):
 @needs_net
 def test_damaged_compact_files_are_refused_or_give_finite_weights(paper, tmp_path):
     network = with_variables(paper, share(paper.variables, 3))
-    data = deep_compression.serialise(network, 3)
+    data = deep_compression.serialize(network, 3)
     told = outcomes(write_all(tmp_path, [data, *mutants(data, MUTATIONS // 10)], ".net"))
     assert {outcome for _, outcome, _ in told} == {"read", "refused"}
     assert sum(outcome == "refused" for _, outcome, _ in told) > MUTATIONS // 30
@@ -582,11 +582,11 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(6):
-        path = folder / "labelled" / "validation" / ("ant", "bee", "cow")[i % 3] / f"{i}.png"
+        path = folder / "labeled" / "validation" / ("ant", "bee", "cow")[i % 3] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)).save(path)
-        (folder / "unlabelled").mkdir(exist_ok=True)
-        Image.open(path).save(folder / "unlabelled" / path.name)
+        (folder / "unlabeled").mkdir(exist_ok=True)
+        Image.open(path).save(folder / "unlabeled" / path.name)
     return folder
 
 
@@ -594,8 +594,8 @@ def test_the_command_writes_a_file_that_everything_reads(small, images, tmp_path
     weights, output = tmp_path / "small.sqz", tmp_path / "out.sqz"
     sqz.save(small, weights)
     options = ["--weights", weights, "--output", output, "--bits", "3,conv1=5", "--initialisation", "linear"]
-    options += ["--calibration", images / "unlabelled", "--biases", "int8", "--batch_norm", "float16"]
-    done = command(*options, "--evaluation", images / "labelled")
+    options += ["--calibration", images / "unlabeled", "--biases", "int8", "--batch_norm", "float16"]
+    done = command(*options, "--evaluation", images / "labeled")
     assert done.returncode == 0, done.stderr
     rows = table(done.stdout)
     stages = ["small.sqz", "linear weight sharing", "bias correction, 6 images", "batch norm in float16"]
@@ -607,9 +607,9 @@ def test_the_command_writes_a_file_that_everything_reads(small, images, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.sqz", "small.sqz"]
     kernels = {name: leaf for name, leaf in leaves_of(load(output).variables).items() if name.endswith("kernel")}
     assert {len(np.unique(leaf)) for leaf in kernels.values()} <= {*range(1, 8), *range(16, 32)}
-    done = command("--weights", output, images / "unlabelled", "--format=csv", module="squeeze_jax.predict")
+    done = command("--weights", output, images / "unlabeled", "--format=csv", module="squeeze_jax.predict")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + 6 * 3, done.stderr
-    evaluate(output, split="validation", dataset=str(images / "labelled"), output=tmp_path / "out")
+    evaluate(output, split="validation", dataset=str(images / "labeled"), output=tmp_path / "out")
     header, row = (tmp_path / "out/evaluation/validation_step_7/metrics.csv").read_text().splitlines()
     top1 = dict(zip(header.split(","), row.split(","), strict=True))["top1"]
     assert float(top1) == pytest.approx(float(rows["biases in int8"]["top-1"]), abs=1e-3)
@@ -622,7 +622,7 @@ def test_the_command_codes_without_loss_and_says_what_is_wrong(plain, images, tm
 
     weights, output = tmp_path / "plain.sqz", tmp_path / "out.sqz"
     sqz.save(plain, weights)
-    status, printed, _ = run("--output", output, "--evaluation", images / "unlabelled")
+    status, printed, _ = run("--output", output, "--evaluation", images / "unlabeled")
     rows = table(printed)
     assert status == 0 and rows["coded without loss"]["agreement"] == "1.000"
     assert "top-1" not in rows["coded without loss"]
@@ -663,8 +663,8 @@ def test_six_bits_in_the_papers_layout_keep_the_accuracy(tmp_path):
         link.symlink_to(path)
     output = tmp_path / "six.net"
     options = ["--weights", NET, "--output", output, "--bits", 6, "--calibration", PHOTOGRAPHS]
-    optimised = {**os.environ, "XLA_FLAGS": ""}  # unlike in other tests, because the network is large
-    done = command(*options, "--evaluation", tmp_path / "photographs", env=optimised)
+    optimized = {**os.environ, "XLA_FLAGS": ""}  # unlike in other tests, because the network is large
+    done = command(*options, "--evaluation", tmp_path / "photographs", env=optimized)
     assert done.returncode == 0, done.stderr
     first, *_, last = table(done.stdout).values()
     assert first["top-1"] == "0.675" and abs(round(200 * float(last["top-1"])) - 135) <= 2

@@ -72,8 +72,8 @@ def test_a_split_too_large_for_memory_reads_the_same(monkeypatch):
         assert cached[name].dtype == read[name].dtype
 
 
-def test_relabelling_keeps_what_is_wrong_an_error():
-    split = numbered(20).relabelled([12, 11, 10, *range(7)], 13)
+def test_relabeling_keeps_what_is_wrong_an_error():
+    split = numbered(20).relabeled([12, 11, 10, *range(7)], 13)
     assert split.batch(range(3))["label"].tolist() == [12, 11, 10] and split.num_classes == 13
     split.examples.examples[5] = {"image": np.zeros((2, 2, 1), np.uint8), "label": -1}
     with pytest.raises(DataError, match="example 5 .* its label is -1; expected 0 to 9"):

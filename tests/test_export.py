@@ -87,7 +87,7 @@ def expected_logits(network, images):
 
 def exported(network, folder, suffix, pixels="float32"):
     path = folder / f"net{suffix}"
-    path.write_bytes(FORMATS[suffix].serialise(network, pixels))
+    path.write_bytes(FORMATS[suffix].serialize(network, pixels))
     return open_exported(path)
 
 
@@ -174,7 +174,7 @@ def test_openvino_reads_the_onnx_file(tmp_path):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     network = network_of(**NARROW)
     path = tmp_path / "net.onnx"
-    path.write_bytes(onnx_file.serialise(network))
+    path.write_bytes(onnx_file.serialize(network))
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     images = images_for(network, 2)
@@ -182,15 +182,15 @@ def test_openvino_reads_the_onnx_file(tmp_path):
     assert np.abs(logits - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-def test_nncf_quantises_the_onnx_file(tmp_path):
+def test_nncf_quantizes_the_onnx_file(tmp_path):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     nncf = pytest.importorskip("nncf", reason="nncf is not installed")
     network = network_of(**NARROW)
-    (tmp_path / "net.onnx").write_bytes(onnx_file.serialise(network))
+    (tmp_path / "net.onnx").write_bytes(onnx_file.serialize(network))
     images = np.moveaxis(images_for(network, 64), -1, 1).astype(np.float32)
     model = openvino.Core().read_model(tmp_path / "net.onnx")
-    quantised = nncf.quantize(model, nncf.Dataset(list(images[:, None])), subset_size=len(images))
-    openvino.save_model(quantised, tmp_path / "int8.xml", compress_to_fp16=False)
+    quantized = nncf.quantize(model, nncf.Dataset(list(images[:, None])), subset_size=len(images))
+    openvino.save_model(quantized, tmp_path / "int8.xml", compress_to_fp16=False)
     assert (tmp_path / "int8.bin").stat().st_size < 0.5 * (tmp_path / "net.onnx").stat().st_size
     compiled = openvino.Core().compile_model(str(tmp_path / "int8.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = expected_logits(network, images_for(network, 64))
@@ -269,12 +269,12 @@ def test_other_peoples_layers_are_exported(kind, tmp_path):
 @pytest.mark.parametrize(("kind", "message"), [("sorted", "sort"), ("loop", "scan")])
 def test_an_unknown_operation_is_named(kind, message):
     with pytest.raises(ExportError, match=f"uses the operation {message}, which cannot be exported"):
-        onnx_file.serialise(network_of(model=Zoo(kind=kind)))
+        onnx_file.serialize(network_of(model=Zoo(kind=kind)))
 
 
 def test_batch_norm_and_scalars_are_folded_in_float64():
     network = network_of(**NARROW, use_batch_norm=True)
-    model = onnx.load_model_from_string(onnx_file.serialise(network))
+    model = onnx.load_model_from_string(onnx_file.serialize(network))
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     params, stats = network.variables["params"], network.variables["batch_stats"]["conv1_bn"]
     factor = params["conv1_bn"]["scale"] / np.sqrt(np.float64(stats["var"]) + 1e-5)
@@ -288,7 +288,7 @@ def test_the_feature_map_of_the_head_is_a_second_output():
     network = network_of(**NARROW)
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(onnx_file.serialise(network, with_head=True))
+    session = onnxruntime.InferenceSession(onnx_file.serialize(network, with_head=True))
     images = images_for(network, 2)
     logits, head = session.run(None, {"images": np.moveaxis(images, -1, 1).astype(np.float32)})
     found = network.features(images)["conv10"]
@@ -336,7 +336,7 @@ def resealed(data):
 
 @pytest.mark.parametrize("suffix", [".onnx", ".jaxexport"])
 def test_files_with_a_recomputed_checksum_are_refused_or_run(suffix, small, tmp_path):
-    data = FORMATS[suffix].serialise(small)
+    data = FORMATS[suffix].serialize(small)
     head = data.find(b"sha256:")
     path = tmp_path / f"hostile{suffix}"
     rng = np.random.default_rng(0)
@@ -388,7 +388,7 @@ def undescribed(model):
 @pytest.mark.parametrize("change", [external, expanded, foreign, narrower, undescribed])
 def test_hostile_graphs_are_refused(change, small, tmp_path):
     path = tmp_path / "hostile.onnx"
-    path.write_bytes(reworked(onnx_file.serialise(small), change))
+    path.write_bytes(reworked(onnx_file.serialize(small), change))
     with pytest.raises(WeightError, match="not an intact .onnx file"):
         open_exported(path)
 
@@ -416,7 +416,7 @@ def with_header(data, change):
 
 def test_hostile_programs_are_refused(small, tmp_path):
     path = tmp_path / "hostile.jaxexport"
-    data = stablehlo.serialise(small)
+    data = stablehlo.serialize(small)
 
     def dumping(header):
         header["compiler_options"]["cpu"]["xla_dump_to"] = str(tmp_path / "dump")
@@ -448,7 +448,7 @@ def test_hostile_programs_are_refused(small, tmp_path):
 
 def test_a_missing_runtime_is_named(small, tmp_path, monkeypatch):
     path = tmp_path / "net.onnx"
-    path.write_bytes(onnx_file.serialise(small))
+    path.write_bytes(onnx_file.serialize(small))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ExportError, match=r"needs the package onnxruntime: pip install 'squeeze_jax\[export\]'"):
         open_exported(path)
@@ -456,7 +456,7 @@ def test_a_missing_runtime_is_named(small, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Images of random colours in one folder per class."""
+    """Images of random colors in one folder per class."""
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
     for name in CLASSES[:3]:
@@ -507,8 +507,8 @@ def test_no_file_is_replaced_where_the_logits_differ(small, tmp_path, monkeypatc
     path.write_bytes(b"old")
     kernel = np.asarray(small.variables["params"]["conv10"]["kernel"])
     wrong = jax.tree.map(lambda leaf: leaf * 1.001 if leaf.shape == kernel.shape else leaf, small.variables)
-    other = onnx_file.serialise(dataclasses.replace(small, variables=wrong))
-    monkeypatch.setattr(onnx_file, "serialise", lambda network, pixels: other)
+    other = onnx_file.serialize(dataclasses.replace(small, variables=wrong))
+    monkeypatch.setattr(onnx_file, "serialize", lambda network, pixels: other)
     with pytest.raises(ExportError, match="was not written, because its logits differ"):
         command.export(small, path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
@@ -538,14 +538,14 @@ def test_int8_that_costs_too_much_is_not_written(small, photographs, tmp_path, m
         return np.roll(leaf, 1, -1) if leaf.shape[-1] == len(CLASSES) else leaf
 
     wrong = dataclasses.replace(small, variables=jax.tree.map(rolled, small.variables))
-    broken = onnx_file.serialise_int8(wrong, images_for(small, 2))
-    monkeypatch.setattr(onnx_file, "serialise_int8", lambda network, images, pixels: broken)
+    broken = onnx_file.serialize_int8(wrong, images_for(small, 2))
+    monkeypatch.setattr(onnx_file, "serialize_int8", lambda network, images, pixels: broken)
     path = tmp_path / "net.onnx"
     with pytest.raises(ExportError, match="int8 costs 100.0 % of the predictions; at most 10 are allowed"):
         command.export(small, path, calibration=files, evaluation=files)
     assert not path.exists()
     comparison = compare(small, exported(small, tmp_path, ".onnx"), [(images_for(small, 3), np.full(3, -1))])
-    assert not comparison.labelled and comparison.agreement == 1
+    assert not comparison.labeled and comparison.agreement == 1
     comparison.check_int8(None)
     changed = dataclasses.replace(comparison, file=dataclasses.replace(comparison.file, agree=2))
     with pytest.raises(ExportError, match="costs 33.3 % of the predictions; at most 10 are allowed"):
@@ -579,7 +579,7 @@ def test_calibration_images_are_never_judged(tmp_path):
 
 def test_files_of_others_stay_weight_files(small, tmp_path):
     path = tmp_path / "zoo.onnx"
-    path.write_bytes(onnx_file.serialise(small))
+    path.write_bytes(onnx_file.serialize(small))
     assert is_exported(path)
     with pytest.raises(WeightError, match="it was exported by squeeze_jax"):
         load(path)

@@ -63,7 +63,7 @@ def test_a_volume_that_is_constant_along_its_depth_gives_the_2d_maps(flat, tmp_p
     assert np.abs(border - of_image["fire2"]).max() > 1e-3, "padding has no effect, so this shows nothing"
 
 
-def test_a_kernel_for_colours_sums_them_for_a_grey_volume(flat, tmp_path):
+def test_a_kernel_for_colors_sums_them_for_a_gray_volume(flat, tmp_path):
     kernel = flat.variables["params"]["conv1"]["kernel"]
     found = start(flat, tmp_path, 1).params["conv1"]["kernel"]
     assert found.shape == (3, 3, 3, 1, 4)

@@ -128,7 +128,7 @@ LAYOUTS = {
     "a stray picture at the top": ([*PLAIN, "sample.png"], TWO, "ants bees", 0, {"no folder of a class": 1}),
     "a stray picture in a split": ([*PLAIN, "train/0.png"], TWO, "ants bees", 0, {"no folder of a class": 1}),
     "a stray picture around": ([*below("x", PLAIN), "a.png"], TWO, "ants bees", 0, {"no folder of a class": 1}),
-    "unlabelled test images": (
+    "unlabeled test images": (
         [*PLAIN, *many("test/*.png", count=9)],
         TWO,
         "ants bees",
@@ -309,13 +309,13 @@ def test_the_first_image_that_is_one_gives_the_shape(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "size", "message"),
     [
-        ("RGB", (4, 4), "is in colour .* Set config.dataset.channels=3"),
+        ("RGB", (4, 4), "is in color .* Set config.dataset.channels=3"),
         ("I;16", (4, 4), "more than 8 bits"),
         ("L", (4, 5), r"has shape \(5, 4, 1\); expected \(4, 4, 1\), like the first image; set config.crop.size"),
     ],
 )
 def test_a_wrong_setting_is_an_error_also_where_unreadable_images_are_replaced(tmp_path, mode, size, message):
-    """Grey among colour pictures: all others were replaced by the grey ones, without a word."""
+    """Gray among color pictures: all others were replaced by the gray ones, without a word."""
     write(tmp_path, ["train/a/0.png", "train/b/1.png"])
     (tmp_path / "train" / "b" / "2.png").write_bytes(encoded(mode, size))
     split = open_dataset(str(tmp_path), skip_unreadable=True).split("train")

@@ -115,7 +115,7 @@ def test_the_file_describes_itself(small, converter, tmp_path):
 
 def test_int8_is_near_and_takes_and_returns_the_same(small, converter, tmp_path):
     path = tmp_path / "net.tflite"
-    path.write_bytes(litert.serialise_int8(small, images_for(small, 20)))
+    path.write_bytes(litert.serialize_int8(small, images_for(small, 20)))
     found = litert.read(path)
     images = images_for(small, 3, seed=1)
     expected = expected_logits(small, images)
@@ -130,16 +130,16 @@ def test_the_papers_network_in_int8_agrees_on_photographs(converter, tmp_path):
     paths = sorted((SHARED / "imagenet_sample").glob("*.JPEG"))[::3]
     images = np.stack([network.read_image(path) for path in paths])
     path = tmp_path / "net.tflite"
-    path.write_bytes(litert.serialise_int8(network, images[::2]))
+    path.write_bytes(litert.serialize_int8(network, images[::2]))
     assert path.stat().st_size < 0.3 * 4 * sum(map(np.size, jax.tree.leaves(network.variables)))
     found, expected = litert.read(path).logits(images[1::2]), expected_logits(network, images[1::2])
     assert np.mean(found.argmax(1) == expected.argmax(1)) > 0.85
-    assert np.abs(found - expected).max() < 6  # 13 by the quantiser's own statistics
+    assert np.abs(found - expected).max() < 6  # 13 by the quantizer's own statistics
 
 
 def test_damaged_files_end_in_our_error(small, converter, tmp_path):
     path = tmp_path / "net.tflite"
-    data = litert.serialise(small)
+    data = litert.serialize(small)
     for mutant in mutants(data, 100):
         path.write_bytes(mutant)
         with pytest.raises(WeightError, match=re.escape(str(path))):
@@ -148,7 +148,7 @@ def test_damaged_files_end_in_our_error(small, converter, tmp_path):
 
 def test_files_of_others_are_refused(small, converter, tmp_path):
     path = tmp_path / "net.tflite"
-    data = litert.serialise(small)
+    data = litert.serialize(small)
     for other in (data.replace(b"sha256:", b"sha512:"), b"", b"TFL3" * 100):
         path.write_bytes(other)
         with pytest.raises(WeightError, match="was not written by"):
@@ -160,7 +160,7 @@ def test_the_documented_reader_needs_neither_jax_nor_this_project(converter, tmp
     page = (ROOT / "docs" / "export_litert.md").read_text()
     (tmp_path / "read.py").write_text(re.search(r"```py\n(.*?)```", page, re.S).group(1) + SCRIPT)
     network = load(request.getfixturevalue("reference"))  # trained only if there is a converter
-    (tmp_path / "net.tflite").write_bytes(litert.serialise(network))
+    (tmp_path / "net.tflite").write_bytes(litert.serialize(network))
     split = network.split("test")
     batch = split.batch(np.arange(len(split)))
     np.save(tmp_path / "images.npy", batch["image"])
@@ -182,13 +182,13 @@ def fake_python(folder, script):
 def test_a_missing_converter_is_explained(small, tmp_path, monkeypatch):
     monkeypatch.setenv(litert.PYTHON, fake_python(tmp_path, "exit 3"))
     with pytest.raises(ExportError, match=r"pip install litert-converter==.*\n.*export SQUEEZE_JAX_LITERT_PYTHON"):
-        litert.serialise(small)
+        litert.serialize(small)
     monkeypatch.setenv(litert.PYTHON, fake_python(tmp_path, "echo out of memory >&2; exit 1"))
     with pytest.raises(ExportError, match="(?s)failed.*out of memory"):
-        litert.serialise(small)
+        litert.serialize(small)
     monkeypatch.setenv(litert.PYTHON, str(tmp_path / "nothing"))
     with pytest.raises(ExportError, match="cannot be started"):
-        litert.serialise(small)
+        litert.serialize(small)
 
 
 def test_a_missing_interpreter_is_explained(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_a_case_is_the_mean_of_its_slices():
         Cases.of({**records, "patient": np.array([1, 2, 2, 1])}, HALF)
 
 
-def test_the_positive_class_is_that_of_a_relabelled_dataset():
+def test_the_positive_class_is_that_of_a_relabeled_dataset():
     """10 of 10 COVID found, 5 of 10 NonCOVID right; COVID is the first class."""
     p = np.array([0.9] * 10 + [0.8] * 5 + [0.1] * 5)  # of COVID
     records = {"label": np.repeat([0, 1], 10), "probability": np.stack([p, 1 - p], 1)}

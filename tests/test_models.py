@@ -1,4 +1,4 @@
-"""Architecture: parameter counts, feature-map sizes and MACs of the papers, number by number; errors; behaviour."""
+"""Architecture: parameter counts, feature-map sizes and MACs of the papers, number by number; errors; behavior."""
 
 import functools
 
@@ -37,7 +37,7 @@ def shapes(model, input_shape):
 
 
 def random_variables(model, images):
-    """Kernels, biases and statistics of sensible sizes, without compiling the initialisers."""
+    """Kernels, biases and statistics of sensible sizes, without compiling the initializers."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -93,7 +93,7 @@ def test_parameters_at_1000_classes(name, expected):
         ("squeezenodule_v2", 894_914, 2_545_154),
     ],
 )
-def test_parameters_of_grey_two_class_networks(name, two_d, three_d):
+def test_parameters_of_gray_two_class_networks(name, two_d, three_d):
     model = models.create(name, num_classes=2)
     assert count(model, (64, 64, 1)) == two_d
     assert count(model, (32, 32, 32, 1)) == three_d
@@ -231,11 +231,11 @@ def test_receptive_field_is_where_gradients_come_from():
     # Positive weights let every path contribute; average pooling would hide nothing, max pooling picks one cell.
     variables = jax.tree.map(jnp.abs, random_variables(model, images))
 
-    def centre(image):
+    def center(image):
         maps = model.apply(variables, image, method="features")["conv10"]
         return maps[0, maps.shape[1] // 2, maps.shape[2] // 2, 0]
 
-    rows = np.flatnonzero(np.asarray(jax.jit(jax.grad(centre))(images))[0, :, :, 0].any(axis=1))
+    rows = np.flatnonzero(np.asarray(jax.jit(jax.grad(center))(images))[0, :, :, 0].any(axis=1))
     assert rows[-1] - rows[0] + 1 <= model.receptive_field()
     assert rows[-1] - rows[0] + 1 >= 0.8 * model.receptive_field()
 
@@ -329,7 +329,7 @@ def test_ceil_pooling_matches_a_plain_definition():
         assert pooled.shape[0] == -(-(size - 3) // 2) + 1
 
 
-def test_initialisation_follows_caffe():
+def test_initialization_follows_caffe():
     params = jax.jit(models.create("squeezenet_v1_0").init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     stem, head = np.asarray(params["conv1"]["kernel"]), np.asarray(params["conv10"]["kernel"])
     bound = np.sqrt(3 / (7 * 7 * 3))

@@ -31,7 +31,7 @@ def test_a_named_network_opens_and_has_a_card(name, tmp_path, monkeypatch):
         assert part in card, part
 
 
-def test_digits_are_recognised():
+def test_digits_are_recognized():
     evaluation = load("digits").evaluate("test")
     card = pretrained.find("digits").with_suffix(".md").read_text()
     assert f"{evaluation.values['top1']:.3f}" in card

@@ -161,13 +161,13 @@ def test_stochastic_depth_leaves_out_a_block_by_the_position():
     np.testing.assert_allclose(y[~left_out], kept[~left_out], rtol=1e-4, atol=1e-5)
 
 
-def test_local_response_normalisation_is_the_papers_formula():
+def test_local_response_normalization_is_the_papers_formula():
     x = np.random.default_rng(0).normal(size=(1, 2, 2, 7)).astype(np.float32)
     expected = np.empty_like(x)
     for i in range(7):
         near = x[..., max(0, i - 2) : i + 3]
         expected[..., i] = x[..., i] / (1 + 1e-4 / 5 * (near**2).sum(-1)) ** 0.75
-    np.testing.assert_allclose(alexnet._normalise_locally(jnp.asarray(x)), expected, rtol=1e-6)
+    np.testing.assert_allclose(alexnet._normalize_locally(jnp.asarray(x)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def photograph(seed, width, height, mode="RGB"):
 
 @pytest.fixture(scope="module")
 def folder(shared):
-    """24 photographs of three classes in split/class/image, of different sizes; one is grey, one CMYK."""
+    """24 photographs of three classes in split/class/image, of different sizes; one is gray, one CMYK."""
 
     def make(root):
         partial = root.with_suffix(".partial")
@@ -126,7 +126,7 @@ def test_evaluation_crops_are_pillows(keep_aspect):
 
 
 def test_random_resized_crops_agree_with_pillow():
-    """Not to the bit, for they take a faster decoder and interpolation: 1.4 grey levels a pixel on average."""
+    """Not to the bit, for they take a faster decoder and interpolation: 1.4 gray levels a pixel on average."""
     crop = Crop((224, 224), "random_resized", 256, True, 0.08)
     errors, offsets = [], []
     for seed, stored in enumerate(sample(40)):
@@ -191,14 +191,14 @@ def test_a_crop_may_be_a_rectangle_and_tells_its_box(train, keep_aspect):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "P"])
-def test_every_kind_of_image_becomes_colour(mode):
+def test_every_kind_of_image_becomes_color(mode):
     stored = io.BytesIO()
     Image.fromarray(np.full((60, 70, 3), 204, np.uint8)).convert(mode).save(stored, "TIFF")
     image = RANDOM_RESIZED.for_training(stored.getvalue(), 3, np.random.default_rng(0))[0]
     assert image.shape == (48, 48, 3) and abs(image.astype(int) - 204).max() < 8
 
 
-@pytest.mark.parametrize(("mode", "channels", "message"), [("RGB", 1, "is in colour"), ("I;16", 3, "more than 8 bits")])
+@pytest.mark.parametrize(("mode", "channels", "message"), [("RGB", 1, "is in color"), ("I;16", 3, "more than 8 bits")])
 def test_images_that_do_not_fit_are_refused(mode, channels, message):
     stored = io.BytesIO()
     Image.new(mode, (60, 60)).save(stored, "TIFF")

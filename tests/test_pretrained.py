@@ -68,9 +68,9 @@ def test_the_compressed_file_holds_what_the_paper_says(paper):
 def test_it_classifies_photographs_as_an_independent_forward_pass_does(paper):
     """PyTorch's forward pass of the same weights gives these figures: top-1 0.675, top-5 0.875, and the logits."""
     preprocessing = paper.task.preprocessing
-    optimised = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}  # unlike other tests
+    optimized = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}  # unlike other tests
     logits_of = jax.jit(
-        lambda variables, x: paper.model.apply(variables, preprocessing.evaluate(x)), compiler_options=optimised
+        lambda variables, x: paper.model.apply(variables, preprocessing.evaluate(x)), compiler_options=optimized
     )
     paths = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     images = np.stack([paper.read_image(path) for path in paths])
@@ -158,7 +158,7 @@ def resealed_safetensors(path, **changes):
     length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][own_file.KEY])
     header = changed({key: value for key, value in header.items() if key != "sha256"}, changes)
-    path.write_bytes(own_file._serialise(safetensors.numpy.load(data), header))
+    path.write_bytes(own_file._serialize(safetensors.numpy.load(data), header))
 
 
 def changed(header, changes):
@@ -264,8 +264,8 @@ def test_imported_weights_are_evaluated_on_a_folder_of_some_of_their_classes(tmp
         link.symlink_to(path)
     command = [sys.executable, "-m", "squeeze_jax.main", "--mode=eval", f"--weights={NET}", "--split=validation"]
     command += [f"--dataset={tmp_path}/photographs", f"--workdir={tmp_path}/out"]
-    optimised = {**os.environ, "XLA_FLAGS": ""}  # unlike other tests, for the network is large
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=optimised)
+    optimized = {**os.environ, "XLA_FLAGS": ""}  # unlike other tests, for the network is large
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=optimized)
     assert done.returncode == 0, done.stderr
     header, row = (tmp_path / "out/evaluation/validation_step_0/metrics.csv").read_text().splitlines()
     values = dict(zip(header.split(","), row.split(","), strict=True))

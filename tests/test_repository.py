@@ -162,6 +162,24 @@ def test_only_the_tasks_know_what_is_learned():
     assert not found
 
 
+def test_former_spellings_that_the_api_listed_keep_working():
+    from squeeze_jax.compression.sequential import Sequential
+    from squeeze_jax.data.augmentation import Preprocessing
+    from squeeze_jax.export import onnx_file, stablehlo
+    from squeeze_jax.training import quantization
+
+    for home, former, now in (
+        (Preprocessing, "normalise", "normalize"),
+        (Sequential, "quantise", "quantize"),
+        (onnx_file, "serialise", "serialize"),
+        (onnx_file, "serialise_int8", "serialize_int8"),
+        (stablehlo, "serialise", "serialize"),
+        (quantization, "quantised_kernels", "quantized_kernels"),
+        (quantization, "quantised_inputs", "quantized_inputs"),
+    ):
+        assert getattr(home, former) is getattr(home, now)
+
+
 def test_importing_the_package_is_light():
     code = "import sys, squeeze_jax; print([m for m in ('tensorflow', 'matplotlib', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)

@@ -1,4 +1,4 @@
-"""CT scans: generated ones, cuts in millimetres, files of every kind against what they were written from, errors."""
+"""CT scans: generated ones, cuts in millimeters, files of every kind against what they were written from, errors."""
 
 import csv
 import locale
@@ -17,7 +17,7 @@ from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.data.volumes import find_scans, locate, read_scan
 from squeeze_jax.errors import DataError, FileError
 
-CENTRE = np.array([-41.3, 12.7, 133.1])  # of the ball, in world coordinates
+CENTER = np.array([-41.3, 12.7, 133.1])  # of the ball, in world coordinates
 
 
 def rotation(axis, angle):
@@ -31,9 +31,9 @@ def ball(direction, spacing=(0.7, 0.8, 2.3), radius=8.0):
     """A ball of 300 HU in air, in a volume with these axes."""
     shape = np.array([70, 64, 24])  # x, y, z
     direction, spacing = np.asarray(direction, float), np.array(spacing)
-    origin = CENTRE + np.array([2.0, -1.5, 3.0]) - (direction * spacing) @ ((shape - 1) / 2)
+    origin = CENTER + np.array([2.0, -1.5, 3.0]) - (direction * spacing) @ ((shape - 1) / 2)
     index = np.stack(np.meshgrid(*map(np.arange, shape[::-1]), indexing="ij")[::-1], -1)
-    distance = np.linalg.norm(index @ (direction * spacing).T + origin - CENTRE, axis=-1)
+    distance = np.linalg.norm(index @ (direction * spacing).T + origin - CENTER, axis=-1)
     voxels = np.clip(AIR + 1300 * np.clip(radius + 0.5 - distance, 0, 1), AIR, 300)
     return Scan(np.round(voxels).astype(np.int16), origin, spacing, direction)
 
@@ -51,12 +51,12 @@ DIRECTIONS = {
 @pytest.mark.parametrize("direction", [*DIRECTIONS.values(), TILTED], ids=[*DIRECTIONS, "tilted"])
 @pytest.mark.parametrize("kind", ["cube", "axial", "triplanar"])
 def test_the_ball_is_in_the_middle(direction, kind):
-    patch = Cut(kind, 33)(ball(direction), CENTRE).astype(float)
+    patch = Cut(kind, 33)(ball(direction), CENTER).astype(float)
     assert patch.shape == Cut(kind, 33).shape
     for channel in range(patch.shape[-1]):
         one = patch[..., channel]
-        centre = [np.sum(np.arange(33) * one.sum(tuple(i for i in range(one.ndim) if i != a))) for a in range(one.ndim)]
-        np.testing.assert_allclose(np.array(centre) / one.sum(), 16, atol=0.25)
+        center = [np.sum(np.arange(33) * one.sum(tuple(i for i in range(one.ndim) if i != a))) for a in range(one.ndim)]
+        np.testing.assert_allclose(np.array(center) / one.sum(), 16, atol=0.25)
         # 8 mm are 8 voxels, along every axis.
         for axis in range(one.ndim):
             line = np.moveaxis(one, axis, 0)[(slice(None), *(16,) * (one.ndim - 1))]
@@ -149,7 +149,7 @@ def test_files_hold_what_was_written(written):
         read = read_scan(scans[listed[0].scan].files)
         flipped += int((np.diag(scan.direction) < 0).any())
         for patch, nodule in zip(cut_all(read, listed, Cut()), nodules, strict=True):
-            expected = Cut()(scan, np.array(nodule.candidate.centre))
+            expected = Cut()(scan, np.array(nodule.candidate.center))
             np.testing.assert_allclose(patch.astype(int), expected.astype(int), atol=2)
             # The nodule is there: the middle is brighter than lung.
             assert patch[14:18, 14:18, 14:18].mean() > 50
@@ -170,7 +170,7 @@ def test_every_format_says_where_a_volume_lies(extension, direction, tmp_path):
     assert uid == "1.2.3" and not others
     read = read_scan(stored.files)
     np.testing.assert_array_equal(read.voxels, scan.voxels)
-    points = CENTRE + np.random.default_rng(0).uniform(-10, 10, (20, 3))
+    points = CENTER + np.random.default_rng(0).uniform(-10, 10, (20, 3))
     np.testing.assert_allclose(read.indices(points), scan.indices(points), atol=1e-3)
 
 

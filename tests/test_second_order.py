@@ -192,7 +192,7 @@ def logits_of(network, images):
 
 def test_sequential_rounding_keeps_the_outputs(network, pictures):
     sequential = Sequential(network, pictures)
-    variables, steps = sequential.quantise(1e-5)
+    variables, steps = sequential.quantize(1e-5)
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     plain = dict(flax.traverse_util.flatten_dict(network.variables, sep="/"))
     for name, step in steps.items():
@@ -205,11 +205,11 @@ def test_sequential_rounding_keeps_the_outputs(network, pictures):
     nearest = dataclasses.replace(network, variables=flax.traverse_util.unflatten_dict(plain, sep="/"))
     assert np.abs(ours - original).mean() < 0.8 * np.abs(logits_of(nearest, pictures) - original).mean()
     # The same file comes out again, and a coarser one is smaller.
-    again, _ = sequential.quantise(1e-5)
+    again, _ = sequential.quantize(1e-5)
     jax.tree.map(np.testing.assert_array_equal, again, variables)
-    coarse, coarse_steps = sequential.quantise(1e-4)
+    coarse, coarse_steps = sequential.quantize(1e-4)
     sizes = [
-        len(sqz.serialise(dataclasses.replace(network, variables=v), steps=s))
+        len(sqz.serialize(dataclasses.replace(network, variables=v), steps=s))
         for v, s in ((variables, steps), (coarse, coarse_steps))
     ]
     assert sizes[1] < sizes[0]
@@ -218,14 +218,14 @@ def test_sequential_rounding_keeps_the_outputs(network, pictures):
 def test_a_head_without_bias_is_rounded(pictures):
     """SqueezeNext's, which also has groups."""
     grouped = network_of("squeezenext_1_0_g_23", (32, 32, 3), depths=(1, 1, 0, 0))
-    variables, steps = Sequential(grouped, pictures[:8]).quantise(1e-5)
+    variables, steps = Sequential(grouped, pictures[:8]).quantize(1e-5)
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     assert {name for name in leaves if name.endswith("kernel")} == steps.keys()
     assert jax.tree.structure(variables) == jax.tree.structure(grouped.variables)
 
 
 def test_pruning_keeps_the_outputs(network, pictures):
-    variables, steps = Sequential(network, pictures).quantise(None, density=0.5)
+    variables, steps = Sequential(network, pictures).quantize(None, density=0.5)
     assert not steps
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     plain = dict(flax.traverse_util.flatten_dict(network.variables, sep="/"))
@@ -272,7 +272,7 @@ def test_the_command_reaches_a_size_and_continues(network, pictures, tmp_path, m
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compressor_lib.Sequential, "quantise", fail)
+        patch.setattr(compressor_lib.Sequential, "quantize", fail)
         status, *_ = run(*options, "--size", size, "--stages", stages, "--batch_norm", "float16")
         assert status == 0 and output.read_bytes() == before
     status, printed, error = run(*options, "--density", 0.5, "--bits", 4, "--no_augmentation")
@@ -294,11 +294,11 @@ def test_the_command_reaches_a_size_and_continues(network, pictures, tmp_path, m
 
 def test_the_curve_has_a_row_for_each_file(network, pictures, tmp_path, monkeypatch, capsys):
     sqz.save(network, tmp_path / "small.sqz")
-    for folder in ("calibration", "labelled/ant"):
+    for folder in ("calibration", "labeled/ant"):
         (tmp_path / folder).mkdir(parents=True)
         for i, picture in enumerate(pictures[:5]):
             Image.fromarray(picture).save(tmp_path / folder / f"{i}.png")
-    options = {"weights": "small.sqz", "calibration": "calibration", "evaluation": "labelled", "output": "."}
+    options = {"weights": "small.sqz", "calibration": "calibration", "evaluation": "labeled", "output": "."}
     words = [word for key, name in options.items() for word in (f"--{key}", str(tmp_path / name))]
     monkeypatch.setattr(sys, "argv", ["compression_curve", *words, "--rate_factors", "1e-8", "1e-6"])
     assert compression_curve.main() == 0

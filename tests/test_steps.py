@@ -187,16 +187,16 @@ def test_intensity_is_random_in_training_and_the_middle_in_evaluation():
     assert 50 <= drawn.min() < 52 and 98 < drawn.max() <= 100
 
 
-def test_mixup_mixes_neighbours_and_their_targets_alike():
+def test_mixup_mixes_neighbors_and_their_targets_alike():
     images = jnp.arange(256.0).reshape(256, 1, 1, 1) * jnp.ones((256, 2, 2, 1))
     targets = jax.nn.one_hot(jnp.arange(256) % CLASSES, CLASSES)
     mixed, mixed_targets = mixup(images, targets, KEYS, 0.4)
     own = jnp.arange(256) % CLASSES
     share = np.asarray(mixed_targets)[np.arange(256), own]
-    neighbour = np.arange(256) ^ 1
-    np.testing.assert_allclose(mixed[:, 0, 0, 0], share * np.arange(256) + (1 - share) * neighbour, rtol=1e-4)
+    neighbor = np.arange(256) ^ 1
+    np.testing.assert_allclose(mixed[:, 0, 0, 0], share * np.arange(256) + (1 - share) * neighbor, rtol=1e-4)
     np.testing.assert_allclose(mixed_targets.sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(mixed_targets)[np.arange(256), (neighbour % CLASSES)], 1 - share, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(mixed_targets)[np.arange(256), (neighbor % CLASSES)], 1 - share, atol=1e-5)
     assert share.min() >= 0.5 and share.max() > 0.99 and share.std() > 0.1
 
 

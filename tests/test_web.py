@@ -333,12 +333,12 @@ def profile():
 
 STORED = {
     "RGB PNG": lambda: encode(random_image("RGB"), "PNG"),
-    "grey PNG": lambda: encode(random_image("L"), "PNG"),
+    "gray PNG": lambda: encode(random_image("L"), "PNG"),
     "transparent PNG": lambda: encode(random_image("RGBA"), "PNG"),
-    "transparent grey PNG": lambda: encode(random_image("LA"), "PNG"),
+    "transparent gray PNG": lambda: encode(random_image("LA"), "PNG"),
     "wide transparent PNG": lambda: encode(random_image("RGBA", (2200, 70)), "PNG"),
     "palette PNG": lambda: encode(random_image("RGB").quantize(16), "PNG"),
-    "palette PNG with a transparent colour": lambda: encode(random_image("RGB").quantize(16), "PNG", transparency=3),
+    "palette PNG with a transparent color": lambda: encode(random_image("RGB").quantize(16), "PNG", transparency=3),
     "black and white PNG": lambda: encode(random_image("L").convert("1"), "PNG"),
     "turned PNG": lambda: encode(random_image("RGB"), "PNG", exif=turned()),
     "PNG with a gamma": lambda: with_gamma(encode(random_image("RGB"), "PNG")),
@@ -347,10 +347,10 @@ STORED = {
     "BMP": lambda: encode(random_image("RGB"), "BMP"),
     "JPEG": lambda: encode(smooth(), "JPEG"),
     "progressive JPEG": lambda: encode(smooth(), "JPEG", progressive=True),
-    "grey JPEG": lambda: encode(smooth().convert("L"), "JPEG"),
+    "gray JPEG": lambda: encode(smooth().convert("L"), "JPEG"),
     "CMYK JPEG": lambda: encode(smooth().convert("CMYK"), "JPEG"),
     "turned JPEG": lambda: encode(smooth(), "JPEG", exif=turned()),
-    "JPEG with a colour profile": lambda: encode(smooth(), "JPEG", icc_profile=profile()),
+    "JPEG with a color profile": lambda: encode(smooth(), "JPEG", icc_profile=profile()),
 }
 
 
@@ -394,7 +394,7 @@ def test_images_that_cannot_be_read_are_refused(read):
     png = encode(random_image("RGB", (300, 300)), "PNG")
     assert "damaged" in read(png[:2000], (300, 300, 3)) or "not an image" in read(png[:2000], (300, 300, 3))
     assert read(png, (20, 20, 3)) == "The image has 300 x 300 pixels; this network takes 20 x 20."
-    assert read(png, (300, 300, 1)) == "The image is in colour; this network takes grey images."
+    assert read(png, (300, 300, 1)) == "The image is in color; this network takes gray images."
     deep = encode(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG")
     assert read(deep, (8, 8, 1)) == "The image has more than 8 bits per pixel; convert it to 8 bits first."
     bomb = encode(Image.new("1", (12_000, 12_000)), "PNG")
@@ -438,7 +438,7 @@ RESULT = """async () => {
   return {logits: Array.from(logits), map: activationMap(maps, best)};
 }"""
 DONE = "name => document.getElementById('status').textContent.startsWith(`${name}: `)"
-COLOURS = """() => {
+COLORS = """() => {
   const canvas = document.getElementById("canvas");
   const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return new Set(new Uint32Array(data.buffer)).size;
@@ -471,7 +471,7 @@ def test_photographs_in_the_browser(paper, demo, tab):
         drawn = np.array(found["map"]["values"]).reshape(found["map"]["rows"], found["map"]["columns"])
         np.testing.assert_allclose(drawn, head[1:-1, 1:-1, best], atol=LOGITS)
         assert tab.inner_text("#caption") == f"Class activation map of {paper.class_names[best]}"
-        assert tab.evaluate(COLOURS) > 1000
+        assert tab.evaluate(COLORS) > 1000
     assert max(differences) < LOGITS, differences
     print(f"largest difference of a logit: {max(differences):.2g}")
 
@@ -486,8 +486,8 @@ def test_the_page_says_what_is_wrong_and_goes_on(paper, demo, tab, tmp_path):
     tab.wait_for_selector("#status.error")
     assert tab.inner_text("#status") == "notes.txt is not an image that this browser can read."
     assert not tab.is_visible("#result")
-    (tmp_path / "grey.png").write_bytes(encode(random_image("L"), "PNG"))
-    drop_file(tab, tmp_path / "grey.png")
+    (tmp_path / "gray.png").write_bytes(encode(random_image("L"), "PNG"))
+    drop_file(tab, tmp_path / "gray.png")
     tab.wait_for_selector("#result:visible")
     assert tab.locator("#status.error").count() == 0
     first = tab.evaluate("() => document.getElementById('canvas').toDataURL()")

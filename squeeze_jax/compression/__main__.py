@@ -2,14 +2,14 @@
 
     python -m squeeze_jax.compression --weights compressed_SqueezeNet.net --output net.sqz
     python -m squeeze_jax.compression --weights compressed_SqueezeNet.net --output net.sqz --size 340000 \\
-        --calibration photographs --evaluation labelled
+        --calibration photographs --evaluation labeled
     python -m squeeze_jax.compression --weights runs/cifar10 --output net.sqz --bits 6 --biases int8
 
 Without --size, --quality and --bits, the weights are stored without loss. With --size or --quality, weights become
 integer multiples of one step per layer, rounded layer by layer so that the outputs on calibration images, which need no
 labels, change as little as possible. With --bits, the weights of each layer share at most 2 ** bits - 1 values besides
 0, and calibration images are used to correct the change in the mean output of each layer. The printed table has one row
-per stage. Images of --evaluation count as labelled if their folder has the name of a class. The file is read back and
+per stage. Images of --evaluation count as labeled if their folder has the name of a class. The file is read back and
 compared with the network before it replaces an existing one.
 """
 
@@ -29,7 +29,7 @@ from squeeze_jax.compression.compressor import Compressor
 from squeeze_jax.compression.on_disk import DiskArray, check_room
 from squeeze_jax.compression.report import Stage
 from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS
-from squeeze_jax.compression.sharing import INITIALISATIONS, layer_bits
+from squeeze_jax.compression.sharing import INITIALIZATIONS, layer_bits
 from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.files import user_path
 from squeeze_jax.network import Network, load
@@ -104,7 +104,7 @@ def main() -> int:
     target.add_argument("--bits", help="bits per weight, 2 to 8; per layer: 6,conv1=8")
     parser.add_argument("--density", type=float, help="fraction of the weights that stay; needs --calibration")
     parser.add_argument(
-        "--initialisation", choices=INITIALISATIONS, default="density", help="initial centroids of k-means"
+        "--initialisation", choices=INITIALIZATIONS, default="density", help="initial centroids of k-means"
     )
     parser.add_argument("--calibration", type=user_path, metavar="FOLDER", help="images, which need no labels")
     parser.add_argument(
@@ -124,10 +124,10 @@ def main() -> int:
     bits = parse_bits(args.bits, network) if args.bits else None
     net_bits = max(bits.values()) if bits else deep_compression.RELEASED_BITS
 
-    def serialise(network: Network, steps: Mapping[str, float]) -> bytes:
+    def serialize(network: Network, steps: Mapping[str, float]) -> bytes:
         if layout == "net":
-            return deep_compression.serialise(network, net_bits)
-        return sqz.serialise(network, steps=steps)
+            return deep_compression.serialize(network, net_bits)
+        return sqz.serialize(network, steps=steps)
 
     with console.logging_to(None):
         scratch, images = args.output.parent, None
@@ -139,7 +139,7 @@ def main() -> int:
             network,
             images,
             augment=not args.no_augmentation,
-            serialise=serialise,
+            serialize=serialize,
             folder=args.stages,
             scratch=scratch,
         )
@@ -163,7 +163,7 @@ def main() -> int:
     if args.weights.is_file():
         stages.insert(0, Stage(args.weights.name, network, args.weights.stat().st_size))
     else:
-        stages.insert(0, Stage("original", network, len(sqz.serialise(network))))
+        stages.insert(0, Stage("original", network, len(sqz.serialize(network))))
     answers = report.evaluate(stages, read_images(network, evaluation, report.BATCH)) if evaluation else None
     rows = report.rows(stages, answers)
     print(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))

@@ -43,7 +43,7 @@ class Description:
       name: the name of the array, such as "params/conv1/kernel".
       shape: the shape of the array.
       form: the storage form, one of FORMS.
-      step: the quantisation step, if the values are integer multiples of one; 0 for a codebook.
+      step: the quantization step, if the values are integer multiples of one; 0 for a codebook.
       lowest: the multiple of the step that symbol 0 represents.
       symbols: the number of symbols in the frequency table of the codes.
       nonzero: the number of non-zero values if there is a mask; -1 if zero is an ordinary symbol.
@@ -123,7 +123,7 @@ def pack(
 
     Args:
       leaves: the arrays by name, finite float32 of any shape.
-      steps: the quantisation steps by array name, for arrays whose values are exact integer multiples of a float32.
+      steps: the quantization steps by array name, for arrays whose values are exact integer multiples of a float32.
       lanes: the number of lanes of the rANS stream, 1 to 1024, see `rans`.
 
     Returns:
@@ -292,7 +292,7 @@ def _multiples(description: Description) -> np.ndarray:
     return whole.astype(np.float32) * np.float32(description.step)
 
 
-# Kernels are stored in the order (in, out, *spatial), in which neighbouring values are more often zero together.
+# Kernels are stored in the order (in, out, *spatial), in which neighboring values are more often zero together.
 
 
 def _in_order(leaf: np.ndarray) -> np.ndarray:

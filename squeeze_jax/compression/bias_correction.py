@@ -1,6 +1,6 @@
 """Bias correction (Nagel et al. 2019, arXiv 1906.04721, section 4.2).
 
-Quantisation shifts the mean output of a layer. The shift is measured on a few unlabelled images of the target domain
+Quantization shifts the mean output of a layer. The shift is measured on a few unlabeled images of the target domain
 and subtracted from the bias.
 """
 
@@ -19,15 +19,15 @@ from squeeze_jax.runtime.devices import compile_often
 
 
 def correct_biases(network: Network, original: Network, images: Images) -> dict:
-    """Corrects the biases of a quantised network so that each convolution and dense layer keeps its mean output.
+    """Corrects the biases of a quantized network so that each convolution and dense layer keeps its mean output.
 
     Args:
-      network: the quantised network.
+      network: the quantized network.
       original: the original network, of the same structure.
       images: raw images as for `predict`, uint8 (images, *image_shape); a few hundred are enough.
 
     Returns:
-      The variables of the quantised network with corrected biases. For layers followed by batch norm, the means
+      The variables of the quantized network with corrected biases. For layers followed by batch norm, the means
       in "batch_stats" are corrected instead.
     """
     gaps_of = _gaps(network)
@@ -48,7 +48,7 @@ def correct_biases(network: Network, original: Network, images: Images) -> dict:
 def _gaps(network: Network) -> Callable:
     """Returns a compiled function that computes the correction of each layer, by name, float32 (channels,).
 
-    The inputs of a layer are those of the quantised network with its earlier layers already corrected on the same
+    The inputs of a layer are those of the quantized network with its earlier layers already corrected on the same
     images. The average over batches is close to the result of a single batch with all images.
     """
 

@@ -1,4 +1,4 @@
-"""Compression in stages: pruning, quantisation and reduced precision, each of which gives a network and a file size."""
+"""Compression in stages: pruning, quantization and reduced precision, each of which gives a network and a file size."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ class Compressor:
     Attributes:
       original: the original network.
       network: the network after the last stage.
-      steps: the quantisation steps by array name, for `sqz.save`.
+      steps: the quantization steps by array name, for `sqz.save`.
       stages: the stages so far.
     """
 
@@ -49,7 +49,7 @@ class Compressor:
         calibration: Images | None = None,
         *,
         augment: bool = True,
-        serialise: Callable[[Network, Mapping[str, float]], bytes] | None = None,
+        serialize: Callable[[Network, Mapping[str, float]], bytes] | None = None,
         folder: pathlib.Path | None = None,
         scratch: pathlib.Path | None = None,
     ) -> None:
@@ -57,11 +57,11 @@ class Compressor:
 
         Args:
           network: the network.
-          calibration: unlabelled raw images as for `predict`, uint8 (images, *image_shape); needed by `prune`,
+          calibration: unlabeled raw images as for `predict`, uint8 (images, *image_shape); needed by `prune`,
             `correct_biases`, `round_to_size` and `round_to_divergence`. A `DiskArray` is never in memory as a whole.
           augment: whether to calibrate `prune` and `round_to_...` on shifted copies too, which are mirror images if the
             network was trained on mirror images.
-          serialise: returns the contents of a file, given a network and its steps; those of `.sqz` by default.
+          serialize: returns the contents of a file, given a network and its steps; those of `.sqz` by default.
           folder: where to keep the results of stages, see `StageFolder`.
           scratch: where temporary files are while it runs, see `DiskArray`; `folder` by default.
         """
@@ -70,12 +70,12 @@ class Compressor:
         self.stages: list[Stage] = []
         self._calibration = calibration
         self._augment = augment
-        self._serialise = serialise or (lambda network, steps: sqz.serialise(network, steps=steps))
+        self._serialize = serialize or (lambda network, steps: sqz.serialize(network, steps=steps))
         self._folder = StageFolder(folder)
         self._scratch = scratch or folder
 
     def prune(self, density: float) -> None:
-        """Keeps this fraction of the weights of each layer; see `Sequential.quantise`.
+        """Keeps this fraction of the weights of each layer; see `Sequential.quantize`.
 
         Raises:
           InputError: the density is not in (0, 1), or there are no calibration images.
@@ -96,7 +96,7 @@ class Compressor:
         self.add(f"bias correction, {len(images)} images", *found)
 
     def round(self, rate_factor: float, density: float | None = None) -> None:
-        """Rounds the weights layer by layer, see `Sequential.quantise`; biases become int8.
+        """Rounds the weights layer by layer, see `Sequential.quantize`; biases become int8.
 
         Args:
           rate_factor: the loss (in nats per image) that one bit of the file may cost.
@@ -121,7 +121,7 @@ class Compressor:
 
         def measure(network: Network, steps: dict[str, float]) -> float:
             stored = dataclasses.replace(network, variables=round_batch_norm(network.variables, batch_norm))
-            return len(self._serialise(stored, steps))
+            return len(self._serialize(stored, steps))
 
         self._search(measure, size, BYTES_SLOPE, "bytes", density)
 
@@ -163,11 +163,11 @@ class Compressor:
         Args:
           name: the name of the stage.
           variables: the variables of the network after the stage.
-          steps: the quantisation steps of arrays that are integer multiples of one, by array name.
+          steps: the quantization steps of arrays that are integer multiples of one, by array name.
         """
         self.network = dataclasses.replace(self.network, variables=variables)
         self.steps = {**self.steps, **(steps or {})}
-        self.stages.append(Stage(name, self.network, len(self._serialise(self.network, self.steps))))
+        self.stages.append(Stage(name, self.network, len(self._serialize(self.network, self.steps))))
         logger.info("%s: %s bytes", name, f"{self.stages[-1].bytes:,}")
 
     def _add_anew(self, name: str, variables: dict, steps: Mapping[str, float]) -> None:
@@ -186,7 +186,7 @@ class Compressor:
     def _rounded(self, rate_factor: float | None, density: float | None) -> tuple[dict, dict[str, float]]:
         images = self._sequential_images
         inputs = ["sequential", rate_factor, density, self.original.variables, images, self._settings]
-        return self._folder.result(inputs, lambda: self._sequential.quantise(rate_factor, density))
+        return self._folder.result(inputs, lambda: self._sequential.quantize(rate_factor, density))
 
     @functools.cached_property
     def _sequential_images(self) -> Images:

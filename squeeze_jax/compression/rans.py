@@ -23,7 +23,7 @@ LARGEST_LEVEL = 16 * STEPS_PER_OCTAVE
 
 
 def levels(counts: np.ndarray) -> np.ndarray:
-    """Quantises counts on a logarithmic scale, for storage in a file.
+    """Quantizes counts on a logarithmic scale, for storage in a file.
 
     Steps of half an octave increase the size of the coded data by 0.1 %. Finer steps would save less than they add to
     the table.

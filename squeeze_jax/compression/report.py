@@ -34,17 +34,17 @@ class Answers:
 
     Attributes:
       images: the number of images.
-      labelled: the number of images with a label.
-      top1: the number of labelled images whose label is the top prediction.
-      top5: the number of labelled images whose label is among the top five predictions.
+      labeled: the number of images with a label.
+      top1: the number of labeled images whose label is the top prediction.
+      top5: the number of labeled images whose label is among the top five predictions.
       agree: the number of images with the same top prediction as the original network.
-      gained: the number of labelled images that only this network, not the original one, predicts correctly.
-      lost: the number of labelled images that only the original network predicts correctly.
+      gained: the number of labeled images that only this network, not the original one, predicts correctly.
+      lost: the number of labeled images that only the original network predicts correctly.
       divergence: the sum of the Kullback-Leibler divergences KL(original || network), in nats.
     """
 
     images: int = 0
-    labelled: int = 0
+    labeled: int = 0
     top1: int = 0
     top5: int = 0
     agree: int = 0
@@ -58,13 +58,13 @@ class Answers:
         Args:
           probability: the probabilities of the network, float (images, classes).
           original: the probabilities of the original network, float (images, classes).
-          label: the labels, int (images,); -1 for unlabelled images.
+          label: the labels, int (images,); -1 for unlabeled images.
         """
         p, q = (np.maximum(values.astype(np.float64), 1e-30) for values in (original, probability))
         order = np.argsort(-probability, axis=1, kind="stable")[:, :TOP]
         hits = order == label[:, None]
         self.images += len(label)
-        self.labelled += int((label >= 0).sum())
+        self.labeled += int((label >= 0).sum())
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(1).sum())
         self.agree += int((order[:, 0] == original.argmax(1)).sum())
@@ -80,7 +80,7 @@ def evaluate(stages: Sequence[Stage], batches: Iterable[tuple[np.ndarray, np.nda
     Args:
       stages: the stages, starting with the original network; all networks have the same classes and image shape.
       batches: batches of at most BATCH raw images, uint8 (batch, *image_shape), and labels, int (batch,); -1 for
-        unlabelled images.
+        unlabeled images.
 
     Returns:
       The sums for each stage.
@@ -118,7 +118,7 @@ def rows(stages: Sequence[Stage], answers: Sequence[Answers] | None = None) -> l
         }
         if answers:
             found = answers[i]
-            if found.labelled == found.images:
+            if found.labeled == found.images:
                 row |= {"top-1": f"{found.top1 / found.images:.3f}", "top-5": f"{found.top5 / found.images:.3f}"}
                 row |= {"gained / lost": f"{found.gained} / {found.lost}"}
             row |= {

@@ -4,7 +4,7 @@ The change of a layer is measured on calibration inputs: for a change e of the w
 square of the change of its output is e A e, where A are the second moments of the inputs. Weights are rounded one input
 at a time; the inputs that follow compensate the error (Frantar et al. 2023, "GPTQ", arXiv:2210.17323, section 3, after
 Hassibi and Stork 1993, "Optimal Brain Surgeon"). Rounding is entropy-constrained: among the nearest integer, the next
-integer towards zero, and zero, the cheapest is chosen in terms of distortion + rate_factor * bits (Chou, Lookabaugh and
+integer toward zero, and zero, the cheapest is chosen in terms of distortion + rate_factor * bits (Chou, Lookabaugh and
 Gray 1989, "Entropy-constrained vector quantization").
 
 All arrays are float64. Weights are (groups, inputs, outputs); most layers have one group of channels. Moments of the
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 BLOCK = 64  # this many inputs are rounded before the inputs after them are updated
-STEP_CANDIDATES = (0.7, 1.0, 1.4)  # relative to the best step of a uniform quantiser at a high rate
+STEP_CANDIDATES = (0.7, 1.0, 1.4)  # relative to the best step of a uniform quantizer at a high rate
 PRUNING_ROUNDS = 4
 RATE_ITERATIONS = 2  # the cost of a symbol depends on the frequencies, which depend on the rounding
 SMOOTHING = 0.02  # added to the counts of symbols

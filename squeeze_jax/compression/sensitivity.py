@@ -82,14 +82,14 @@ def measure(
     Args:
       network: the network.
       batches: batches of at most BATCH raw images, uint8 (batch, *image_shape), and labels, int (batch,); -1 for
-        unlabelled images. Images and predictions are kept on disk meanwhile.
+        unlabeled images. Images and predictions are kept on disk meanwhile.
       densities: the densities of pruning, 0 to 1.
       widths: the numbers of bits of weight sharing, 2 to 8.
       scratch: the folder whose disk is used, see `DiskArray`.
 
     Returns:
       A row for the original network, then one per layer, method and value: "layer", "method", "value", "agreement" with
-      the original network, "KL" divergence from it in nats and, if all images are labelled, "top1".
+      the original network, "KL" divergence from it in nats and, if all images are labeled, "top1".
     """
     order = summarize(network.model, network.task.preprocessing.input_shape(network.image_shape)).layers
     known = layer_bits(network.variables, BITS[-1])
@@ -119,7 +119,7 @@ def measure(
             answers.add(probability, originals[part][: len(label)], label)
         row = dataclasses.asdict(change)
         row |= {"agreement": answers.agree / answers.images, "KL": answers.divergence / answers.images}
-        if answers.labelled == answers.images:
+        if answers.labeled == answers.images:
             row["top1"] = answers.top1 / answers.images
         rows.append(row)
     return rows
@@ -131,12 +131,12 @@ def draw(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
     methods = {"pruned": "density", "shared": "bits"}
     figure, axes = drawing.new_figure(1, len(methods), width=13, height=5, layout="constrained")
     layers = list(dict.fromkeys(row["layer"] for row in rows[1:]))
-    colours = drawing.colours(len(layers))
+    colors = drawing.colors(len(layers))
     for axis, (method, quantity) in zip(axes.flat, methods.items(), strict=True):
         axis.axhline(rows[0][metric], color="0.6", linestyle=":")
-        for (layer, colour), marker in zip(zip(layers, colours, strict=True), itertools.cycle("os^vD"), strict=False):
+        for (layer, color), marker in zip(zip(layers, colors, strict=True), itertools.cycle("os^vD"), strict=False):
             line = [row for row in rows if (row["layer"], row["method"]) == (layer, method)]
-            axis.plot([r["value"] for r in line], [r[metric] for r in line], f"{marker}-", color=colour, label=layer)
+            axis.plot([r["value"] for r in line], [r[metric] for r in line], f"{marker}-", color=color, label=layer)
         axis.set(xlabel=quantity, ylabel=metric, title=f"one layer {method}")
         axis.grid(alpha=0.3)
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")

@@ -1,7 +1,7 @@
-"""Layer-by-layer quantisation and pruning of a network on unlabelled images.
+"""Layer-by-layer quantization and pruning of a network on unlabeled images.
 
 Each layer is fitted to the outputs of the original layer on the original inputs, given the inputs from the already
-quantised layers before it; the biases absorb the change of the mean. How finely a layer is rounded follows from its
+quantized layers before it; the biases absorb the change of the mean. How finely a layer is rounded follows from its
 Fisher information and from one rate factor for the whole network (`second_order`).
 """
 
@@ -43,9 +43,9 @@ class Moments:
     """Moments of the inputs of a layer.
 
     Attributes:
-      second: covariance of the inputs in the quantised network, float64 (groups, inputs, inputs).
-      cross: covariance of the original and the quantised inputs, float64 (groups, inputs, inputs).
-      mean: means of the quantised inputs, float64 (groups, inputs).
+      second: covariance of the inputs in the quantized network, float64 (groups, inputs, inputs).
+      cross: covariance of the original and the quantized inputs, float64 (groups, inputs, inputs).
+      mean: means of the quantized inputs, float64 (groups, inputs).
       original_mean: means of the original inputs, float64 (groups, inputs).
     """
 
@@ -86,7 +86,7 @@ def _shifted(mirrored: bool, rng: np.random.Generator, images: np.ndarray) -> np
 
 
 class Sequential:
-    """Quantises a network layer by layer; several times with different settings if need be."""
+    """Quantizes a network layer by layer; several times with different settings if need be."""
 
     def __init__(self, network: Network, images: Images, folder: pathlib.Path | None = None, seed: int = 0) -> None:
         """Measures the Fisher information of the network.
@@ -120,7 +120,7 @@ class Sequential:
         on_disk.check_room("feature maps", States.disk_bytes(self._forward, len(images)), folder)
         self._fisher = self._fisher_information()
 
-    def quantise(self, rate_factor: float | None, density: float | None = None) -> tuple[dict, dict[str, float]]:
+    def quantize(self, rate_factor: float | None, density: float | None = None) -> tuple[dict, dict[str, float]]:
         """Rounds or prunes every layer.
 
         Args:
@@ -128,7 +128,7 @@ class Sequential:
           density: the fraction of weights that stay in each layer; None to let the rate factor decide.
 
         Returns:
-          Variables of the same structure, float32, and the quantisation steps by array name. Biases of convolutions are
+          Variables of the same structure, float32, and the quantization steps by array name. Biases of convolutions are
           integer multiples of a step too, unless `rate_factor` is None.
         """
         original = self.network.variables
@@ -138,11 +138,13 @@ class Sequential:
         for index, layer in enumerate(self._forward.layers):
             if np.any(leaves[f"params/{layer.name}/kernel"]):
                 moments = self._moments(index, states, flax.traverse_util.unflatten_dict(leaves, sep="/"))
-                self._quantise_layer(layer, moments, leaves, steps, rate_factor, density)
+                self._quantize_layer(layer, moments, leaves, steps, rate_factor, density)
             logger.debug("%s, layer %d of %d", layer.name, index + 1, len(self._forward.layers))
         return flax.traverse_util.unflatten_dict(leaves, sep="/"), steps
 
-    def _quantise_layer(
+    quantise = quantize  # the former spelling
+
+    def _quantize_layer(
         self,
         layer: Layer,
         moments: Moments,
@@ -155,7 +157,7 @@ class Sequential:
         kernel = np.asarray(leaves[name])
         by_group = kernel.reshape(-1, layer.groups, kernel.shape[-1] // layer.groups)
         weights = by_group.transpose(1, 0, 2).astype(np.float64)  # (groups, inputs, outputs)
-        # Least squares: the weights that give the original outputs, from the inputs of the quantised network.
+        # Least squares: the weights that give the original outputs, from the inputs of the quantized network.
         missing = (moments.cross - moments.second).swapaxes(1, 2) @ weights
         target = weights + np.linalg.solve(_with_ridge(moments.second, TARGET_RIDGE), missing)
         second = _with_ridge(moments.second, RIDGE)
@@ -188,7 +190,7 @@ class Sequential:
         share = 0 if uniform else OWN_IMPORTANCE
         return np.maximum(share * own + (1 - share) * own.mean(), SMALLEST)
 
-    def _moments(self, index: int, states: States, quantised: Any) -> Moments:
+    def _moments(self, index: int, states: States, quantized: Any) -> Moments:
         """Measures the inputs of a layer.
 
         If its outputs are averaged over the image, as those of the last one, errors that all positions share weigh
@@ -197,7 +199,7 @@ class Sequential:
         Args:
           index: the index of the layer.
           states: the states of the layers.
-          quantised: the variables of the quantised network, in which the layers before are quantised.
+          quantized: the variables of the quantized network, in which the layers before are quantized.
         """
         rng = np.random.default_rng(self._seed)
         layer, pooled = self._forward.layers[index], index == len(self._forward.layers) - 1
@@ -205,20 +207,20 @@ class Sequential:
         measure = compile_often(functools.partial(_sums, layer, pooled))
         sums: dict[str, np.ndarray] = {}
         origin = None
-        for count, before, after in states.before(index, self.network.variables, quantised):
-            if origin is None:  # products are float32, so the inputs are roughly centred before
+        for count, before, after in states.before(index, self.network.variables, quantized):
+            if origin is None:  # products are float32, so the inputs are roughly centerd before
                 origin = np.asarray(layer.inputs_of(before[0], rng.permutation(cells)[:POSITIONS]).mean((0, 1)))
             found = measure(before[0], after[0], origin, rng.permutation(cells)[:POSITIONS], count)
             for key, value in jax.device_get(found).items():
                 sums[key] = sums.get(key, 0) + value.astype(np.float64)
         mean, original_mean = sums["mean"] / sums["count"], sums["original_mean"] / sums["count"]
-        centre = mean[:, :, None] * mean[:, None, :]
-        cross_centre = original_mean[:, :, None] * mean[:, None, :]
-        second, cross = sums["second"] / sums["count"] - centre, sums["cross"] / sums["count"] - cross_centre
+        center = mean[:, :, None] * mean[:, None, :]
+        cross_center = original_mean[:, :, None] * mean[:, None, :]
+        second, cross = sums["second"] / sums["count"] - center, sums["cross"] / sums["count"] - cross_center
         if pooled:
             images = len(self.images)
-            second_pooled = sums["second_pooled"] / images - centre
-            cross_pooled = sums["cross_pooled"] / images - cross_centre
+            second_pooled = sums["second_pooled"] / images - center
+            cross_pooled = sums["cross_pooled"] / images - cross_center
             ratio = np.trace(second, axis1=1, axis2=2) / (np.trace(second_pooled, axis1=1, axis2=2) + SMALLEST)
             second = (1 - POOLED) * second + POOLED * ratio[:, None, None] * second_pooled
             cross = (1 - POOLED) * cross + POOLED * ratio[:, None, None] * cross_pooled
@@ -268,14 +270,14 @@ def _sums(
     layer: Layer,
     pooled: bool,
     original: jax.Array,
-    quantised: jax.Array,
+    quantized: jax.Array,
     origin: jax.Array,
     cells: np.ndarray,
     count: int,
 ) -> dict[str, jax.Array]:
-    """Sums over the first `count` images and some output cells; the keys are those of `Moments`, before centring."""
+    """Sums over the first `count` images and some output cells; the keys are those of `Moments`, before centering."""
     counts = (jnp.arange(len(original)) < count)[:, None, None, None]
-    before, after = (jnp.where(counts, layer.inputs_of(x, cells) - origin, 0) for x in (original, quantised))
+    before, after = (jnp.where(counts, layer.inputs_of(x, cells) - origin, 0) for x in (original, quantized))
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum("...gi,...gj->gij", a, b)

@@ -8,7 +8,7 @@ import numpy as np
 
 from squeeze_jax.errors import ConfigError
 
-INITIALISATIONS = ("linear", "density")
+INITIALIZATIONS = ("linear", "density")
 BITS = range(2, 9)
 ITERATIONS = 1000  # maximum of k-means
 KERNEL = "kernel"
@@ -35,9 +35,9 @@ def share(variables: Mapping[str, Any], bits: int | Mapping[str, int], initialis
     Raises:
       ConfigError: the number of bits is out of range, or the initialisation or a layer is unknown.
     """
-    if initialisation not in INITIALISATIONS:
+    if initialisation not in INITIALIZATIONS:
         raise ConfigError(
-            f"initialisation={initialisation!r} is unknown; expected one of {', '.join(INITIALISATIONS)}."
+            f"initialisation={initialisation!r} is unknown; expected one of {', '.join(INITIALIZATIONS)}."
         )
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     for name, width in layer_bits(variables, bits).items():

@@ -25,7 +25,7 @@ Result = tuple[dict, dict[str, float]]
 
 
 class StageFolder:
-    """Keeps the result of each stage: variables, and quantisation steps by array name.
+    """Keeps the result of each stage: variables, and quantization steps by array name.
 
     A result is found by a hash of everything that it depends on. Its file begins with a checksum of that hash and of
     the contents; a damaged file, or one of another result, is computed again.

@@ -1,4 +1,4 @@
-"""The inputs of one layer after another, for all images, in a network and in its quantised copy.
+"""The inputs of one layer after another, for all images, in a network and in its quantized copy.
 
 Those of a few hundred images take gigabytes. Only the smallest of every few are kept, on disk; the layers between are
 computed again for each batch. The narrow layers of SqueezeNet, MobileNetV2 and the like make that a small part.
@@ -49,20 +49,20 @@ class States:
         """
         self._forward, self._preprocess, self._images, self._folder = forward, preprocess, images, folder
         self._places = _places(forward)
-        self._kept: list[list[DiskArray]] = []  # of the original and the quantised network
+        self._kept: list[list[DiskArray]] = []  # of the original and the quantized network
         self._last = -1  # the layer before which they are
 
-    def before(self, layer: int, original: Any, quantised: Any) -> Iterator[tuple[int, State, State]]:
+    def before(self, layer: int, original: Any, quantized: Any) -> Iterator[tuple[int, State, State]]:
         """Yields the states of each batch before a layer, which must not lie before an earlier call's.
 
         Args:
           layer: the index of the layer.
           original: the variables of the original network.
-          quantised: those of the quantised network; layers that earlier calls asked for must not have changed since
+          quantized: those of the quantized network; layers that earlier calls asked for must not have changed since
             the next one was asked for.
 
         Yields:
-          The number of images of the batch that count, and the states of the original and the quantised network.
+          The number of images of the batch that count, and the states of the original and the quantized network.
         """
         keeps = layer in self._places
         shapes = self._forward.state_shapes(layer)
@@ -74,7 +74,7 @@ class States:
             else:
                 pair = [(self._preprocess(next(filled_batches(self._images[rows]))[0]),)] * 2
             for index in range(self._last + 1, layer + 1):
-                pair = [self._forward.run(index, *each) for each in zip((original, quantised), pair, strict=True)]
+                pair = [self._forward.run(index, *each) for each in zip((original, quantized), pair, strict=True)]
             for arrays, state in zip(new, pair, strict=False):
                 for array, values in zip(arrays, state, strict=True):
                     array.append(np.asarray(values))

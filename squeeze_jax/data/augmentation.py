@@ -1,4 +1,4 @@
-"""Preprocessing on the device, inside the compiled step: resize, augment, normalise.
+"""Preprocessing on the device, inside the compiled step: resize, augment, normalize.
 
 Every random choice uses the key of its example, so it depends neither on the devices nor on the rest of the batch.
 """
@@ -54,14 +54,14 @@ class Preprocessing:
     dtype: str = "float32"
 
     def evaluate(self, images: jax.Array) -> jax.Array:
-        """Resizes and normalises raw images for evaluation, without augmentation."""
+        """Resizes and normalizes raw images for evaluation, without augmentation."""
         images = self.resize(images)
         if self.intensity:
             images = images * (sum(self.intensity) / 2)
-        return self.normalise(images)
+        return self.normalize(images)
 
     def augment(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-        """Resizes and augments raw images; the result is not normalised.
+        """Resizes and augments raw images; the result is not normalized.
 
         Args:
           images: (batch, *spatial, channels), uint8 or float in 0..255.
@@ -100,9 +100,11 @@ class Preprocessing:
             images = jax.image.resize(images, shape, "linear", antialias=True)
         return images
 
-    def normalise(self, images: jax.Array) -> jax.Array:
+    def normalize(self, images: jax.Array) -> jax.Array:
         """Subtracts the mean and divides by the standard deviation."""
         return (images - jnp.array(self.mean, self.dtype)) / jnp.array(self.std, self.dtype)
+
+    normalise = normalize  # the former spelling
 
     def input_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns (*spatial, channels) of the network's input for raw images of shape `image_shape`.
@@ -216,7 +218,7 @@ def _folded(keys: jax.Array, number: int) -> jax.Array:
 
 
 def random_scale(images: jax.Array, keys: jax.Array, limits: tuple[float, float]) -> jax.Array:
-    """Enlarges each image by a random factor between two limits about its centre; outside it is black."""
+    """Enlarges each image by a random factor between two limits about its center; outside it is black."""
     spatial = images.shape[1:-1]
     sizes, axes = jnp.array(spatial, images.dtype), tuple(range(len(spatial)))
 
@@ -235,16 +237,16 @@ def shift_intensity(images: jax.Array, keys: jax.Array, largest: float) -> jax.A
 
 
 def random_rotation(images: jax.Array, keys: jax.Array, degrees: float) -> jax.Array:
-    """Rotates each 2-D image about its centre by a random angle in +-`degrees` (nearest pixel, black outside)."""
+    """Rotates each 2-D image about its center by a random angle in +-`degrees` (nearest pixel, black outside)."""
     height, width = images.shape[1:3]
     rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    centre = (height - 1) / 2, (width - 1) / 2
+    center = (height - 1) / 2, (width - 1) / 2
 
     def rotate(image: jax.Array, key: jax.Array) -> jax.Array:
         angle = jax.random.uniform(key, (), minval=-degrees, maxval=degrees) * (math.pi / 180)
-        y, x = rows - centre[0], columns - centre[1]
-        source_y = jnp.round(y * jnp.cos(angle) - x * jnp.sin(angle) + centre[0]).astype(jnp.int32)
-        source_x = jnp.round(y * jnp.sin(angle) + x * jnp.cos(angle) + centre[1]).astype(jnp.int32)
+        y, x = rows - center[0], columns - center[1]
+        source_y = jnp.round(y * jnp.cos(angle) - x * jnp.sin(angle) + center[0]).astype(jnp.int32)
+        source_x = jnp.round(y * jnp.sin(angle) + x * jnp.cos(angle) + center[1]).astype(jnp.int32)
         return image.at[source_y, source_x].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
     return jax.vmap(rotate)(images, keys)
@@ -253,15 +255,15 @@ def random_rotation(images: jax.Array, keys: jax.Array, degrees: float) -> jax.A
 def random_cutout(images: jax.Array, keys: jax.Array, side: int, fill: jax.Array) -> jax.Array:
     """Sets a square (cube) of `side` pixels at a random place to `fill` (DeVries and Taylor 2017, arXiv 1708.04552).
 
-    Its centre is any pixel, so part of it may lie outside.
+    Its center is any pixel, so part of it may lie outside.
     """
     spatial = images.shape[1:-1]
 
     def mask(key: jax.Array) -> jax.Array:
-        centres = jax.random.randint(key, (len(spatial),), 0, jnp.array(spatial))
+        centers = jax.random.randint(key, (len(spatial),), 0, jnp.array(spatial))
         inside = jnp.ones((), bool)
         for axis, size in enumerate(spatial):
-            offset = jnp.arange(size) - (centres[axis] - side // 2)
+            offset = jnp.arange(size) - (centers[axis] - side // 2)
             line = (offset >= 0) & (offset < side)
             inside = inside & line.reshape([-1 if a == axis else 1 for a in range(len(spatial))])
         return inside
@@ -270,9 +272,9 @@ def random_cutout(images: jax.Array, keys: jax.Array, side: int, fill: jax.Array
 
 
 def mixup(images: jax.Array, targets: jax.Array, keys: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Mixes each image and its target with those of its neighbour, by a share drawn from Beta(alpha, alpha).
+    """Mixes each image and its target with those of its neighbor, by a share drawn from Beta(alpha, alpha).
 
-    The neighbours are examples 0 and 1, 2 and 3, and so on, so that no image leaves its device (Zhang et al. 2018,
+    The neighbors are examples 0 and 1, 2 and 3, and so on, so that no image leaves its device (Zhang et al. 2018,
     arXiv 1710.09412, mix random pairs). The share of an example itself is at least 1/2.
 
     Args:
@@ -285,8 +287,8 @@ def mixup(images: jax.Array, targets: jax.Array, keys: jax.Array, alpha: float) 
     shares = jnp.maximum(shares, 1 - shares)
 
     def mix(x: jax.Array) -> jax.Array:
-        neighbours = jnp.flip(x.reshape(-1, 2, *x.shape[1:]), 1).reshape(x.shape)
+        neighbors = jnp.flip(x.reshape(-1, 2, *x.shape[1:]), 1).reshape(x.shape)
         share = shares.reshape(-1, *(1,) * (x.ndim - 1)).astype(x.dtype)
-        return share * x + (1 - share) * neighbours
+        return share * x + (1 - share) * neighbors
 
     return mix(images), mix(targets)

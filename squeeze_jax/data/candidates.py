@@ -26,7 +26,7 @@ class Candidate:
     Attributes:
       row: the file and line, for messages.
       scan: the series instance UID.
-      centre: world coordinates in mm.
+      center: world coordinates in mm.
       class_name: the text of its class.
       patient: the patient; the scan where the list does not say.
       case: the nodule; a case of its own where the list does not say.
@@ -35,7 +35,7 @@ class Candidate:
 
     row: str
     scan: str
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     class_name: str
     patient: str
     case: str
@@ -125,14 +125,14 @@ def _candidate(row: str, reader: csv.DictReader, values: dict[str, str]) -> Cand
         return text
 
     scan, class_name, nodule = name("seriesuid"), _whole(name("class")), _whole(name("nodule"))
-    centre = tuple(_number(values[column], reader.reader.dialect.delimiter == ";") for column in COORDINATES)
-    if not scan or not class_name or not all(map(math.isfinite, centre)):
+    center = tuple(_number(values[column], reader.reader.dialect.delimiter == ";") for column in COORDINATES)
+    if not scan or not class_name or not all(map(math.isfinite, center)):
         raise DataError(f"{row}: expected a seriesuid, three coordinates in mm and a class, got {values}.")
     case = f"line{reader.line_num}" if nodule.casefold() in NO_NODULE else nodule
     ignore = _whole(name("ignore")) or "0"
     if ignore not in ("0", "1"):
         raise DataError(f"{row}: the column ignore has {ignore!r}; expected 1 on an irrelevant finding, else 0.")
-    return Candidate(row, scan, centre, class_name, name("patient") or scan, f"{scan}/{case}", ignore == "1")
+    return Candidate(row, scan, center, class_name, name("patient") or scan, f"{scan}/{case}", ignore == "1")
 
 
 def _whole(text: str) -> str:

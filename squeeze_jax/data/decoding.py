@@ -33,7 +33,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST_IMAGE
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, "Going deeper with convolutions")
 CROP_TRIALS = 10
-GREY_MODES = ("L", "LA", "1")
+GRAY_MODES = ("L", "LA", "1")
 
 
 class Undecodable(ValueError):
@@ -85,7 +85,7 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
 
     Raises:
       Undecodable: the bytes are not an image of one of the FORMATS.
-      Unsuitable: the image is in colour but `channels` is 1, it has more than 8 bits per channel, or more than
+      Unsuitable: the image is in color but `channels` is 1, it has more than 8 bits per channel, or more than
         LARGEST_IMAGE pixels.
     """
     with _decoding():
@@ -95,13 +95,13 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
         raise Unsuitable(f"it has {size}; expected at most {LARGEST_IMAGE:,} pixels. Make it smaller first.")
     if image.mode in ("F", "I") or ";16" in image.mode:
         raise Unsuitable(f"its pixels have more than 8 bits (mode {image.mode}); convert it to 8 bits first.")
-    if channels == 1 and image.mode not in GREY_MODES:
-        raise Unsuitable(f"it is in colour (mode {image.mode}); expected a grey image. Set config.dataset.channels=3.")
+    if channels == 1 and image.mode not in GRAY_MODES:
+        raise Unsuitable(f"it is in color (mode {image.mode}); expected a gray image. Set config.dataset.channels=3.")
     return image
 
 
 def to_array(image: Image.Image, channels: int) -> np.ndarray:
-    """Decodes to uint8 (height, width, channels); with 3 channels, grey, palette and CMYK images become RGB.
+    """Decodes to uint8 (height, width, channels); with 3 channels, gray, palette and CMYK images become RGB.
 
     Raises:
       Undecodable: the image is damaged.

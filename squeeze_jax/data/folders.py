@@ -22,7 +22,7 @@ LAYOUTS = ("split/class/", "split/class/patient/", "[split/]class/patient/case/"
 INNER = ("images", "image", "imgs", "img")  # folders that may lie between a class and its images and say nothing
 ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: the classes of the files in val/images
 # Kinds of notes.
-UNLABELLED, OUTSIDE = "left out, in no folder of a class", "left out, in a folder beside those of the splits"
+UNLABELED, OUTSIDE = "left out, in no folder of a class", "left out, in a folder beside those of the splits"
 DEEPER = "taken, but in folders below their class, which do not count as patients"
 
 
@@ -121,7 +121,7 @@ class ImageFolder:
                     continue
                 except (decoding.Unsuitable, OSError) as error:
                     raise DataError(f"{shown(path)} cannot be read: {error}") from error
-                return image.height, image.width, 1 if image.mode in decoding.GREY_MODES else 3
+                return image.height, image.width, 1 if image.mode in decoding.GRAY_MODES else 3
         raise DataError(f"none of the {len(reasons)} images of {self.root} can be decoded, such as {reasons[0]}")
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
@@ -228,7 +228,7 @@ class _Layout:
         for path in pictures:
             parts = path.removeprefix(self._top).split("/")
             if not path.startswith(self._top) or len(parts) == 1:
-                self._notes.add(UNLABELLED, path)
+                self._notes.add(UNLABELED, path)
             else:
                 paths.append((parts, path))
         tops = {parts[0] for parts, _ in paths}
@@ -281,7 +281,7 @@ class _Layout:
             if split in annotated:
                 name = annotated[split].pop(parts[-1], None) if len(parts) < 4 else None
                 if name is None:
-                    self._notes.add(UNLABELLED, path)
+                    self._notes.add(UNLABELED, path)
                     continue
                 if name not in known:
                     raise DataError(
@@ -292,7 +292,7 @@ class _Layout:
             elif split in outside:
                 self._notes.add(OUTSIDE, path)
             elif len(parts) == 2 or split in no_classes:
-                self._notes.add(UNLABELLED, path)
+                self._notes.add(UNLABELED, path)
             else:
                 rows.append(self._row(split, parts[1], parts[2:], path))
         for split, missing in annotated.items():
@@ -354,7 +354,7 @@ class _Layout:
             self._is_divided = True
             for parts, path in paths:
                 if len(parts) == 2:
-                    self._notes.add(UNLABELLED, path)
+                    self._notes.add(UNLABELED, path)
             return [self._row(parts[0], parts[1], parts[2:], path) for parts, path in paths if len(parts) > 2]
         if most != 3:
             return []

@@ -23,7 +23,7 @@ def read(path: pathlib.Path, assume: Assume) -> Scan:
     """Reads a NIfTI volume of one number a voxel, which is taken for Hounsfield units.
 
     Raises:
-      DataError: nibabel is not installed, the file is cut off or damaged, is not a grey volume of three axes, or does
+      DataError: nibabel is not installed, the file is cut off or damaged, is not a gray volume of three axes, or does
         not say where it lies, or says it in two ways that differ.
     """
     try:

@@ -174,13 +174,13 @@ class Cut:
 def cut_all(scan: Scan, candidates: list[Candidate], cut: Cut) -> list[np.ndarray]:
     """Cuts the candidates of one scan; raises DataError, naming the row, if one lies outside of it."""
     for candidate in candidates:
-        if not scan.contains(np.array(candidate.centre)):
-            index = np.round(scan.indices(np.array(candidate.centre)), 1).tolist()
+        if not scan.contains(np.array(candidate.center)):
+            index = np.round(scan.indices(np.array(candidate.center)), 1).tolist()
             raise DataError(
-                f"{candidate.row}: {candidate.centre} mm is outside of the scan {candidate.scan}: at voxel {index} of "
+                f"{candidate.row}: {candidate.center} mm is outside of the scan {candidate.scan}: at voxel {index} of "
                 f"{scan.voxels.shape}. Expected world coordinates as in DICOM (x to the left, y to the back, z up)."
             )
-    return [cut(scan, np.array(candidate.centre)) for candidate in candidates]
+    return [cut(scan, np.array(candidate.center)) for candidate in candidates]
 
 
 def extra(name: str) -> Any:

@@ -182,7 +182,7 @@ def open_dataset(
       name: a dataset of this project, a TFDS dataset, "fake/224x224x3/1000", the folder of a prepared TFDS dataset, or
         a folder of images (its path, or its name in `data_dir`) in a layout of `folders.ImageFolder`.
       data_dir: the folder for datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      channels: 1 or 3; None for the stored channels. Grey images can become RGB, but not the other way round.
+      channels: 1 or 3; None for the stored channels. Gray images can become RGB, but not the other way round.
       crop: crops photographs to one size.
       skip_unreadable: see `Split`.
       max_unreadable: see `Split`.
@@ -207,7 +207,7 @@ def open_dataset(
     if None in (*spatial, channels):
         raise DataError(
             f"the images of {name} differ in size or channels ({stored_shape}); set config.crop.size, and "
-            f"config.dataset.channels=3 if grey and colour images are mixed."
+            f"config.dataset.channels=3 if gray and color images are mixed."
         )
     return Dataset(name, source, (*spatial, channels), crop, skip_unreadable, max_unreadable)
 

@@ -61,14 +61,14 @@ class Split:
         """Returns a split of the examples at these indices, in that order."""
         return dataclasses.replace(self, examples=Subset(self.examples, indices))
 
-    def relabelled(self, new_labels: Sequence[int], num_classes: int) -> "Split":
+    def relabeled(self, new_labels: Sequence[int], num_classes: int) -> "Split":
         """Returns the same examples with each label replaced by `new_labels[label]`.
 
         Args:
           new_labels: the new label of each old one.
           num_classes: the new number of classes.
         """
-        examples = _Relabelled(self.examples, new_labels)
+        examples = _Relabeled(self.examples, new_labels)
         return dataclasses.replace(self, examples=examples, num_classes=num_classes)
 
     @functools.cached_property
@@ -261,7 +261,7 @@ class Subset(Sequence):
         return targets_of(self.examples, int(self.indices[index]))
 
 
-class _Relabelled(Subset):
+class _Relabeled(Subset):
     """All examples of a sequence, with new labels."""
 
     def __init__(self, examples: Sequence[Mapping[str, Any]], new_labels: Sequence[int]):

@@ -51,9 +51,9 @@ def draw_nodules(patient: int, seed: int = 0) -> list[Nodule]:
     rng = np.random.default_rng((seed, patient, 0))
     scan, cases = nodule_names(patient, seed)
     nodules = []
-    for centre, case in zip(_places(rng, NODULES), cases, strict=True):
+    for center, case in zip(_places(rng, NODULES), cases, strict=True):
         malignant = bool(rng.random() < 0.5)
-        world = tuple((centre + _middle(patient, seed)).tolist())
+        world = tuple((center + _middle(patient, seed)).tolist())
         nodules.append(
             Nodule(
                 Candidate("", scan, world, CLASSES[malignant], scan, case),
@@ -90,12 +90,12 @@ def generate(patient: int, seed: int = 0) -> tuple[Scan, list[Nodule], list[Cand
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)]
     units = _parenchyma(rng, shape, spacing)
     points = [point for _ in range(VESSELS) for point in _draw_vessel(rng, units, axes)]
-    centres = [np.array(nodule.candidate.centre) - middle for nodule in nodules]
-    for centre, nodule in zip(centres, nodules, strict=True):
-        _draw_nodule(rng, units, axes, centre, nodule)
+    centers = [np.array(nodule.candidate.center) - middle for nodule in nodules]
+    for center, nodule in zip(centers, nodules, strict=True):
+        _draw_nodule(rng, units, axes, center, nodule)
     scan_name = nodules[0].candidate.scan
     units += rng.normal(0, 25, units.shape)  # of the detector
-    far = [point for point in points if np.linalg.norm(np.subtract(centres, point), axis=1).min() > MARGIN]
+    far = [point for point in points if np.linalg.norm(np.subtract(centers, point), axis=1).min() > MARGIN]
     inside = [point for point in far if (np.abs(point) < EXTENT / 2 - 5).all()]
     chosen = rng.permutation(len(inside))[:FALSE_CANDIDATES]
     others = [
@@ -123,11 +123,11 @@ def _blend(units: np.ndarray, box: tuple[slice, ...], share: np.ndarray, value: 
     units[box] += share * (value - units[box])
 
 
-def _box(axes: list[np.ndarray], centre: np.ndarray, radius: float) -> tuple[tuple[slice, ...], list[np.ndarray]]:
+def _box(axes: list[np.ndarray], center: np.ndarray, radius: float) -> tuple[tuple[slice, ...], list[np.ndarray]]:
     """Returns the voxels within a cube around a point, and their coordinates relative to it along each axis."""
-    ends = [np.searchsorted(axis, [c - radius, c + radius]) for axis, c in zip(axes, centre, strict=True)]
+    ends = [np.searchsorted(axis, [c - radius, c + radius]) for axis, c in zip(axes, center, strict=True)]
     box = tuple(slice(first, last) for first, last in ends)
-    offsets = [axis[part] - c for axis, part, c in zip(axes, box, centre, strict=True)]
+    offsets = [axis[part] - c for axis, part, c in zip(axes, box, center, strict=True)]
     return box, np.meshgrid(*offsets, indexing="ij", sparse=True)
 
 
@@ -161,11 +161,11 @@ def _directions(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _draw_nodule(
-    rng: np.random.Generator, units: np.ndarray, axes: list[np.ndarray], centre: np.ndarray, nodule: Nodule
+    rng: np.random.Generator, units: np.ndarray, axes: list[np.ndarray], center: np.ndarray, nodule: Nodule
 ) -> None:
     """Draws a ball with lobes and spicules, perhaps with a calcified core, solid or of ground glass."""
     radius = nodule.diameter / 2
-    box, (x, y, z) = _box(axes, centre, 2 * radius + 2)
+    box, (x, y, z) = _box(axes, center, 2 * radius + 2)
     distance = np.sqrt(x**2 + y**2 + z**2)
     unit = np.stack(np.broadcast_arrays(x, y, z), -1) / np.maximum(distance, 1e-6)[..., None]
     surface = np.full(distance.shape, radius * (1 - nodule.lobulation / 2))
@@ -226,8 +226,8 @@ def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = F
 
 
 def _row(candidate: Candidate) -> dict[str, object]:
-    centre = {f"coord{axis}": round(value, 4) for axis, value in zip("XYZ", candidate.centre, strict=True)}
-    return {"seriesuid": candidate.scan, **centre, "nodule": candidate.case.rsplit("/", 1)[1]}
+    center = {f"coord{axis}": round(value, 4) for axis, value in zip("XYZ", candidate.center, strict=True)}
+    return {"seriesuid": candidate.scan, **center, "nodule": candidate.case.rsplit("/", 1)[1]}
 
 
 def _write_dicom(sitk, image, folder: pathlib.Path, uid: str) -> None:

@@ -7,7 +7,7 @@
 The file contains the preprocessing after the crop, the class names and a description of the input. It is opened in its
 own runtime and compared with the network before it replaces an existing file: on the images of --evaluation, or on
 random ones. The file of an int8 network is compared on images that calibration did not see: those of --evaluation, or
-the part of --calibration that is held out. Images count as labelled if their folder has the name of a class.
+the part of --calibration that is held out. Images count as labeled if their folder has the name of a class.
 
 An output without a suffix is a folder with a page that classifies photographs in the browser, see
 squeeze_jax.export.web.
@@ -84,10 +84,10 @@ def export(
     """
     form = FORMATS[output.suffix]
     if calibration is None:
-        data = form.serialise(network, pixels)
+        data = form.serialize(network, pixels)
     else:
         images = np.concatenate([images for images, _ in read_images(network, calibration, BATCH)])
-        data = form.serialise_int8(network, images, pixels)
+        data = form.serialize_int8(network, images, pixels)
     with replaced(output) as temporary:
         temporary.write_bytes(data)
         batches = read_images(network, evaluation, BATCH) if evaluation else [random_images(network)]
@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument(
         "--allow_loss",
         type=float,
-        help="what int8 may cost: points of top-1 accuracy on labelled images (default: "
+        help="what int8 may cost: points of top-1 accuracy on labeled images (default: "
         f"{LARGEST_LOSS:g}), else the percentage of changed predictions (default: {LARGEST_CHANGE:g})",
     )
     args = parser.parse_args()
@@ -134,7 +134,7 @@ def main() -> int:
         raise InputError(f"the folder of --output {args.output} does not exist; create it or use another one.")
     if args.int8 != (args.calibration is not None):
         raise InputError("--int8 and --calibration FOLDER go together.")
-    if args.int8 and not hasattr(form, "serialise_int8"):
+    if args.int8 and not hasattr(form, "serialize_int8"):
         raise InputError(f"{args.output.suffix} files have no int8; use .onnx or .tflite.")
     compilation_cache.enable()
     evaluation = find_images([str(args.evaluation)]) if args.evaluation else []

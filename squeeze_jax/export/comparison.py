@@ -36,9 +36,9 @@ class Comparison:
     file: Answers
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether all images have labels."""
-        return self.file.labelled == self.file.images
+        return self.file.labeled == self.file.images
 
     @property
     def agreement(self) -> float:
@@ -51,7 +51,7 @@ class Comparison:
             f"{self.file.images} images: largest difference of logits {self.difference:.2g} ({relative:.1e} of the "
             f"largest logit), same best class {self.agreement:.1%}"
         ]
-        if self.labelled:
+        if self.labeled:
             lines += [
                 f"  {name}: top-1 {its.top1 / its.images:.4f}, top-5 {its.top5 / its.images:.4f}"
                 for name, its in (("network", self.network), ("file", self.file))
@@ -73,7 +73,7 @@ class Comparison:
           allow_loss: points of top-1 accuracy, or without labels the percentage of images whose best class changes;
             None for LARGEST_LOSS and LARGEST_CHANGE.
         """
-        if self.labelled:
+        if self.labeled:
             loss = 100 * (self.network.top1 - self.file.top1) / self.file.images
             name, allowed = "points of top-1 accuracy", LARGEST_LOSS
         else:

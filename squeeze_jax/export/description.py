@@ -65,14 +65,14 @@ def describe(
         raise ExportError(f"networks with config.task.labels={labels!r} cannot be exported; use 'multiclass'.")
     *spatial, channels = network.image_shape
     names = [str(channels), *map(str, spatial)] if channels_first else [*map(str, spatial), str(channels)]
-    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    colors = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
     crop = _crop(network)
     return {
         "class_names": json.dumps(network.class_names),
         "image_shape": json.dumps(network.image_shape),
         "layout": "channels_first" if channels_first else "channels_last",
         "pixels": pixels,
-        "input": f"{pixels} ({batch}, {', '.join(names)}): {colours}, pixels in 0..255, not normalised",
+        "input": f"{pixels} ({batch}, {', '.join(names)}): {colors}, pixels in 0..255, not normalized",
         "output": f"logits, float32 ({batch}, {len(network.class_names)}); softmax gives probabilities",
         "crop": json.dumps(crop),
         "preprocessing": _in_words(crop, network.image_shape),

@@ -93,7 +93,7 @@ class Exported:
         """Runs the file on raw images.
 
         Args:
-          images: (batch, *image_shape), uint8 or float32 in 0..255, not normalised.
+          images: (batch, *image_shape), uint8 or float32 in 0..255, not normalized.
 
         Returns:
           The logits, float32 (batch, classes).

@@ -37,7 +37,7 @@ TIME_LIMIT = 600  # seconds for the child process
 PLATFORM = "tpu"
 
 
-def serialise(network: Network, pixels: str = "float32") -> bytes:
+def serialize(network: Network, pixels: str = "float32") -> bytes:
     """Returns the contents of a float32 `.tflite` file.
 
     Args:
@@ -50,10 +50,10 @@ def serialise(network: Network, pixels: str = "float32") -> bytes:
     return seal(_convert(network, pixels))
 
 
-def serialise_int8(network: Network, images: np.ndarray, pixels: str = "float32") -> bytes:
+def serialize_int8(network: Network, images: np.ndarray, pixels: str = "float32") -> bytes:
     """Returns the contents of a `.tflite` file with int8 weights and activations.
 
-    Weights are quantised per output channel, activations per tensor by their extremes over the images. Images, logits
+    Weights are quantized per output channel, activations per tensor by their extremes over the images. Images, logits
     and the average pooling before the logits keep their dtype.
 
     Args:
@@ -68,7 +68,7 @@ def serialise_int8(network: Network, images: np.ndarray, pixels: str = "float32"
         source, calibration, target = (pathlib.Path(folder) / name for name in ("float", "images.npy", "int8"))
         source.write_bytes(_convert(network, pixels))
         np.save(calibration, images.astype(pixels))
-        _run_child("quantise", source, calibration, target)
+        _run_child("quantize", source, calibration, target)
         return seal(target.read_bytes())
 
 
@@ -139,7 +139,7 @@ def _metadata(data: bytes, model: Any) -> bytes:
         entry = model.Metadata(i)
         if entry.Name() == litert_child.METADATA.encode():
             buffer = model.Buffers(entry.Buffer())
-            if buffer.Offset() > 1:  # the quantiser appends buffers to the model
+            if buffer.Offset() > 1:  # the quantizer appends buffers to the model
                 return data[buffer.Offset() : buffer.Offset() + buffer.Size()]
             return buffer.DataAsNumpy().tobytes()
     raise ValueError(f"it has no metadata with the name {litert_child.METADATA}")

@@ -1,9 +1,9 @@
 """The child process that writes `.tflite` files; it runs in the environment of LiteRT's converter, without squeeze_jax.
 
     python litert_child.py convert MODULE.mlirbc METADATA.json OUTPUT.tflite
-    python litert_child.py quantise FLOAT.tflite IMAGES.npy OUTPUT.tflite
+    python litert_child.py quantize FLOAT.tflite IMAGES.npy OUTPUT.tflite
 
-`convert` turns a StableHLO module of batch 1 into a float32 file with the metadata in a named buffer. `quantise` turns
+`convert` turns a StableHLO module of batch 1 into a float32 file with the metadata in a named buffer. `quantize` turns
 such a file into an int8 one. Neither command uses TensorFlow.
 """
 
@@ -21,7 +21,7 @@ MISSING = 3  # exit status if a package is not installed
 
 
 def convert(module_path: str, metadata_path: str, output_path: str) -> None:
-    """Converts a serialised StableHLO module with one input and one output."""
+    """Converts a serialized StableHLO module with one input and one output."""
     from litert_converter.mlir import ir, passmanager
     from litert_converter.mlir._mlir_libs import _stablehlo
     from litert_converter.mlir._mlir_libs import converter_api_ext as converter
@@ -77,7 +77,7 @@ def _pad_before_pooling(operation: Any) -> None:
 
 
 def _with_metadata(data: bytes, metadata: bytes) -> bytes:
-    """Adds a metadata buffer to a float file; rewriting a quantised one like this would lose its weights."""
+    """Adds a metadata buffer to a float file; rewriting a quantized one like this would lose its weights."""
     import flatbuffers
     from litert_converter import schema_py_generated as schema
 
@@ -93,10 +93,10 @@ def _with_metadata(data: bytes, metadata: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-def quantise(float_path: str, images_path: str, output_path: str) -> None:
-    """Quantises weights per channel and activations per tensor, by the extremes over the images.
+def quantize(float_path: str, images_path: str, output_path: str) -> None:
+    """Quantizes weights per channel and activations per tensor, by the extremes over the images.
 
-    The quantiser's own statistics are a moving average of the extremes of each image, which cuts off large logits.
+    The quantizer's own statistics are a moving average of the extremes of each image, which cuts off large logits.
 
     Args:
       float_path: the float file.
@@ -125,7 +125,7 @@ def quantise(float_path: str, images_path: str, output_path: str) -> None:
 
 if __name__ == "__main__":
     try:
-        {"convert": convert, "quantise": quantise}[sys.argv[1]](*sys.argv[2:])
+        {"convert": convert, "quantize": quantize}[sys.argv[1]](*sys.argv[2:])
     except ModuleNotFoundError as error:
         print(error, file=sys.stderr)
         sys.exit(MISSING)

@@ -28,7 +28,7 @@ LARGEST_TENSOR = 2**28  # values, for a batch of one
 CALIBRATION_BATCH = 8
 
 
-def serialise(network: Network, pixels: str = "float32", *, with_head: bool = False) -> bytes:
+def serialize(network: Network, pixels: str = "float32", *, with_head: bool = False) -> bytes:
     """Returns the contents of an `.onnx` file.
 
     Args:
@@ -95,7 +95,7 @@ def _sealed(model: Any, network: Network, pixels: str) -> bytes:
     return seal(model.SerializeToString(deterministic=True))
 
 
-def serialise_int8(network: Network, images: np.ndarray, pixels: str = "float32") -> bytes:
+def serialize_int8(network: Network, images: np.ndarray, pixels: str = "float32") -> bytes:
     """Returns the contents of an `.onnx` file whose convolutions compute in 8-bit integers.
 
     Weights are signed, with a scale for each output channel; activations are unsigned, with the range that they have on
@@ -119,7 +119,7 @@ def serialise_int8(network: Network, images: np.ndarray, pixels: str = "float32"
             return None if batch is None else {INPUT: _channels_first(batch.astype(pixels))}
 
     model = _model(network, pixels, False)
-    # Says that there is nothing to optimise before, which the quantizer would warn of.
+    # Says that there is nothing to optimize before, which the quantizer would warn of.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "int8.onnx")
@@ -143,7 +143,7 @@ def serialise_int8(network: Network, images: np.ndarray, pixels: str = "float32"
 
 
 def read(path: pathlib.Path) -> Exported:
-    """Reads an `.onnx` file that was written by `serialise` or `serialise_int8`.
+    """Reads an `.onnx` file that was written by `serialize` or `serialize_int8`.
 
     Raises:
       WeightError: the file is damaged, of another origin, or contains what these functions do not write.
@@ -202,3 +202,6 @@ def _check(model: Any) -> None:
     largest = max((math.prod(size or 1 for size in shape) for shape in shapes.values()), default=0)
     if largest > LARGEST_TENSOR:
         raise WeightError(f"it has a tensor of {largest} values; expected at most {LARGEST_TENSOR}.")
+
+
+serialise, serialise_int8 = serialize, serialize_int8  # former spellings

@@ -6,7 +6,7 @@ channels first, as ONNX's convolutions want it, and so has every tensor that fol
 only where the function itself reorders data, as a channel shuffle does.
 
 Constants that are multiplied with or added to the channels after a convolution are folded into it in float64: so batch
-normalisation takes no nodes.
+normalization takes no nodes.
 """
 
 import dataclasses

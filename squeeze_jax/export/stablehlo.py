@@ -36,7 +36,7 @@ TENSOR = re.compile(r"tensor<((?:(?:\d+|\?)x)+)")
 HARMLESS = {"shape_assertion"}  # of jax.export: compares the batch size with 1
 
 
-def serialise(network: Network, pixels: str = "float32") -> bytes:
+def serialize(network: Network, pixels: str = "float32") -> bytes:
     """Returns the contents of a `.jaxexport` file.
 
     Args:
@@ -102,3 +102,6 @@ def _check_program(exported: jax.export.Exported) -> None:
     largest = max((math.prod(int(side) for side in sides if side != "?") for sides in sizes), default=0)
     if largest > LARGEST_TENSOR:
         raise WeightError(f"it has a tensor of {largest} values; expected at most {LARGEST_TENSOR}.")
+
+
+serialise = serialize  # the former spelling

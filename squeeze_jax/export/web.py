@@ -55,7 +55,7 @@ def write(network: Network, folder: str | pathlib.Path) -> Comparison:
         raise ExportError(f"the page shows 2-D images; this network takes images of shape {network.image_shape}.")
     _check_is_page(folder)
     files = {
-        MODEL: onnx_file.serialise(network, "uint8", with_head=True),
+        MODEL: onnx_file.serialize(network, "uint8", with_head=True),
         DESCRIPTION: json.dumps(description(network)).encode(),
         **{name: (SOURCE / name).read_bytes() for name in PAGE},
         **runtime_files(),

@@ -1,4 +1,4 @@
-"""What a classifier's judgement depends on besides its weights: the threshold and the temperature.
+"""What a classifier's judgment depends on besides its weights: the threshold and the temperature.
 
 Both are chosen on validation data only.
 """
@@ -77,7 +77,7 @@ def parse_rule(text: str) -> float | tuple[str, float]:
 def choose_threshold(rule: str, label: np.ndarray, probability: np.ndarray) -> float:
     """Chooses the threshold for two classes by a rule.
 
-    "youden" maximises sensitivity + specificity - 1 (Youden 1950). "specificity=0.9" maximises the sensitivity among
+    "youden" maximizes sensitivity + specificity - 1 (Youden 1950). "specificity=0.9" maximizes the sensitivity among
     thresholds with a specificity of at least 0.9, and "sensitivity=0.9" the other way round.
 
     Args:
@@ -86,7 +86,7 @@ def choose_threshold(rule: str, label: np.ndarray, probability: np.ndarray) -> f
       probability: of the positive class, float (cases,).
 
     Returns:
-      A number that lies in the middle between two neighbouring probabilities.
+      A number that lies in the middle between two neighboring probabilities.
 
     Raises:
       ConfigError: the rule is invalid.

@@ -36,26 +36,26 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
     positive = next(iter(judged.values())).positive
     classes = [positive] if len(class_names) == 2 else range(min(len(class_names), CURVES))
     lines = [(name, cases, i) for name, cases in judged.items() for i in classes]
-    for (name, cases, i), colour in zip(lines, drawing.colours(len(lines)), strict=True):
+    for (name, cases, i), color in zip(lines, drawing.colors(len(lines)), strict=True):
         label, score = cases.label == i, cases.probability[:, i]
         if not 0 < label.sum() < len(label):
             continue
         text = plain(", ".join(filter(None, [name, class_names[i] if len(class_names) > 2 else ""])))
         false_positives, sensitivity, _ = roc_curve(label, score)
-        roc.plot(false_positives, sensitivity, color=colour, label=text)
+        roc.plot(false_positives, sensitivity, color=color, label=text)
         precision, recall, _ = precision_recall_curve(label, score)
-        precision_recall.plot(recall, precision, color=colour, label=text)
+        precision_recall.plot(recall, precision, color=color, label=text)
         if len(class_names) == 2:
             called = cases.prediction == positive
             here = called[label].mean()
-            roc.plot(called[~label].mean(), here, "o", color=colour)
+            roc.plot(called[~label].mean(), here, "o", color=color)
             if called.any():
-                precision_recall.plot(here, label[called].mean(), "o", color=colour)
-    for (name, cases), colour in zip(judged.items(), drawing.colours(len(judged)), strict=True):
+                precision_recall.plot(here, label[called].mean(), "o", color=color)
+    for (name, cases), color in zip(judged.items(), drawing.colors(len(judged)), strict=True):
         confidences, hits, _ = reliability(*confidence_and_hit(cases))
-        reliable.plot(confidences, hits, "o-", color=colour, label=plain(name))
+        reliable.plot(confidences, hits, "o-", color=color, label=plain(name))
     for axis in (roc, reliable):
-        axis.plot((0, 1), (0, 1), ":", color="grey")
+        axis.plot((0, 1), (0, 1), ":", color="gray")
     of = f" of {plain(class_names[positive])}" if len(class_names) == 2 else ""
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC{of}")
     precision_recall.set(xlabel="recall", ylabel="precision", title=f"precision-recall{of}", ylim=(0, 1.05))
@@ -77,9 +77,9 @@ def draw_froc(path: pathlib.Path, curves: Mapping[str, Froc], positive: str) -> 
     """
     figure, ((axis,),) = drawing.new_figure(1, 1, width=6, height=4.3)
     rates = np.geomspace(LUNA16_RATES[0], LUNA16_RATES[-1], 200)
-    for (name, froc), colour in zip(curves.items(), drawing.colours(len(curves)), strict=True):
+    for (name, froc), color in zip(curves.items(), drawing.colors(len(curves)), strict=True):
         text = plain(f"{name}: {froc.competition_score:.3f}".removeprefix(": "))
-        axis.plot(rates, [froc.sensitivity_at(rate) for rate in rates], color=colour, label=text)
+        axis.plot(rates, [froc.sensitivity_at(rate) for rate in rates], color=color, label=text)
     axis.set_xscale("log", base=2)
     axis.set_xticks(LUNA16_RATES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     axis.set(

@@ -19,18 +19,18 @@ POOL_AFTER = (1, 2, 5)
 POOLED_SIZE = 6  # cells along each axis that fc6 sees
 HIDDEN = 4096
 
-# Local response normalisation (section 3.3), with the constants of Caffe's bvlc_alexnet.
-NEIGHBOURS, ALPHA, BETA = 5, 1e-4, 0.75
+# Local response normalization (section 3.3), with the constants of Caffe's bvlc_alexnet.
+NEIGHBORS, ALPHA, BETA = 5, 1e-4, 0.75
 
 
 class AlexNet(ConvNet):
-    """AlexNet, in 2-D and 3-D; the default is torchvision's, with one column and without normalisation.
+    """AlexNet, in 2-D and 3-D; the default is torchvision's, with one column and without normalization.
 
     Attributes:
       num_classes: outputs of fc8; 0 leaves it out, and the output is fc7 (batch, 4096).
       dropout_rate: dropout rate before fc6 and fc7; in the grouped network, before fc7 and fc8.
       grouped: the network of 2012, in the form of Caffe's bvlc_alexnet: two groups in conv2, conv4 and conv5, other
-        widths, no padding of conv1, and local response normalisation after conv1 and conv2.
+        widths, no padding of conv1, and local response normalization after conv1 and conv2.
       stem: "11x11/4", or "3x3/1" for small images.
       dtype: dtype of the computation: "float32", "bfloat16" (parameters stay float32) or "float64".
       axis_name: unused, because there are no batch statistics.
@@ -70,7 +70,7 @@ class AlexNet(ConvNet):
                 x = block(x, filters, KERNELS[i - 2], groups=groups, name=f"conv{i}")
             maps[f"conv{i}"] = x
             if self.grouped and i in POOL_AFTER[:2]:
-                x = _normalise_locally(x)
+                x = _normalize_locally(x)
             if i in POOL_AFTER:
                 x = maps[f"pool{i}"] = layers.MaxPool("ceil" if self.grouped else "floor", name=f"pool{i}")(x)
         x = _average_to(x, POOLED_SIZE)
@@ -122,12 +122,12 @@ class AlexNet(ConvNet):
                 yield Stage(f"pool{i}", layers.POOL_WINDOW, layers.POOL_STRIDE, rounding=rounding)
 
 
-def _normalise_locally(x: jax.Array) -> jax.Array:
-    """Divides each value by a power of the mean square of its neighbouring channels."""
-    margin = NEIGHBOURS // 2
+def _normalize_locally(x: jax.Array) -> jax.Array:
+    """Divides each value by a power of the mean square of its neighboring channels."""
+    margin = NEIGHBORS // 2
     squares = jnp.pad(x * x, [*[(0, 0)] * (x.ndim - 1), (margin, margin)])
-    total = sum(squares[..., i : i + x.shape[-1]] for i in range(NEIGHBOURS))
-    return x * (1 + ALPHA / NEIGHBOURS * total) ** -BETA
+    total = sum(squares[..., i : i + x.shape[-1]] for i in range(NEIGHBORS))
+    return x * (1 + ALPHA / NEIGHBORS * total) ** -BETA
 
 
 def _average_to(x: jax.Array, size: int) -> jax.Array:

@@ -126,7 +126,7 @@ class ConvNet(nn.Module):
 
 
 class PooledConvNet(ConvNet):
-    """A network with batch normalisation whose head is a dense layer of the mean of the last feature map.
+    """A network with batch normalization whose head is a dense layer of the mean of the last feature map.
 
     Subclasses compute the feature maps; the attributes are theirs.
 
@@ -175,8 +175,8 @@ class PooledConvNet(ConvNet):
         """Computes the logits of a batch.
 
         Args:
-          images: float (batch, *spatial, channels), normalised.
-          train: apply dropout (needs the `dropout` RNG) and normalise by the statistics of this batch.
+          images: float (batch, *spatial, channels), normalized.
+          train: apply dropout (needs the `dropout` RNG) and normalize by the statistics of this batch.
           positions: int (batch,), the position of each example in the global batch, which keys its dropout mask;
             defaults to 0, 1, 2, ...
 

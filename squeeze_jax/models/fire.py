@@ -17,7 +17,7 @@ class Fire(nn.Module):
       expand3x3: e3x3, the number of 3x3 expand filters; the output channels are `[1x1, 3x3]`, as in Caffe.
       bypass: "none"; "identity" adds the input to the output; "conv" adds a 1x1 convolution of the input, with ReLU
         (the complex bypass of Figure 2, songhan/SqueezeNet-Generator).
-      use_batch_norm: whether batch normalisation follows every convolution.
+      use_batch_norm: whether batch normalization follows every convolution.
       dtype: dtype of the computation.
       axis_name: the mapped axis that batch statistics are averaged over (pmap only).
 

@@ -46,7 +46,7 @@ def conv(
     use_bias: bool = True,
     kernel_init: Callable = CONV_INIT,
 ) -> nn.Conv:
-    """Makes a convolution with this project's initialisers, and faster formulations on CPU.
+    """Makes a convolution with this project's initializers, and faster formulations on CPU.
 
     Args:
       features: output channels.
@@ -59,7 +59,7 @@ def conv(
       groups: the number of groups that input and output channels are split into; as many as there are channels make a
         depthwise convolution.
       use_bias: whether to add a bias.
-      kernel_init: the initialiser of the kernel.
+      kernel_init: the initializer of the kernel.
     """
     if padding == "SAME" and strides > 1:
         sides = [(size // 2, size // 2) for size in kernel_size]
@@ -156,7 +156,7 @@ def _convolve_unfolded(x: jax.Array, kernel: jax.Array, strides: Sequence[int], 
 
 
 def _convolve_planes(x: jax.Array, kernel: jax.Array, stride: int, padding: str) -> jax.Array:
-    """Computes a 3-D convolution as a 2-D convolution of each plane, with the neighbouring planes as extra channels.
+    """Computes a 3-D convolution as a 2-D convolution of each plane, with the neighboring planes as extra channels.
 
     On XLA's CPU backend the 3-D convolution takes more than twice as long (benchmarks/layers.py).
     """
@@ -202,14 +202,14 @@ def _taps(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> list[j
 
 @dataclasses.dataclass(frozen=True)
 class ConvBlock:
-    """Makes blocks of convolution, optional batch normalisation, and activation; call it inside a compact method.
+    """Makes blocks of convolution, optional batch normalization, and activation; call it inside a compact method.
 
     Attributes:
-      use_batch_norm: add batch normalisation after the convolution, which then has no bias, because the normalisation
+      use_batch_norm: add batch normalization after the convolution, which then has no bias, because the normalization
         would cancel it.
       dtype: dtype of the computation.
       axis_name: the mapped axis that batch statistics are averaged over (pmap only).
-      train: normalise by the statistics of the batch instead of the running ones.
+      train: normalize by the statistics of the batch instead of the running ones.
       activation: the activation function.
     """
 

@@ -36,7 +36,7 @@ class ImageInput:
     interpolation: str = "bilinear"
 
 
-# Images are warped to 256 x 256, and the mean colour is subtracted (forresti/SqueezeNet, train_val.prototxt).
+# Images are warped to 256 x 256, and the mean color is subtracted (forresti/SqueezeNet, train_val.prototxt).
 CAFFE_IMAGENET = ImageInput(227, (123.0, 117.0, 104.0), (1.0,), keep_aspect=False)
 # pytorch/vision, references/classification, in 0..255.
 TORCHVISION_IMAGENET = ImageInput(224, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

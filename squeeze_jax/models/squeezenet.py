@@ -51,7 +51,7 @@ class SqueezeNet(ConvNet):
       pooling: rounding of the pooled size: "ceil" (Caffe, torchvision) or "floor".
       head_padding: pad conv10 by 1, as Caffe's 1.0 does, so that 15 x 15 cells are averaged at 227 pixels.
       head_relu: apply ReLU after conv10, as in the released networks.
-      use_batch_norm: apply batch normalisation after every convolution except conv10.
+      use_batch_norm: apply batch normalization after every convolution except conv10.
       dtype: dtype of the computation: "float32", "bfloat16" (parameters stay float32) or "float64".
       axis_name: the mapped axis that batch statistics are averaged over (pmap only).
 
@@ -180,8 +180,8 @@ class SqueezeNet(ConvNet):
         """Computes the logits of a batch.
 
         Args:
-          images: float (batch, *spatial, channels), normalised, with 2 or 3 spatial axes.
-          train: apply dropout (needs the `dropout` RNG) and normalise by the statistics of this batch.
+          images: float (batch, *spatial, channels), normalized, with 2 or 3 spatial axes.
+          train: apply dropout (needs the `dropout` RNG) and normalize by the statistics of this batch.
           positions: int (batch,), the position of each example in the global batch, which keys its dropout mask;
             defaults to 0, 1, 2, ...
 

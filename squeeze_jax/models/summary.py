@@ -1,7 +1,7 @@
 """Counts the parameters, MACs and activations of a network layer by layer, without running it.
 
 One MAC is one multiplication and one addition, or two FLOPs. MACs are counted for convolutions and dense layers only,
-not for biases, normalisation, activation functions and pooling. Activations are the output values of a layer for one
+not for biases, normalization, activation functions and pooling. Activations are the output values of a layer for one
 image.
 """
 

@@ -86,10 +86,10 @@ def save(network: Any, path: str | pathlib.Path, bits: int = RELEASED_BITS) -> N
       WeightError: the network has another architecture, preprocessing or classes, a kernel has more than 2 ** bits - 1
         distinct values besides 0, or the file cannot be written.
     """
-    write_verified(pathlib.Path(path), serialise(network, bits), read, network)
+    write_verified(pathlib.Path(path), serialize(network, bits), read, network)
 
 
-def serialise(network: Any, bits: int = RELEASED_BITS) -> bytes:
+def serialize(network: Any, bits: int = RELEASED_BITS) -> bytes:
     """Returns the contents of the file that `save` writes.
 
     Args:

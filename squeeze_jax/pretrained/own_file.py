@@ -41,7 +41,7 @@ def save(network: Any, path: str | pathlib.Path) -> None:
     leaves = flax.traverse_util.flatten_dict(network.variables, sep="/")
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
     with replaced(path) as temporary:
-        temporary.write_bytes(_serialise(arrays, description))
+        temporary.write_bytes(_serialize(arrays, description))
 
 
 def read(path: pathlib.Path) -> Weights:
@@ -55,7 +55,7 @@ def read(path: pathlib.Path) -> Weights:
         length = int.from_bytes(data[:8], "little")
         description = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
         arrays = safetensors.numpy.load(data)
-        intact = _serialise(arrays, {key: description[key] for key in DESCRIPTION if key in description}) == data
+        intact = _serialize(arrays, {key: description[key] for key in DESCRIPTION if key in description}) == data
     except Exception as error:
         raise WeightError(f"{path} is not a file written by squeeze_jax, or it is damaged: {error}") from error
     if not intact:
@@ -79,7 +79,7 @@ def is_own(path: pathlib.Path) -> bool:
         return KEY.encode() in file.read(min(length, LARGEST_FILE))
 
 
-def _serialise(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> bytes:
+def _serialize(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> bytes:
     """Returns the file's bytes: the same for the same contents, so writing it again reveals any change."""
     digest = hashlib.sha256(json.dumps(description).encode())
     for name in sorted(arrays):

@@ -57,22 +57,22 @@ def save(
     Args:
       network: the network, as returned by `squeeze_jax.load`, in float32.
       path: the file, ending in ".sqz".
-      steps: the quantisation steps by array name, for arrays whose values are integer multiples of a float32, such as
+      steps: the quantization steps by array name, for arrays whose values are integer multiples of a float32, such as
         {"params/conv1/kernel": 0.01}.
       lanes: the number of lanes of the entropy coder, 1 to 1024.
 
     Raises:
       WeightError: an array cannot be stored, or the file cannot be written.
     """
-    write_verified(pathlib.Path(path), serialise(network, steps=steps, lanes=lanes), read, network)
+    write_verified(pathlib.Path(path), serialize(network, steps=steps, lanes=lanes), read, network)
 
 
-def serialise(network: Any, *, steps: Mapping[str, float] | None = None, lanes: int = LANES) -> bytes:
+def serialize(network: Any, *, steps: Mapping[str, float] | None = None, lanes: int = LANES) -> bytes:
     """Returns the contents of the file that `save` writes.
 
     Args:
       network: the network, see `save`.
-      steps: the quantisation steps by array name, see `save`.
+      steps: the quantization steps by array name, see `save`.
       lanes: the number of lanes of the entropy coder, 1 to 1024.
 
     Raises:

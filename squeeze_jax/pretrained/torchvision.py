@@ -28,7 +28,7 @@ from squeeze_jax.pretrained.weights import (
     rename,
 )
 
-# In a torchvision `Sequential`, a convolution is followed by its normalisation.
+# In a torchvision `Sequential`, a convolution is followed by its normalization.
 PAIRS: Rules = ((r"\.0$", ""), (r"\.1$", "_bn"))
 
 
@@ -100,7 +100,7 @@ ALEXNET: Rules = tuple(
 
 
 class Published(NamedTuple):
-    """How to recognise a network's state dict, by one of its tensors, and to rename its layers."""
+    """How to recognize a network's state dict, by one of its tensors, and to rename its layers."""
 
     model: str
     tensor: str

@@ -163,7 +163,7 @@ def _check_images(config: ConfigDict, shape: tuple[int, ...]) -> None:
 
 
 def make_weights(path: object, config: ConfigDict, leaves: Leaves, class_names: tuple[str, ...]) -> Weights:
-    """Matches arrays to the network of a config, with RGB or grey images of `config.crop.size`.
+    """Matches arrays to the network of a config, with RGB or gray images of `config.crop.size`.
 
     Args:
       path: the file, for messages.

@@ -196,7 +196,7 @@ def compile_often(function: Callable, **options: Any) -> Callable:
 
 
 def compile_once(function: Callable, **options: Any) -> Callable:
-    """Like jax.jit, for functions that run once: uses less optimisation, which saves seconds of compilation."""
+    """Like jax.jit, for functions that run once: uses less optimization, which saves seconds of compilation."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 1}, **options)
 
 

@@ -50,7 +50,7 @@ td {{ padding-right: 1em }} img {{ max-width: 100% }}
 segmentation. For research only.</p>
 {images}</body></html>
 """
-LABELLED_CLASSES = 30  # maximum number of classes for a confusion matrix with readable labels and counts
+LABELED_CLASSES = 30  # maximum number of classes for a confusion matrix with readable labels and counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Classification:
       label_smoothing: probability mass that is spread evenly over all classes.
       focal_gamma: the exponent of the focal loss (Lin et al. 2017, arXiv 1708.02002); 0 for cross entropy.
       class_weights: factor on the loss of each class; empty for none. The reported training loss includes them.
-      mixup: alpha of mixup with the neighbouring example, see `data.augmentation.mixup`; 0 for none. The reported
+      mixup: alpha of mixup with the neighboring example, see `data.augmentation.mixup`; 0 for none. The reported
         training loss is that of the mixed examples; the accuracies use an example's own label.
       auc: whether to report AUC too and, with two classes, sensitivity and specificity; by case, see `metrics.cases`.
       metrics: "full" for all metrics of `metrics.scores` and, in the report, their intervals, the cases and curves.
@@ -724,7 +724,7 @@ def draw_confusion(path: pathlib.Path, confusion: np.ndarray, class_names: tuple
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="predicted", ylabel="true")
-    if size <= LABELLED_CLASSES:
+    if size <= LABELED_CLASSES:
         names = list(map(plots.plain, class_names))
         axis.set_xticks(range(size), names, rotation=90)
         axis.set_yticks(range(size), names)

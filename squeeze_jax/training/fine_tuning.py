@@ -40,7 +40,7 @@ def start_from(
     Args:
       state: a state with random weights.
       model: the network of the state.
-      optimizer: its optimizer, which is initialised again: its state may depend on the weights.
+      optimizer: its optimizer, which is initialized again: its state may depend on the weights.
       source: see `load`.
       new_head: keep the random weights of the last layer, for example for a different number of classes.
       sharing: the `sharing` section of the config; if its bits are positive, the weights of each layer are clustered.
@@ -67,12 +67,12 @@ def start_from(
     if wanted != given:
         lines = differences(wanted, given)
         differs = {name for name, _ in wanted.items() ^ given.items()}
-        hint = "\nSet config.init_new_head=True to reinitialise the last layer." if differs <= head else ""
+        hint = "\nSet config.init_new_head=True to reinitialize the last layer." if differs <= head else ""
         raise ConfigError(
             f"config.init_from={str(source)!r} does not fit the model (- expected, + found):\n{lines}{hint}"
         )
     for name in sorted(kept & fresh.keys()):
-        logger.info("%s of shape %s is initialised at random, not taken from %s", name, fresh[name].shape, source)
+        logger.info("%s of shape %s is initialized at random, not taken from %s", name, fresh[name].shape, source)
     logger.info("%d weight arrays are taken from %s", len(given), source)
     merged = {
         name: np.asarray(fresh[name] if name in kept else found[name], leaf.dtype) for name, leaf in fresh.items()
@@ -102,7 +102,7 @@ def inflate(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
     It is repeated along the depth and divided by the depth, so that a volume that is constant along its depth gives
     what each of its slices gives, but for padding. If the volumes have 1 channel, the 3 input channels of a kernel for
-    colour images are added up.
+    color images are added up.
 
     Args:
       kernel: (height, width, inputs, outputs).

@@ -68,7 +68,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
       schedule: the learning rate at each step.
 
     Raises:
-      ConfigError: the name is unknown; or, when the optimizer is initialised, a pattern in
+      ConfigError: the name is unknown; or, when the optimizer is initialized, a pattern in
         `learning_rate_multipliers` matches no parameter.
     """
     mask = None if config.decay_biases else _kernels

@@ -114,7 +114,7 @@ def prune(inner: optax.GradientTransformation, plan: PruningPlan) -> optax.Gradi
       An optimizer with a `PruningState`. For a pruned weight, parameter + update is exactly zero.
 
     Raises:
-      ConfigError: when the optimizer is initialised, if a pattern of `plan.layer_densities` matches no kernel.
+      ConfigError: when the optimizer is initialized, if a pattern of `plan.layer_densities` matches no kernel.
     """
     steps = plan.steps
 

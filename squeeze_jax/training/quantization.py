@@ -1,4 +1,4 @@
-"""Simulated int8 quantisation in training (Jacob et al. 2018, arXiv 1712.05877).
+"""Simulated int8 quantization in training (Jacob et al. 2018, arXiv 1712.05877).
 
 Values are rounded as in an int8 network; gradients pass through the rounding unchanged (straight-through estimator,
 Bengio et al. 2013, arXiv 1308.3432).
@@ -15,7 +15,7 @@ LARGEST_INT8 = 127
 LEVELS = 255  # steps between the smallest and the largest input
 
 
-def quantised_kernels(params: Any) -> Any:
+def quantized_kernels(params: Any) -> Any:
     """Returns parameters with all kernels rounded to int8, symmetrically, with one scale per output channel.
 
     The scale does not change when a following batch norm is folded into the kernel.
@@ -24,17 +24,17 @@ def quantised_kernels(params: Any) -> Any:
       params: the parameters; kernels have their output channels in the last axis.
     """
 
-    def quantised(leaf: jax.Array) -> jax.Array:
+    def quantized(leaf: jax.Array) -> jax.Array:
         if leaf.ndim == 1:
             return leaf
         largest = jnp.abs(leaf).max(tuple(range(leaf.ndim - 1)), keepdims=True)
         scale = jnp.where(largest > 0, largest, 1) / LARGEST_INT8
         return _straight_through(leaf, jnp.round(leaf / scale) * scale)
 
-    return jax.tree.map(quantised, params)
+    return jax.tree.map(quantized, params)
 
 
-def quantised_inputs(axis_name: str | None = None) -> Any:
+def quantized_inputs(axis_name: str | None = None) -> Any:
     """Returns a context in which the inputs of all convolutions are rounded to 8 bits, with one range per tensor.
 
     The range is that of the current batch, extended to contain zero, which is represented exactly (it is the padding).
@@ -45,13 +45,13 @@ def quantised_inputs(axis_name: str | None = None) -> Any:
 
     def intercept(method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, nn.Conv) and context.method_name == "__call__":
-            args = (_quantised(args[0], axis_name), *args[1:])
+            args = (_quantized(args[0], axis_name), *args[1:])
         return method(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
 
 
-def _quantised(inputs: jax.Array, axis_name: str | None) -> jax.Array:
+def _quantized(inputs: jax.Array, axis_name: str | None) -> jax.Array:
     # Gradients do not flow through the range, whose reduction over devices has none.
     values = jax.lax.stop_gradient(inputs)
     smallest, largest = jnp.minimum(values.min(), 0), jnp.maximum(values.max(), 0)
@@ -65,3 +65,7 @@ def _quantised(inputs: jax.Array, axis_name: str | None) -> jax.Array:
 
 def _straight_through(values: jax.Array, rounded: jax.Array) -> jax.Array:
     return values + jax.lax.stop_gradient(rounded - values)
+
+
+# Former spellings.
+quantised_kernels, quantised_inputs = quantized_kernels, quantized_inputs

@@ -12,7 +12,7 @@ from squeeze_jax.data.splits import VALID
 from squeeze_jax.tasks import Task
 from squeeze_jax.tasks.task import Batch, Records, Sums
 from squeeze_jax.training.pruning import PruningState
-from squeeze_jax.training.quantization import quantised_inputs, quantised_kernels
+from squeeze_jax.training.quantization import quantized_inputs, quantized_kernels
 from squeeze_jax.training.state import NORMS, TrainState
 from squeeze_jax.training.weight_sharing import SharingState
 
@@ -37,7 +37,7 @@ def make_train_step(
       task: the task, which provides augmentation, loss and metrics.
       optimizer: its optimizer.
       micro_batches: the number of parts that the batch is split into; they are computed one after the other, and batch
-        norm normalises each separately.
+        norm normalizes each separately.
       ema_decay: the decay of the averaged weights; must be positive if and only if the state has them.
       quantization_aware: whether to simulate int8 kernels and convolution inputs, see `quantization`.
       axis_name: the axis of pmap; None under jit, where the step sees the global batch.
@@ -49,8 +49,8 @@ def make_train_step(
 
     def loss_fn(params, batch_stats, images, targets, dropout_key, positions):
         if quantization_aware:
-            params = quantised_kernels(params)
-        with quantised_inputs(axis_name) if quantization_aware else contextlib.nullcontext():
+            params = quantized_kernels(params)
+        with quantized_inputs(axis_name) if quantization_aware else contextlib.nullcontext():
             outputs, updates = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 images,
@@ -69,7 +69,7 @@ def make_train_step(
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         batch = task.augment(batch, jax.vmap(jax.random.fold_in, (None, 0))(augment_key, positions))
         # The barrier keeps XLA from recomputing the augmentation in every consumer of the images.
-        images = jax.lax.optimization_barrier(task.preprocessing.normalise(batch["image"]))
+        images = jax.lax.optimization_barrier(task.preprocessing.normalize(batch["image"]))
         targets = {name: value for name, value in batch.items() if name != "image"}
 
         batch_stats, gradients, sums = state.batch_stats, None, None

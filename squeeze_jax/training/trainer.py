@@ -225,7 +225,7 @@ def _check_float64(config: ConfigDict) -> None:
 
 
 def _warn_of_other_pixels(config: ConfigDict, theirs: ConfigDict) -> None:
-    """Logs a warning if the weights of config.init_from were trained with another normalisation."""
+    """Logs a warning if the weights of config.init_from were trained with another normalization."""
     for key in ("dataset.mean", "dataset.std"):
         ours, wanted = config_lib.lookup(config, key), config_lib.lookup(theirs, key)
         if tuple(ours) != tuple(wanted):

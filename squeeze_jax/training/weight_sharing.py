@@ -46,7 +46,7 @@ def share_weights(inner: optax.GradientTransformation, bits: int) -> optax.Gradi
       bits: the bits per weight, at most 8.
 
     Returns:
-      An optimizer with a `SharingState`. The parameters it is initialised with must have at most 2 ** bits - 1 distinct
+      An optimizer with a `SharingState`. The parameters it is initialized with must have at most 2 ** bits - 1 distinct
       values besides zero in each kernel, see `squeeze_jax.compression.sharing.share`.
     """
     size = 1 << bits

@@ -13,7 +13,7 @@ from squeeze_jax.files import replaced, write_json, writing
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
-SPLIT_COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:red"}
+SPLIT_COLORS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:red"}
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -169,11 +169,11 @@ def draw_curves(workdir: pathlib.Path, metrics: Sequence[str]) -> pathlib.Path |
         return None
     figure, axes = drawing.new_figure(1, len(names), width=4.5 * len(names), height=3.5, layout=None)
     for axis, name in zip(axes.flat, names, strict=True):
-        for split, colour in SPLIT_COLOURS.items():
+        for split, color in SPLIT_COLORS.items():
             points = [(r["step"], r["values"][name]) for r in records if r["split"] == split and name in r["values"]]
             if points:
                 style = {"marker": "o", "markersize": 3} if split != "train" else {}
-                axis.plot(*zip(*points, strict=True), label=split, color=colour, **style)
+                axis.plot(*zip(*points, strict=True), label=split, color=color, **style)
         axis.set(xlabel="step", title=name.replace("_", " "))
         axis.grid(alpha=0.3)
         axis.legend()

@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits as a TFDS dataset: real images, no download.
 
-1,797 grey images of 8 x 8 pixels: the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin
+1,797 gray images of 8 x 8 pixels: the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin
 and Kaynak 1998), by 13 writers. The data do not identify the writer, so every split contains all writers, and
 accuracies are higher than on unseen writers.
 """

@@ -5,7 +5,7 @@ const BEST = 5; // classes
 const SIDE = 454; // pixels of the picture, at least
 const OPACITY = 0.6; // of the map
 // Matplotlib's inferno at nine equidistant points.
-const COLOURS = ["000004", "1f0c48", "550f6d", "88226a", "ba3655", "e35933", "f98c0a", "f9c932", "fcffa4"].map(
+const COLORS = ["000004", "1f0c48", "550f6d", "88226a", "ba3655", "e35933", "f98c0a", "f9c932", "fcffa4"].map(
   (hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
 
 const element = (id) => document.getElementById(id);
@@ -86,10 +86,10 @@ function drawMap({values, rows, columns}) {
   const low = Math.min(...values), range = Math.max(...values) - low || 1;
   const rgba = new ImageData(columns, rows);
   values.forEach((value, i) => {
-    const place = (value - low) / range * (COLOURS.length - 1);
-    const before = Math.min(Math.floor(place), COLOURS.length - 2), share = place - before;
+    const place = (value - low) / range * (COLORS.length - 1);
+    const before = Math.min(Math.floor(place), COLORS.length - 2), share = place - before;
     for (let k = 0; k < 3; k++) {
-      rgba.data[4 * i + k] = Math.round((1 - share) * COLOURS[before][k] + share * COLOURS[before + 1][k]);
+      rgba.data[4 * i + k] = Math.round((1 - share) * COLORS[before][k] + share * COLORS[before + 1][k]);
     }
     rgba.data[4 * i + 3] = 255;
   });

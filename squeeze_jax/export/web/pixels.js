@@ -1,4 +1,4 @@
-// Reads photographs pixel by pixel as squeeze_jax does with Pillow: without colour management, without the orientation
+// Reads photographs pixel by pixel as squeeze_jax does with Pillow: without color management, without the orientation
 // in EXIF data, without transparency, and resized by Pillow's bilinear filter, which averages over the covered pixels.
 
 export class ImageError extends Error {}
@@ -59,9 +59,9 @@ async function imageSize(blob, name) {
 
 const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const PNG_DROPPED = ["eXIf", "iCCP", "sRGB", "gAMA", "cHRM", "cICP", "tRNS"];
-const [APP1, APP2, SOS] = [0xe1, 0xe2, 0xda]; // markers of JPEG: EXIF, colour profile, start of the pixels
+const [APP1, APP2, SOS] = [0xe1, 0xe2, 0xda]; // markers of JPEG: EXIF, color profile, start of the pixels
 
-// Returns a JPEG or PNG file without orientation, colour profile and transparent colours; any other file unchanged.
+// Returns a JPEG or PNG file without orientation, color profile and transparent colors; any other file unchanged.
 function withoutMetadata(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const parts = [];
@@ -131,11 +131,11 @@ function coefficients(before, after) {
   if (before === after) return Array.from({length: after}, (_, i) => [i, [1 << PRECISION]]);
   const scale = before / after, reach = Math.max(scale, 1);
   return Array.from({length: after}, (_, i) => {
-    const centre = (i + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - reach + 0.5));
-    const end = Math.min(before, Math.trunc(centre + reach + 0.5));
+    const center = (i + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - reach + 0.5));
+    const end = Math.min(before, Math.trunc(center + reach + 0.5));
     const weights = [];
-    for (let x = first; x < end; x++) weights.push(Math.max(0, 1 - Math.abs((x - centre + 0.5) * (1 / reach))));
+    for (let x = first; x < end; x++) weights.push(Math.max(0, 1 - Math.abs((x - center + 0.5) * (1 / reach))));
     const sum = weights.reduce((a, b) => a + b, 0);
     return [first, weights.map((weight) => Math.trunc(weight / sum * (1 << PRECISION) + 0.5))];
   });
@@ -165,7 +165,7 @@ async function readPixels(bitmap, channels) {
         let to = ((y + row) * width + x) * channels;
         for (let i = 4 * row * columns; i < 4 * (row + 1) * columns; i += 4) {
           if (channels === 1 && (rgba[i] !== rgba[i + 1] || rgba[i] !== rgba[i + 2])) {
-            throw new ImageError("The image is in colour; this network takes grey images.");
+            throw new ImageError("The image is in color; this network takes gray images.");
           }
           for (let channel = 0; channel < channels; channel++) pixels[to++] = rgba[i + channel];
         }
@@ -189,7 +189,7 @@ async function readTile(bitmap, x, y, width, height) {
   return rgba;
 }
 
-// A 2-D canvas stores colours multiplied by alpha, which loses the colours of transparent pixels; a texture does not.
+// A 2-D canvas stores colors multiplied by alpha, which loses the colors of transparent pixels; a texture does not.
 async function readTransparentTile(bitmap, x, y, width, height) {
   const gl = new OffscreenCanvas(1, 1).getContext("webgl2");
   if (!gl) throw new ImageError("Transparent images need WebGL, which this browser does not have.");
