@@ -19,7 +19,7 @@ from squeeze_jax import pretrained, tables
 from squeeze_jax.config import SPLITS, check_same_experiment
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import Identity
-from squeeze_jax.data.sources import Dataset
+from squeeze_jax.data.sources import Dataset, MissingSplitError
 from squeeze_jax.data.splits import Split
 from squeeze_jax.errors import ConfigError, DataError, InputError
 from squeeze_jax.experiment import (
@@ -154,13 +154,27 @@ class Network:
             config = config.copy_and_resolve_references()
             config.dataset.name = dataset
             config.dataset.held_out = 0
+            if dataset != self.config.dataset.name:
+                config.dataset.validation_share = config.dataset.test_share = 0.0
             config.dataset.folds = 0
             for split in SPLITS:
                 config.dataset[f"{split}_split"] = split
         opened = open_config_dataset(config)
-        examples = find_split(opened, config, name)
+        try:
+            examples = find_split(opened, config, name)
+        except MissingSplitError as error:
+            if dataset is None:
+                raise
+            found = ", ".join(sorted(opened.source.split_sizes))
+            raise DataError(
+                f"{dataset} has no split {name!r}; it has {found}. Name one of these with --split."
+            ) from error
         if examples is None:
-            raise ConfigError(f"config.dataset.{name}_split is empty: this experiment has no {name} split.")
+            others = [other for other in SPLITS if other != name and find_split(opened, config, other) is not None]
+            raise ConfigError(
+                f"config.dataset.{name}_split is empty: this experiment has no {name} split. It has "
+                f"{' and '.join(others)}; name one of these with --split."
+            )
         for note in opened.notes:
             logger.info("dataset: %s", note)
         used = stored_splits(opened, config, name)
