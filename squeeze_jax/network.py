@@ -102,17 +102,25 @@ class Network:
         """
         return dict(jax.device_get(self._features(self.variables, self._checked(images))))
 
-    def explain(self, path: str | pathlib.Path, image: np.ndarray, predicted: np.ndarray) -> None:
-        """Draws an explanation of a prediction as a PNG; for a classifier, the class activation map.
+    def explain(
+        self, path: str | pathlib.Path, image: np.ndarray, predicted: np.ndarray, class_name: str | None = None
+    ) -> str:
+        """Draws an explanation of a prediction as a PNG, and returns a sentence about what the picture shows.
+
+        For a classifier this is the class activation map, unless the network's last feature map has a single cell.
 
         Args:
           path: the file to write.
           image: one raw image, (*spatial, channels).
           predicted: the prediction for this image, one row of the output of `predict`.
+          class_name: the class to explain; None for the predicted one.
+
+        Raises:
+          InputError: there is no such class.
         """
         head = self.features(image[None])[self.model.head][0]
         inside = tuple(slice(self.model.head_margin, size - self.model.head_margin) for size in head.shape[:-1])
-        self.task.explain(pathlib.Path(path), image, predicted, head[inside])
+        return self.task.explain(pathlib.Path(path), image, predicted, head[inside], class_name)
 
     def evaluate(self, split: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Evaluation:
         """Evaluates the network on a split, without writing anything.
