@@ -21,6 +21,7 @@ VALID, UNREADABLE = "valid", "unreadable"
 # in two splits. A scan is one examination; a case is what is judged as one, such as a nodule with several slices.
 PATIENT, SCAN, CASE = "patient", "scan", "case"
 GROUPS = (PATIENT, SCAN, CASE)
+NAME = "{}_name"  # beside each of GROUPS in the records of an evaluation: the names of its ids
 IGNORED = "ignored"  # target, bool: on an irrelevant finding, which FROC counts neither as found nor as wrong
 
 Example = dict[str, np.ndarray]
