@@ -20,6 +20,7 @@ from squeeze_jax.experiment import make_crop, make_model, make_preprocessing, ma
 from squeeze_jax.files import replaced
 from squeeze_jax.models.registry import ImageInput
 from squeeze_jax.models.variables import differences
+from squeeze_jax.pretrained.imagenet import imagenet_class_names
 from squeeze_jax.validation import is_image_shape
 
 Leaves = dict[str, np.ndarray]  # "params/fire2/squeeze1x1/kernel" -> array
@@ -97,13 +98,6 @@ def model_of_stem(path: object, leaves: Leaves) -> str:
             f"layers: {sorted(leaves)[:8]}"
         )
     return MODEL_OF_STEM[stem.shape[0]]
-
-
-def imagenet_class_names() -> tuple[str, ...]:
-    """Returns the WordNet ids of the 1000 classes, such as n01440764, in the order of the logits."""
-    import tensorflow_datasets as tfds
-
-    return tuple(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
 
 
 def class_names_for(leaves: Leaves, head: str) -> tuple[str, ...]:
