@@ -383,7 +383,8 @@ def make_folds(split: Split, count: int) -> list[np.ndarray]:
         classes = np.zeros(len(split), int)
     patients = targets.get(PATIENT)
     if patients is not None and len(np.unique(patients)) < count:
-        raise DataError(f"{split.name} has {len(np.unique(patients))} patients; expected at least {count}, one per fold.")
+        found = len(np.unique(patients))
+        raise DataError(f"{split.name} has {found} patients; expected at least {count}, one per fold.")
     divide = StratifiedKFold if patients is None else StratifiedGroupKFold
     try:
         with warnings.catch_warnings():
