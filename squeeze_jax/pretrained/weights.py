@@ -94,7 +94,7 @@ def model_of_stem(path: object, leaves: Leaves) -> str:
     if stem is None or stem.shape[0] not in MODEL_OF_STEM:
         found = "no kernel" if stem is None else f"a kernel of shape {stem.shape}"
         raise WeightError(
-            f"{path} is of no network that is read from such files (docs/weights.md lists them): conv1 has {found}; "
+            f"{path} holds none of the networks that this format supports (docs/weights.md): conv1 has {found}; "
             f"layers: {sorted(leaves)[:8]}"
         )
     return MODEL_OF_STEM[stem.shape[0]]
