@@ -85,7 +85,7 @@ def main() -> None:
             results([path])
             config_lib.read(path)
         except SqueezeJaxError as error:
-            print(f"{path} is passed over: {error}", file=sys.stderr)
+            print(f"{path} is skipped: {error}", file=sys.stderr)
         else:
             workdirs.append(path)
     if not workdirs:

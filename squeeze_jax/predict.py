@@ -39,6 +39,7 @@ from squeeze_jax.errors import InputError
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import is_exported, open_exported
 from squeeze_jax.network import ARRAY, Network, load
+from squeeze_jax.pretrained.imagenet import readable
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tasks import Task
 
@@ -215,8 +216,8 @@ def main() -> int:
         raise InputError(
             "--cam and --report need feature maps, which an exported file does not have; use what it was exported from."
         )
-    if args.labels:
-        network = dataclasses.replace(network, class_names=read_labels(args.labels, network.class_names))
+    labels = read_labels(args.labels, network.class_names) if args.labels else readable(network.class_names)
+    network = dataclasses.replace(network, class_names=labels)
     names = map_names(paths)
     results, case = [], []
     try:

@@ -117,7 +117,10 @@ def test_a_case_is_the_mean_of_its_slices():
     np.testing.assert_allclose(cases.probability, [[0.3, 0.7], [0.4, 0.6]])
     assert cases.prediction.tolist() == [1, 1]
     assert Cases.of(records, OperatingPoint(threshold=0.65)).prediction.tolist() == [1, 0]
-    assert cases.rows(("benign", "malignant"))[1]["probability malignant"] == pytest.approx(0.6)
+    row = cases.rows(("benign", "malignant"))[1]
+    assert row["probability malignant"] == pytest.approx(0.6) and (row["case"], row["patient"]) == (7, 1)
+    named = {**records, "case_name": np.array([f"n{i}" for i in records["case"]], object)}
+    assert Cases.of(named, HALF).rows(("a", "b"))[1]["case"] == "n7"
     with pytest.raises(MetricError, match=r"case 7 has examples of several labels \(0, 1\)"):
         Cases.of({**records, "label": np.array([1, 0, 0, 1])}, HALF)
     with pytest.raises(MetricError, match=r"case 7 has examples of several patients \(1, 2\)"):

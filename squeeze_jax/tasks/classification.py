@@ -47,7 +47,7 @@ class Classification:
     Attributes:
       class_names: the class names, in the order of the logits.
       preprocessing: the preprocessing of the images.
-      labels: the kind of labels; see `Ordinal` and `MultiLabel` for the others than "multiclass".
+      labels: the kind of labels; see `Ordinal` and `MultiLabel` for the kinds other than "multiclass".
       label_smoothing: probability mass that is spread evenly over all classes.
       focal_gamma: the exponent of the focal loss (Lin et al. 2017, arXiv 1708.02002); 0 for cross entropy.
       class_weights: factor on the loss of each class; empty for none. The reported training loss includes them.

@@ -80,7 +80,7 @@ class Task(Protocol):
           group_names: the names that the groups of its examples index, see `data.sources.Source`.
 
         Raises:
-          ConfigError: the targets are of another kind than the task's.
+          ConfigError: the targets are not of the task's kind.
           DataError: examples contradict each other; the message names them.
         """
 
@@ -165,7 +165,7 @@ class Task(Protocol):
 
         Args:
           path: the file to write.
-          names: of its images, which are slices of one thing.
+          names: of the images, all slices of one case.
           pictures: what `explain` drew for each image, as the bytes of a PNG.
           notes: what `explain` returned for each image.
           predicted: the prediction for each image, rows of the output of `predict`.
