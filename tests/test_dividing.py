@@ -42,7 +42,7 @@ def test_each_class_is_divided_by_its_names_alone():
     labels = [0] * 100 + [1] * 20
     parts = divide(names, labels, range(120), SHARES)
     assert [[sum(i < 100 for i in part), sum(i >= 100 for i in part)] for part in parts] == [[70, 14], [15, 3], [15, 3]]
-    assert sorted(sum(parts, [])) == list(range(120))
+    assert sorted(i for part in parts for i in part) == list(range(120))
     order = np.random.default_rng(1).permutation(120)  # of the list
     again = divide([names[i] for i in order], [labels[i] for i in order], range(120), SHARES)
     assert [{names[i] for i in part} for part in parts] == [{names[order[i]] for i in part} for part in again]

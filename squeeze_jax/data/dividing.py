@@ -1,4 +1,4 @@
-"""Divides the images of a folder into splits: by class, reproducibly, and without an image or its copy in two splits."""
+"""Divides the images of a folder into splits: by class, reproducibly, no image and none of its copies in two splits."""
 
 import collections
 import hashlib

@@ -14,13 +14,14 @@ from squeeze_jax.errors import DataError
 
 CACHE_BYTES = 2**30  # a split whose decoded images fit into this is decoded only once
 HELD_OUT_SEED = 0
-# Keys that batches have beside what their examples hold: which rows are examples and not padding, and which were
-# replaced because they could not be used.
+# Keys that are added to a batch: which rows are examples and not padding, and which were replaced because they could
+# not be used.
 VALID, UNREADABLE = "valid", "unreadable"
 # Targets that say what an example belongs to: int32 indices into the `group_names` of its dataset. A patient is never
 # in two splits. A scan is one examination; a case is what is judged as one, such as a nodule with several slices.
 PATIENT, SCAN, CASE = "patient", "scan", "case"
 GROUPS = (PATIENT, SCAN, CASE)
+NAME = "{}_name"  # beside each of GROUPS in the records of an evaluation: the names of its ids
 IGNORED = "ignored"  # target, bool: on an irrelevant finding, which FROC counts neither as found nor as wrong
 
 Example = dict[str, np.ndarray]
@@ -385,7 +386,8 @@ def make_folds(split: Split, count: int) -> list[np.ndarray]:
         classes = np.zeros(len(split), int)
     patients = targets.get(PATIENT)
     if patients is not None and len(np.unique(patients)) < count:
-        raise DataError(f"{split.name} has {len(np.unique(patients))} patients; expected at least {count}, one a fold.")
+        found = len(np.unique(patients))
+        raise DataError(f"{split.name} has {found} patients; expected at least {count}, one per fold.")
     divide = StratifiedKFold if patients is None else StratifiedGroupKFold
     try:
         with warnings.catch_warnings():
