@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from configs import lidc_malignancy, luna_candidates, nodules_3d
 from configs.finetune_pneumonia import fine_tune
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.models import registered
 
 DATASETS = {"luna": luna_candidates, "lidc": lidc_malignancy, "3d": nodules_3d}
 EPOCHS = {"luna": 6, "lidc": 5, "3d": 20}
@@ -32,8 +33,10 @@ def get_config(argument: str = "luna") -> ConfigDict:
     fine_tune(config, network or "squeezenet_v1_1")
     config.init_from = "squeezenet_v1.1.caffemodel"
     if dataset == "3d":
-        config.dataset.mean = (sum(config.dataset.mean) / 3,)
-        config.dataset.std = (sum(config.dataset.std) / 3,)
+        images = registered(network or "squeezenet_v1_1").input
+        config.dataset.mean = (sum(images.mean) / len(images.mean),)
+        config.dataset.std = (sum(images.std) / len(images.std),)
+        config.crop.size = 0
         config.dataset.image_size = ()
         config.train.batch_size = 16
     else:

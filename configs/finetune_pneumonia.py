@@ -36,11 +36,9 @@ def get_config(argument: str = "official") -> ConfigDict:
 
 
 def fine_tune(config: ConfigDict, network: str) -> None:
-    """Sets the network, the pixels that it expects, and a short training from `init_from`, with a new last layer."""
-    images = registered(network).input
+    """Sets the network, the pixels of `init_from`, and a short training from there, with a new last layer."""
     config.init_new_head = True
-    config.dataset.mean = images.mean
-    config.dataset.std = images.std
+    config.dataset.mean = config.dataset.std = None  # those of the weights
     config.model.name = network
     for option in ("stem", "bypass", "use_batch_norm", "head_relu"):
         config.model[option] = None  # those of the weights

@@ -17,6 +17,7 @@ from squeeze_jax import config as config_lib
 from squeeze_jax.data.sources import Dataset
 from squeeze_jax.errors import ConfigError, SqueezeJaxError
 from squeeze_jax.experiment import build, open_config_dataset
+from squeeze_jax.training.fine_tuning import with_weights
 from squeeze_jax.workdir.folder import LOCK_FILE
 from squeeze_jax.workdir.records import RESULT_FILE
 
@@ -112,6 +113,7 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
     traced: set[str] = set()
 
     def check_one(config: ConfigDict) -> None:
+        config = with_weights(config)
         of_dataset = f"{config.dataset} {config.crop} {config.run.data_dir}"
         if of_dataset not in datasets:
             datasets[of_dataset] = open_config_dataset(config)

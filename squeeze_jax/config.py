@@ -13,10 +13,11 @@ from squeeze_jax import models, tasks
 from squeeze_jax.errors import ConfigError, shown
 from squeeze_jax.files import read_json, write_json
 from squeeze_jax.models.registry import ImageInput
-from squeeze_jax.validation import duration_in_steps, flatten, is_image_shape, lookup, validate
+from squeeze_jax.validation import UNSET, duration_in_steps, flatten, is_image_shape, lookup, size_of, validate
 
 __all__ = [
     "base_config",
+    "complete",
     "check_same_experiment",
     "duration_in_steps",
     "flatten",
@@ -51,9 +52,10 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.init_from = ""  # weight file or workdir to initialize the weights from; "" for random weights
     config.init_new_head = False  # reinitialize the last layer, e.g. for a different number of classes
 
-    # None means the named network's own value. The keys are the attributes of all registered networks.
+    # None means the named network's own value, or with `name` None that of `init_from`. The keys are the attributes of
+    # all registered networks.
     config.model = ConfigDict()
-    config.model.name = "squeezenet_v1_1"
+    config.model.name = config_dict.FieldReference("squeezenet_v1_1", field_type=str)  # None: that of `init_from`
     for name, kind in models.override_types().items():
         config.model[name] = config_dict.placeholder(kind)
     config.model.dtype = "float32"
@@ -79,21 +81,25 @@ def base_config(task: str = "classification") -> ConfigDict:
     # or the names of stored splits, such as ("subset0", "subset1", "subset2"). 0 for none.
     config.dataset.folds = config_dict.FieldReference(0, field_type=object)
     config.dataset.fold = 0  # the fold that is the test split; the next one is the validation split
-    config.dataset.channels = config_dict.placeholder(int)  # 3 converts gray images to RGB; None: as stored
+    # What None stands for, here and in `crop`: as the weights of `init_from` need it; without them UNSET.
+    config.dataset.channels = config_dict.placeholder(int)  # 3 converts gray images to RGB; UNSET: as stored
+    config.dataset.mean = config_dict.placeholder(tuple)  # of the pixels in 0..255; one value per channel, or one
+    config.dataset.std = config_dict.placeholder(tuple)  # for all channels. UNSET: 0 and 255
     config.dataset.skip_unreadable = False  # replace an image that cannot be decoded by the next one and count it
     config.dataset.max_unreadable = 0.1  # largest share of such images in a split; above it, the run ends
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
-    config.dataset.mean = (0.0,)  # of the pixels in 0..255; one value per channel, or one for all channels
-    config.dataset.std = (255.0,)
 
     # Crops photographs of any size to one size on the host. Not needed if all images have the same size.
     config.crop = ConfigDict()
-    config.crop.size = config_dict.FieldReference(0, field_type=object)  # side, or (height, width); 0: no crop
+    # Side, or (height, width); 0: no crop, which is UNSET, and what None stands for if `dataset.image_size` is set.
+    config.crop.size = config_dict.placeholder(object)
     config.crop.train = "random_resized"  # or "random": a random crop of that size from the resized image
-    # The size before the central crop of evaluation, and before "random": one number, or (height, width).
-    config.crop.resize = config_dict.FieldReference(256, field_type=object)
-    config.crop.keep_aspect = True  # one number is the shorter side; False: both sides, as in Caffe's LMDBs
-    config.crop.interpolation = "bilinear"  # of that resizing, or "bicubic"
+    # The size before the central crop of evaluation, and before "random": one number, or (height, width). UNSET: 256;
+    # that of `init_from` grows and shrinks with `size`.
+    config.crop.resize = config_dict.placeholder(object)
+    # One number is the shorter side (UNSET); False: both sides, as in Caffe's LMDBs.
+    config.crop.keep_aspect = config_dict.placeholder(bool)
+    config.crop.interpolation = config_dict.placeholder(str)  # of that resizing: "bilinear" (UNSET) or "bicubic"
     config.crop.smallest_area = 0.08  # smallest fraction of the image area covered by a random resized crop
 
     # Augmentation on the device; in training only, except `intensity`.
@@ -179,6 +185,42 @@ def base_config(task: str = "classification") -> ConfigDict:
     return config.lock()
 
 
+def complete(config: ConfigDict, weights: ConfigDict | None = None) -> ConfigDict:
+    """Returns a copy of a config with a value for everything that it leaves to the weights it starts from.
+
+    Args:
+      config: the config.
+      weights: the config of the weights; None if the run starts from random ones.
+    """
+    filled = config.copy_and_resolve_references()
+    if weights is not None:
+        if config.model.name is None:
+            for key, value in weights.model.items():
+                if filled.model[key] is None and key != "num_classes":
+                    filled.model[key] = value
+        crop, theirs = filled.crop, weights.crop
+        if crop.size is None and config.dataset.image_size:
+            crop.size = 0
+        if crop.size and crop.resize is None and theirs.size:
+            crop.resize = _scaled(crop.size, theirs)
+        for key in UNSET:
+            section, name = key.split(".")
+            if filled[section][name] is None:
+                filled[section][name] = weights[section][name]
+    for key, value in UNSET.items():
+        section, name = key.split(".")
+        if filled[section][name] is None:
+            filled[section][name] = value
+    return filled.lock()
+
+
+def _scaled(size: int | tuple[int, int], theirs: ConfigDict) -> int | tuple[int, int]:
+    """Returns the size before a crop of `size` that is to it as in the preprocessing `theirs`."""
+    pairs = zip(size_of(size), size_of(theirs.size), size_of(theirs.resize or UNSET["crop.resize"]), strict=True)
+    scaled = tuple(max(ours, round(resize * ours / crop)) for ours, crop, resize in pairs)
+    return scaled if isinstance(size, tuple) else scaled[0]
+
+
 def use_images(config: ConfigDict, images: ImageInput) -> None:
     """Sets the crop, channels and normalization in `config` to those of published weights."""
     config.dataset.channels = 3
@@ -202,9 +244,10 @@ def check_same_experiment(
       free: top-level sections that may differ.
 
     Raises:
-      ConfigError: the configs differ outside the sections `free`; the message lists the keys.
+      ConfigError: the configs differ outside the sections `free`; the message lists the keys. What `given` leaves to
+        the weights of `init_from` does not differ.
     """
-    old, new = flatten(stored), flatten(given)
+    old, new = flatten(complete(stored)), flatten(complete(given, stored if given.init_from else None))
     lines = [
         f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now"
         for key in sorted(old | new)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.config import SPLITS
+from squeeze_jax.config import SPLITS, complete
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, MissingSplitError, open_dataset
@@ -224,6 +224,7 @@ def _check_patients(splits: Mapping[str, Split]) -> None:
 
 def make_preprocessing(config: ConfigDict) -> Preprocessing:
     """Returns the preprocessing of a config, which runs on the device."""
+    config = complete(config)
     return Preprocessing(
         image_size=tuple(config.dataset.image_size),
         mean=tuple(config.dataset.mean),
@@ -242,7 +243,7 @@ def make_preprocessing(config: ConfigDict) -> Preprocessing:
 
 def make_crop(config: ConfigDict) -> Crop | None:
     """Returns the crop of a config, which runs on the host; None if the images are not cropped."""
-    crop = config.crop
+    crop = complete(config).crop
     if not crop.size:
         return None
     size = crop.size if isinstance(crop.size, tuple) else (crop.size, crop.size)
@@ -272,6 +273,8 @@ def make_model(config: ConfigDict, task: Task) -> nn.Module:
       ConfigError: the number of classes differs from the task's number of outputs.
       ModelError: the name is unknown or a value is invalid.
     """
+    if config.model.name is None:
+        raise ConfigError("config.model.name is None; name a network, or call fine_tuning.with_weights(config) first.")
     if config.model.num_classes not in (None, task.num_outputs):
         raise ConfigError(
             f"config.model.num_classes={config.model.num_classes}, but the dataset requires {task.num_outputs}; "

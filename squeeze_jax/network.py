@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
 from squeeze_jax import pretrained, tables
-from squeeze_jax.config import SPLITS, check_same_experiment
+from squeeze_jax.config import SPLITS, check_same_experiment, complete
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.sources import Dataset, MissingSplitError
@@ -143,7 +143,7 @@ class Network:
           ConfigError, DataError: the split does not exist, the config is of another experiment, a class is unknown, or
             the run's dataset is not what it was in training.
         """
-        config = self.config if config is None else config
+        config = self.config if config is None else complete(config, self.config)
         validate(config)
         check_same_experiment(self.config, config, "the network", free=("run", "evaluation", "task"))
         opened, examples = self._open_split(split, dataset, config)
@@ -344,7 +344,7 @@ def evaluate(
       WorkdirError: the output folder is not writable. Other errors are those of `load` and `Network.evaluate`.
     """
     network = load(source, checkpoint)
-    config = network.config if config is None else config
+    config = network.config if config is None else complete(config, network.config)
     check_same_experiment(network.config, config, source, free=("run", "evaluation", "task"))
     evaluation = network.evaluate(split, dataset, config)
     naming = evaluation.task.naming

@@ -22,6 +22,7 @@ from squeeze_jax.data import pipeline
 from squeeze_jax.data.splits import UNREADABLE, Split
 from squeeze_jax.experiment import build
 from squeeze_jax.files import make_folder
+from squeeze_jax.training.fine_tuning import with_weights
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/digits.py.")
 OUTPUT = flags.DEFINE_string("output", "data_report", "Folder for the pictures and the table.")
@@ -98,7 +99,7 @@ def images_per_second(split: Split, config: ConfigDict, seconds: float) -> float
 
 def show(config: ConfigDict, output: pathlib.Path) -> None:
     """Prints the statistics, and writes counts.csv, before.png and after.png to the folder `output`."""
-    experiment = build(config)
+    experiment = build(with_weights(config))
     dataset, splits, train = experiment.dataset, experiment.splits, experiment.splits["train"]
     output = make_folder(output)
     print(f"{dataset.name} {dataset.version}: images {'x'.join(map(str, dataset.image_shape))}")

@@ -5,11 +5,12 @@ from ml_collections import config_flags
 
 from squeeze_jax import commands
 from squeeze_jax.experiment import build
+from squeeze_jax.training.fine_tuning import with_weights
 
 
 def main() -> None:
     """Runs the command."""
-    experiment = build(flags.FLAGS.config)
+    experiment = build(with_weights(flags.FLAGS.config))
     print(experiment.config.model.name)
     print(experiment.summary.table())
 

@@ -48,6 +48,16 @@ CHOICES = {
     "pruning.schedule": PRUNING_SCHEDULES,
     "sharing.initialisation": INITIALIZATIONS,
 }
+# What None stands for in the keys that may be left to the weights of `init_from`.
+UNSET = {
+    "dataset.channels": None,
+    "dataset.mean": (0.0,),
+    "dataset.std": (255.0,),
+    "crop.size": 0,
+    "crop.resize": 256,
+    "crop.keep_aspect": True,
+    "crop.interpolation": "bilinear",
+}
 DURATIONS = (
     "train.duration",
     "train.patience",
@@ -102,10 +112,12 @@ def validate(config: ConfigDict) -> None:
             )
     for key, choices in CHOICES.items():
         value = lookup(config, key)
-        if value not in choices:
+        if value not in choices and not (value is None and key in UNSET):
             close = difflib.get_close_matches(str(value), choices, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"config.{key}={value!r} is unknown; expected one of {', '.join(choices)}.{hint}")
+    if config.model.name is None and not config.init_from:
+        raise ConfigError("config.model.name is None, so the network is that of config.init_from; set one of both.")
     _check_numbers(config)
     _check_images(config)
     _check_tuples(config)
@@ -171,15 +183,14 @@ def _check_images(config: ConfigDict) -> None:
     )
     numbers = "a tuple of numbers: one per channel, or one for all"
     for key in ("dataset.mean", "dataset.std"):
-        _require(config, key, lambda value: len(value) > 0 and _is_number(*value), numbers)
-    _require(config, "dataset.std", lambda value: min(value) > 0, "positive numbers")
+        _require(config, key, lambda value: value is None or (len(value) > 0 and _is_number(*value)), numbers)
+    _require(config, "dataset.std", lambda value: value is None or min(value) > 0, "positive numbers")
     at_most = f"{SIZE}, at most {LARGEST_SIDE}"
-    _require(config, "crop.size", lambda value: value == 0 or _is_size(value), f"{at_most}; 0 for no crop")
-    _require(config, "crop.resize", _is_size, at_most)
-    if config.crop.size and any(map(operator.gt, size_of(config.crop.size), size_of(config.crop.resize))):
-        raise ConfigError(
-            f"config.crop.size={config.crop.size} is larger than config.crop.resize={config.crop.resize}."
-        )
+    _require(config, "crop.size", lambda value: value in (None, 0) or _is_size(value), f"{at_most}; 0 for no crop")
+    _require(config, "crop.resize", lambda value: value is None or _is_size(value), at_most)
+    size, resize = config.crop.size, config.crop.resize or (None if config.init_from else UNSET["crop.resize"])
+    if size and resize and any(map(operator.gt, size_of(size), size_of(resize))):
+        raise ConfigError(f"config.crop.size={size} is larger than config.crop.resize={resize}.")
 
 
 def _check_tuples(config: ConfigDict) -> None:

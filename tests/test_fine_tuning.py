@@ -43,7 +43,7 @@ def start(network, folder, channels, **options):
     optimizer = optax.sgd(0.1)
     shape = (DEPTH, SIDE, SIDE, channels)
     state = jax.eval_shape(lambda: create_state(network.model, optimizer, shape, {}, 0, use_ema=False))
-    return start_from(state, network.model, optimizer, folder / "flat.safetensors", new_head=False, **options)[0]
+    return start_from(state, network.model, optimizer, folder / "flat.safetensors", new_head=False, **options)
 
 
 def test_a_volume_that_is_constant_along_its_depth_gives_the_2d_maps(flat, tmp_path):

@@ -13,15 +13,46 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax.compression.sharing import share
+from squeeze_jax.config import CONFIG_FILE, complete, read, validate
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.files import user_path
 from squeeze_jax.models.variables import differences
-from squeeze_jax.network import Network, load
+from squeeze_jax.network import load
 from squeeze_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 # Attributes of a network that say nothing about what its weights mean, or that a new head changes.
 FREE = ("num_classes", "dropout_rate", "dtype", "axis_name", "head_relu", "parent", "name")
+
+
+def with_weights(config: ConfigDict, workdir: str | pathlib.Path | None = None) -> ConfigDict:
+    """Returns a config with what it leaves to the weights of `init_from`: their preprocessing and, without a name, their
+    network.
+
+    Args:
+      config: the config.
+      workdir: of the run; if it has begun already, its config counts, and the weights are not read again.
+
+    Raises:
+      ConfigError: the config normalizes pixels in another way than the weights were trained with. Other errors are
+        those of `config.read` and `load`.
+    """
+    validate(config)
+    if not config.init_from:
+        return complete(config)
+    if workdir is not None and (user_path(workdir) / CONFIG_FILE).exists():
+        return complete(config, read(user_path(workdir))[0])
+    weights = complete(load(config.init_from).config)
+    for key in ("mean", "std"):
+        ours, theirs = config.dataset[key], weights.dataset[key]
+        average = (sum(theirs) / len(theirs),)  # for a gray image or volume
+        if ours is not None and ours not in (theirs, average) and not len({*ours, *theirs}) == 1:
+            raise ConfigError(
+                f"config.dataset.{key}={ours}, but the weights of config.init_from={config.init_from!r} were trained "
+                f"with {theirs}; leave config.dataset.{key} out to use theirs."
+            )
+    return complete(config, weights)
 
 
 def start_from(
@@ -32,7 +63,7 @@ def start_from(
     *,
     new_head: bool,
     sharing: ConfigDict | None = None,
-) -> tuple[TrainState, Network]:
+) -> TrainState:
     """Replaces the weights of a new state by those of a workdir or a weight file.
 
     The kernels of a 2-D network are inflated for a 3-D one, see `inflate`.
@@ -46,7 +77,7 @@ def start_from(
       sharing: the `sharing` section of the config; if its bits are positive, the weights of each layer are clustered.
 
     Returns:
-      The state, whose weights are NumPy arrays, and the network that they were taken from.
+      The state; its weights are NumPy arrays.
 
     Raises:
       ConfigError: weights are missing, unexpected or of another shape; the message has one line per array.
@@ -83,7 +114,7 @@ def start_from(
     # A copy, because one buffer cannot be donated twice.
     ema = jax.tree.map(np.copy, variables) if state.ema else {}
     params, opt_state = variables["params"], jax.device_get(optimizer.init(variables["params"]))
-    return state.replace(params=params, batch_stats=variables["batch_stats"], opt_state=opt_state, ema=ema), network
+    return state.replace(params=params, batch_stats=variables["batch_stats"], opt_state=opt_state, ema=ema)
 
 
 def _warn_of_differences(before: nn.Module, now: nn.Module, source: str | pathlib.Path) -> None:

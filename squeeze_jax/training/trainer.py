@@ -22,7 +22,7 @@ from squeeze_jax.runtime.devices import DeviceMesh, any_process, compile_once, i
 from squeeze_jax.runtime.signals import StopRequest
 from squeeze_jax.tasks.task import Batch, Values
 from squeeze_jax.training.evaluation import Evaluator
-from squeeze_jax.training.fine_tuning import start_from
+from squeeze_jax.training.fine_tuning import start_from, with_weights
 from squeeze_jax.training.health import Health
 from squeeze_jax.training.profiler import Profiler
 from squeeze_jax.training.pruning import PruningState
@@ -74,6 +74,7 @@ def train_and_evaluate(
     _check_float64(config)
     if config.sharing.bits and not config.init_from:
         raise ConfigError("config.sharing.bits needs trained weights to share: set config.init_from.")
+    config = with_weights(config, folder)
     experiment = build(config)  # fails before the folder is changed
     if not (user_path(folder) / config_lib.CONFIG_FILE).exists():  # a run of an earlier version may be resumed
         experiment.dataset.check_learnable(stored_splits(experiment.dataset, config, "train"))
@@ -109,7 +110,7 @@ def _train(
     if restored is None:
         state, best = traced.lower().compile()(seed), {"best_step": None, "best_value": None}
         if config.init_from:
-            state, network = start_from(
+            state = start_from(
                 state,
                 experiment.model,
                 experiment.optimizer,
@@ -118,7 +119,6 @@ def _train(
                 sharing=config.sharing,
             )
             state = mesh.replicate(state)
-            _warn_of_other_pixels(config, network.config)
     else:
         state, best = mesh.replicate(restored[0]), restored[1]
     step = first_step = int(state.step)
@@ -222,14 +222,6 @@ def _check_float64(config: ConfigDict) -> None:
             "config.model.dtype='float64' needs jax.config.update('jax_enable_x64', True) before JAX is first used; "
             "`python -m squeeze_jax.main` does this automatically."
         )
-
-
-def _warn_of_other_pixels(config: ConfigDict, theirs: ConfigDict) -> None:
-    """Logs a warning if the weights of config.init_from were trained with another normalization."""
-    for key in ("dataset.mean", "dataset.std"):
-        ours, wanted = config_lib.lookup(config, key), config_lib.lookup(theirs, key)
-        if tuple(ours) != tuple(wanted):
-            logger.warning("config.%s=%s, but the weights of config.init_from were trained with %s", key, ours, wanted)
 
 
 def _identity(experiment: Experiment) -> Identity:
