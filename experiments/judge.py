@@ -14,7 +14,6 @@ and reliability. With --nodules, NAME_froc.png is the FROC curve, and the table 
 them name the positive one of two classes, which --positive sets.
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -272,7 +271,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("workdirs", nargs="+", type=user_path, help="workdirs; other files and folders are skipped")
     parser.add_argument("--output", required=True, type=user_path, help="folder of the report")
     parser.add_argument("--name", default="judge", help="name of the report's files")

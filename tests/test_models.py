@@ -399,7 +399,7 @@ def test_the_head_is_a_map_of_the_classes(name, options):
 
 
 def test_a_network_can_be_registered(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry.MODELS, "_entries", dict(registry.MODELS._entries))
     models.register("narrow", models.SqueezeNet, base_filters=16, filter_increment=16)
     assert "narrow" in models.list_models() and models.create("narrow").base_filters == 16
     models.register("narrow", models.SqueezeNet, base_filters=16, filter_increment=16)  # a config file read again
@@ -411,7 +411,7 @@ def test_attributes_of_one_name_and_two_types_accept_both(monkeypatch):
     class Other(nn.Module):
         pool_after: str = "all"
 
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry.MODELS, "_entries", dict(registry.MODELS._entries))
     models.register("other", Other)
     config = base_config()
     config.model.pool_after = (1, 3)
