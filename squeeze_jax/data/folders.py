@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import HASHED_BYTES, Identity, StoredSplit
@@ -56,13 +56,14 @@ class ImageFolder:
 
     Attributes:
       group_names: see `Source`.
-      notes: see `Source`.
+      notes, preparation: see `Source`.
 
     Raises:
       DataError: the folder does not have one of these layouts, or a patient is in two splits.
     """
 
     version = "folder"
+    preparation: ClassVar = {}
 
     def __init__(self, root: pathlib.Path):
         self.root = root
