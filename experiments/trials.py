@@ -22,6 +22,8 @@ from squeeze_jax.workdir.records import RESULT_FILE
 
 CLAIM_FILE = "claim"
 FAILURE_FILE = "failure.json"
+NO_WORKDIR = "none of the arguments is the workdir of a run, or a folder of such workdirs."
+DEPTH = 2  # of the folders above workdirs
 UNSAFE = re.compile(r"[^\w.+-]")  # characters that are not allowed in a folder name
 
 
@@ -219,6 +221,15 @@ def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise SweepError(f"{path} cannot be read: it lacks {', '.join(missing)}.")
     return found
+
+
+def find_workdirs(path: pathlib.Path, depth: int = DEPTH) -> list[pathlib.Path]:
+    """Returns the workdirs at or below a path: itself, the trials of a sweep, or those of the sweeps in a folder."""
+    if (path / config_lib.CONFIG_FILE).exists():
+        return [path]
+    if not depth or not path.is_dir():
+        return []
+    return [found for child in sorted(path.iterdir()) for found in find_workdirs(child, depth - 1)]
 
 
 def is_finished(folder: pathlib.Path) -> bool:

@@ -182,7 +182,7 @@ def _flag_error(error: Exception) -> Exception:
     if message.startswith("'"):
         message = f"unknown key {message}"
     if "get_config() takes" in message:
-        message += "; that is what follows the colon after the config file"
+        message += "; its argument is the text after the colon in --config FILE:ARGUMENT"
     lines = [f for link in chain for f in traceback.extract_tb(link.__traceback__) if f.name == "get_config"]
     if lines:
         message = f"{lines[-1].filename}, line {lines[-1].lineno}: {message}"

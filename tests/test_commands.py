@@ -200,7 +200,7 @@ def test_compare_passes_over_what_is_not_a_run(reference, tmp_path):
     compare = [sys.executable, "-m", "experiments.compare"]
     done = run(*compare, reference, tmp_path / "notes.txt")
     assert done.returncode == 0 and "| state | finished |" in done.stdout
-    assert done.stderr.startswith(f"{tmp_path / 'notes.txt'} is passed over: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{tmp_path / 'notes.txt'} is skipped: ") and done.stderr.count("\n") == 1
     done = run(*compare, tmp_path / "notes.txt")
     assert done.returncode == 1 and "InputError: none of the arguments is the workdir of a run" in done.stderr
 

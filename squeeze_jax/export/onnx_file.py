@@ -119,7 +119,7 @@ def serialize_int8(network: Network, images: np.ndarray, pixels: str = "float32"
             return None if batch is None else {INPUT: _channels_first(batch.astype(pixels))}
 
     model = _model(network, pixels, False)
-    # Says that there is nothing to optimize before, which the quantizer would warn of.
+    # Tells the quantizer that the graph is already optimized; otherwise it warns.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "int8.onnx")

@@ -61,7 +61,7 @@ class Registered:
         try:
             hints = typing.get_type_hints(self.network)
         except NameError as error:
-            raise ModelError(f"an annotation of {self.network.__name__} names nothing: {error}.") from error
+            raise ModelError(f"a type annotation of {self.network.__name__} cannot be resolved: {error}.") from error
         names = [field.name for field in dataclasses.fields(self.network) if field.name not in _NOT_OVERRIDES]
         return {name: object if isinstance(hints[name], types.UnionType) else _plain(hints[name]) for name in names}
 
