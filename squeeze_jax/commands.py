@@ -34,7 +34,7 @@ FLAG_READERS = (
 )
 # Flags whose values are paths.
 PATHS = ("config", "import", "workdir", "output", "weights", "dataset", *(f"config.{key}" for key in PATH_KEYS))
-IMPORT = "a module of your own, such as nets/se_net.py, that registers networks, tasks and so on; may be repeated"
+IMPORT = "a module of your own, such as own.py, that registers networks, tasks and so on; may be repeated"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 IN_CONFIG_FILE = "Error whilst parsing config file"  # of ml_collections
 OURS = os.path.dirname(__file__) + os.sep
