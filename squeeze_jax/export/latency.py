@@ -9,6 +9,11 @@ images and returns logits; mean and standard deviation are part of it, reading a
 networks are measured one after the other. No runtime but those of the files is imported.
 """
 
+from squeeze_jax.runtime.memory import keep_freed_memory
+
+if __name__ == "__main__":
+    keep_freed_memory()  # before the imports below
+
 import argparse
 import os
 import pathlib
@@ -107,9 +112,6 @@ def main() -> None:
     from importlib.metadata import version
     from statistics import quantiles
 
-    from squeeze_jax.runtime.memory import keep_freed_memory
-
-    keep_freed_memory()
     print(f"{processor()}, {threads} thread{'s' * (threads > 1)}, batch {args.batch}: milliseconds of a call")
     print(f"{'median':>8}  {'quartiles':<18}  {'calls':>5}  file")
     for source in args.sources:
