@@ -261,6 +261,8 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
         raise ValueError(f"images of shape {shape}; expected two or three sides and a number of channels")
     if resolved.get("num_classes", len(names)) != len(names):
         raise ValueError(f"{len(names)} names of {resolved['num_classes']} classes")
+    if not isinstance(resolved.get("preparation", {}), dict):
+        raise ValueError(f"a preparation {resolved['preparation']!r}; expected named values")
 
 
 def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:
