@@ -37,7 +37,8 @@ PATH_KEYS = ("init_from", "dataset.name", "run.data_dir")  # keys whose values m
 def base_config(task: str = "classification") -> ConfigDict:
     """Returns the default config, locked.
 
-    A duration is a number with a unit: "500 steps", "20 epochs" or "51200 examples".
+    A duration is a number with a unit: "500 steps", "20 epochs", "51200 examples" or, except that of the run itself,
+    "5 %" of the run.
 
     Args:
       task: the name of a registered task; its options become the keys of `config.task`.
@@ -63,12 +64,17 @@ def base_config(task: str = "classification") -> ConfigDict:
 
     config.dataset = ConfigDict()
     # A dataset of this project, any TFDS name, "fake/32x32x3/10", the folder of a prepared dataset, or a folder of
-    # images in split/class/.
+    # images in split/class/ or class/.
     config.dataset.name = "digits"
     config.dataset.train_split = "train"
     config.dataset.validation_split = "validation"  # selects the best checkpoint; "" for none
     config.dataset.test_split = "test"  # evaluated once, at the end of the run; "" for none
-    config.dataset.held_out = 0  # training examples (always the same ones) to use as the validation split instead
+    # A folder of images that lacks the split "validation" or "test" gets it from its training images: this share of
+    # each class, always the same images, all or none of a patient and of identical files.
+    config.dataset.validation_share = 0.15
+    config.dataset.test_share = 0.15
+    # Training examples (always the same ones) to use as the validation split instead: a number, or a share below 1.
+    config.dataset.held_out = config_dict.FieldReference(0, field_type=object)
     # Cross-validation: a number of folds that `train_split` is divided into, by patient if the dataset names patients,
     # or the names of stored splits, such as ("subset0", "subset1", "subset2"). 0 for none.
     config.dataset.folds = config_dict.FieldReference(0, field_type=object)
@@ -255,6 +261,8 @@ def _check_resolved(resolved: dict[str, Any]) -> None:
         raise ValueError(f"images of shape {shape}; expected two or three sides and a number of channels")
     if resolved.get("num_classes", len(names)) != len(names):
         raise ValueError(f"{len(names)} names of {resolved['num_classes']} classes")
+    if not isinstance(resolved.get("preparation", {}), dict):
+        raise ValueError(f"a preparation {resolved['preparation']!r}; expected named values")
 
 
 def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:

@@ -195,6 +195,7 @@ def main() -> int:
         metavar="DIR",
         help="folder for class activation maps; where two images have one name, all keep their folders and suffixes",
     )
+    parser.add_argument("--cam_class", metavar="NAME", help="class of the maps; default: the most probable one")
     parser.add_argument("--report", type=user_path, metavar="FILE", help="HTML page about the images as one case")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
@@ -225,9 +226,9 @@ def main() -> int:
             if args.cam:
                 picture = args.cam / names[path]
                 make_folder(picture.parent)
-                network.explain(picture, image, predicted)
+                network.explain(picture, image, predicted, args.cam_class)
             if args.report:
-                case.append((str(path), _picture(network, image, predicted), predicted))
+                case.append((str(path), *_picture(network, image, predicted, args.cam_class), predicted))
         if case:
             network.task.report_case(args.report, *zip(*case, strict=True))
     finally:
@@ -249,11 +250,12 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-def _picture(network: Network, image: np.ndarray, predicted: Any) -> bytes:
+def _picture(network: Network, image: np.ndarray, predicted: Any, class_name: str | None) -> tuple[bytes, str]:
+    """Returns the PNG of `Network.explain`, and its sentence."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "map.png"
-        network.explain(path, image, predicted)
-        return path.read_bytes()
+        note = network.explain(path, image, predicted, class_name)
+        return path.read_bytes(), note
 
 
 def _print(results: list[dict[str, Any]], task: Task, form: str) -> None:

@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
+from squeeze_jax import plotting
 from squeeze_jax.errors import ConfigError, MetricError
-from squeeze_jax.metrics import delong, plots
+from squeeze_jax.metrics import delong
 from squeeze_jax.metrics.cases import Cases, pool
 from squeeze_jax.metrics.froc import froc
 from squeeze_jax.metrics.operating_point import OperatingPoint, choose_threshold, fit_temperature, parse_rule
@@ -309,7 +310,7 @@ def test_curves_are_drawn(tmp_path):
 
 def test_pictures_name_the_positive_class(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots.drawing, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plotting, "save", lambda figure, path: drawn.append(figure))
     cases = Cases.of(random_records(30, 2), HALF, positive=0)
     draw_curves(tmp_path / "a.png", {"": cases}, ("benign", "malignant"))
     draw_froc(tmp_path / "b.png", {"v1": froc(cases.probability[:, 0], cases.label == 0, cases.case)}, "benign")

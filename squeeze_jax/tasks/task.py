@@ -154,7 +154,12 @@ class Task(Protocol):
         """Draws the examples of a batch, with pixels in 0..255, as a PNG."""
 
     def report_case(
-        self, path: pathlib.Path, names: Sequence[str], pictures: Sequence[bytes], predicted: Sequence[np.ndarray]
+        self,
+        path: pathlib.Path,
+        names: Sequence[str],
+        pictures: Sequence[bytes],
+        notes: Sequence[str],
+        predicted: Sequence[np.ndarray],
     ) -> None:
         """Writes an HTML page about one case.
 
@@ -162,17 +167,26 @@ class Task(Protocol):
           path: the file to write.
           names: of the images, all slices of one case.
           pictures: what `explain` drew for each image, as the bytes of a PNG.
+          notes: what `explain` returned for each image.
           predicted: the prediction for each image, rows of the output of `predict`.
         """
 
-    def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
-        """Draws an explanation of the prediction for one image as a PNG.
+    def explain(
+        self,
+        path: pathlib.Path,
+        image: np.ndarray,
+        predicted: np.ndarray,
+        head: np.ndarray,
+        class_name: str | None = None,
+    ) -> str:
+        """Draws an explanation of the prediction for one image as a PNG, and returns a sentence about what it shows.
 
         Args:
           path: the file to write.
           image: the raw image, (*spatial, channels).
           predicted: the prediction for it, one row of the output of `predict`.
           head: the feature map of the network's head, (*spatial, channels).
+          class_name: the class to explain; None for the predicted one.
         """
 
 

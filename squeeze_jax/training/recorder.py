@@ -163,7 +163,7 @@ class Recorder:
             return
         self._writer.close()
         metric = self._experiment.config.evaluation.best_metric
-        records.draw_curves(self._folder, list(dict.fromkeys(("loss", metric, "learning_rate"))))
+        curves = records.draw_curves(self._folder, list(dict.fromkeys(("loss", metric, "learning_rate"))))
         if finished:
             summary = self._experiment.summary
             size = {"parameters": summary.parameters, "macs": summary.macs}
@@ -172,7 +172,8 @@ class Recorder:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:
             logger.info(
-                "finished; result.json, metrics.jsonl, curves.png, checkpoints and TensorBoard events are in %s",
+                "finished; result.json, metrics.jsonl%s, checkpoints and TensorBoard events are in %s",
+                f", {curves.name}" if curves else "",
                 self._folder,
             )
         else:
