@@ -117,7 +117,7 @@ def measure(
             answers.add(probability, originals[part][: len(label)], label)
         row = dataclasses.asdict(change)
         row |= {"agreement": answers.agree / answers.images, "KL": answers.divergence / answers.images}
-        if answers.labeled == answers.images:
+        if answers.has_labels:
             row["top1"] = answers.top1 / answers.images
         rows.append(row)
     return rows
