@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -56,6 +57,8 @@ class Network:
       class_names: the class names, in the order of the outputs.
       image_shape: (*spatial, channels) of the images that `predict` takes.
       workdir: the workdir of the run; None for a weight file.
+      preparation: how the images of the run's dataset were made of raw data, such as the "cut" of patches from scans,
+        see `data.sources.Source`; empty if nothing is recorded.
     """
 
     model: nn.Module
@@ -65,6 +68,7 @@ class Network:
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     workdir: pathlib.Path | None = None
+    preparation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def task(self) -> Task:
@@ -296,7 +300,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
       WeightError: the weight file cannot be used, or the checkpoint is not of the config's network.
     """
     source = user_path(source)
-    workdir = source if source.is_dir() else None
+    workdir, preparation = source if source.is_dir() else None, {}
     if workdir is None:
         weights = pretrained.read(source)
         config, class_names, image_shape = weights.config, weights.class_names, weights.image_shape
@@ -304,6 +308,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     else:
         config, resolved = config_lib.read(source)
         class_names, image_shape = tuple(resolved["class_names"]), tuple(resolved["image_shape"])
+        preparation = resolved.get("preparation", {})
         checkpoints = Checkpoints(source, read_only=True)
         try:
             step, leaves = checkpoints.read(checkpoint)
@@ -315,7 +320,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     if workdir is not None:
         found = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()}
         check_shapes(source, model, found, input_shape)
-    return Network(model, variables, config, step, class_names, image_shape, workdir)
+    return Network(model, variables, config, step, class_names, image_shape, workdir, preparation)
 
 
 def evaluate(

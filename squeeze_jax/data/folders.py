@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from squeeze_jax.data import decoding
 from squeeze_jax.data.dividing import divide, identical_files
@@ -61,13 +61,14 @@ class ImageFolder:
 
     Attributes:
       group_names: see `Source`.
-      notes: see `Source`.
+      notes, preparation: see `Source`.
 
     Raises:
       DataError: the folder does not have one of these layouts, or a patient is in two splits.
     """
 
     version = "folder"
+    preparation: ClassVar = {}
 
     def __init__(self, root: pathlib.Path, shares: Mapping[str, float] | None = None):
         self.root = root

@@ -38,6 +38,8 @@ class Source(Protocol):
       group_names: the names of the patients, scans and cases that the examples belong to, by the target that indexes
         them (`splits.GROUPS`); empty if the examples name none.
       notes: what a user should know of how the data were read, such as what was left out, a line each.
+      preparation: JSON values that say how images were made of raw data, such as the "cut" of patches from scans;
+        a workdir keeps them, so that `predict` can do the same to new data.
     """
 
     version: str
@@ -46,6 +48,7 @@ class Source(Protocol):
     split_sizes: dict[str, int]
     group_names: dict[str, tuple[str, ...]]
     notes: tuple[str, ...]
+    preparation: Mapping[str, Any]
 
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells the data of stored splits from changed data."""
@@ -97,6 +100,11 @@ class Dataset:
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how the data were read, a line each."""
         return self.source.notes
+
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """JSON values that say how images were made of raw data, see `Source`."""
+        return self.source.preparation
 
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells the data of stored splits from changed data."""
