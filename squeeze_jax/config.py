@@ -201,7 +201,7 @@ def complete(config: ConfigDict, weights: ConfigDict | None = None) -> ConfigDic
     if weights is not None:
         if config.model.name is None:
             for key, value in weights.model.items():
-                if filled.model[key] is None and key != "num_classes":
+                if key != "num_classes" and key in filled.model and filled.model[key] is None:
                     filled.model[key] = value
         crop, theirs = filled.crop, weights.crop
         if crop.size is None and config.dataset.image_size:

@@ -47,6 +47,7 @@ VARIANTS = [(name,) for name in CONFIGS] + [(name, argument) for name in ARGUMEN
 DATASETS = {
     "digits": ((8, 8, 1), 10),
     "cifar10": ((32, 32, 3), 10),
+    "photographs": ((64, 64, 3), 3),
     "cifar100": ((32, 32, 3), 100),
     "imagenet2012": (None, 1000),
     "medmnist/pneumoniamnist": ((28, 28, 1), 2),
@@ -71,6 +72,8 @@ DATASETS = {
 def test_config_file_loads_locks_and_is_traced(variant):
     config = load_config(*variant)
     assert config.is_locked
+    if config.model.name is None:  # that of the weights
+        config.model.name = "squeezenet_v1_1"
     image_shape, num_classes = DATASETS[config.dataset.name]
     if config.dataset.channels and image_shape:
         image_shape = (*image_shape[:-1], config.dataset.channels)
@@ -101,7 +104,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("finetune_")])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_fine_tuning_configs_have_the_network_of_the_published_weights(name):
     config = load_config(name)
     size = config.dataset.image_size
@@ -183,6 +186,10 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
             "run.profile_steps": (2, 3),
         },
     )
+    # A copy would be read unseen, and to fill in what is left out is not to use it.
+    config = config_lib.complete(config)
+    for place in ("squeeze_jax.experiment.complete", "squeeze_jax.training.trainer.with_weights"):
+        monkeypatch.setattr(place, lambda config, *_: config)
     sections[id(config)] = ""
     sections.update({id(value): f"{key}." for key, value in config.items() if isinstance(value, ConfigDict)})
     result = trainer.train_and_evaluate(config, tmp_path)

@@ -1,4 +1,6 @@
-"""Weights of a 2-D network in a 3-D one."""
+"""Weights that a run starts from: what comes with them, and 2-D ones in a 3-D network."""
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -6,11 +8,12 @@ import optax
 import pytest
 
 from squeeze_jax import models, pretrained
-from squeeze_jax.config import base_config
+from squeeze_jax.config import base_config, check_same_experiment, complete, save
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.network import Network
-from squeeze_jax.training.fine_tuning import inflate, start_from
+from squeeze_jax.training.fine_tuning import inflate, start_from, with_weights
 from squeeze_jax.training.state import create_state
+from squeeze_jax.validation import UNSET, lookup
 
 # Small enough to compile quickly, and its receptive field fits into the depth of the volume.
 MODEL = {
@@ -84,3 +87,47 @@ def test_what_shapes_do_not_show_is_warned_of(flat, tmp_path, caplog):
         caplog.clear()
         start_from(state, model, optax.sgd(0.1), tmp_path / "flat.safetensors", new_head=False)
         assert (expected in caplog.text) if expected else not caplog.text
+
+
+def test_preprocessing_and_network_come_with_the_weights(flat, tmp_path):
+    config = flat.config.copy_and_resolve_references()
+    config.dataset.update({"mean": (9.0, 8.0, 7.0), "std": (2.0,), "channels": 3})
+    config.crop.update({"size": 60, "resize": 80, "keep_aspect": False, "interpolation": "bicubic"})
+    weights = dataclasses.replace(flat, config=config, image_shape=(60, 60, 3))
+    pretrained.save(weights, tmp_path / "w.safetensors")
+    given = base_config()
+    given.init_from, given.model.name = str(tmp_path / "w.safetensors"), None
+    full = with_weights(given)
+    for key in UNSET:
+        assert lookup(full, key) == lookup(config, key), key
+    assert full.model.name == "squeezenet_v1_1" and full.model.use_batch_norm and full.model.num_classes is None
+    assert [full.model[key] for key in MODEL] == list(MODEL.values()) and given.dataset.mean is None
+
+    given.crop.size = 30
+    assert with_weights(given).crop.resize == 40
+    given.crop.size, given.dataset.image_size = None, (32, 32)
+    assert with_weights(given).crop.size == 0, "resized on the device instead"
+    for mean in ((8.0,), (9.0, 8.0, 7.0)):  # the average is for gray images
+        given.dataset.mean = mean
+        assert with_weights(given).dataset.mean == mean
+    given.dataset.mean = (0.0,)
+    with pytest.raises(ConfigError, match=r"mean=\(0.0,\), but the weights .* with \(9.0, 8.0, 7.0\); leave .* out to"):
+        with_weights(given)
+    given.init_from = ""
+    with pytest.raises(ConfigError, match="config.model.name is None, so the network is that of config.init_from"):
+        with_weights(given)
+    given.model.name, given.dataset.mean = "squeezenet_v1_1", None
+    assert with_weights(given).dataset.mean == (0.0,)
+
+
+def test_a_run_that_goes_on_needs_its_weights_no_more(flat, tmp_path):
+    stored = complete(flat.config)
+    stored.init_from, stored.dataset.mean = "gone.safetensors", (3.0,)
+    save(tmp_path, stored, {"class_names": ["a", "b"], "image_shape": [SIDE, SIDE, 3]})
+    given = flat.config.copy_and_resolve_references()
+    given.init_from, given.dataset.mean = "gone.safetensors", None
+    assert with_weights(given, tmp_path).dataset.mean == (3.0,)
+    check_same_experiment(stored, given, tmp_path)
+    given.dataset.mean = (4.0,)
+    with pytest.raises(ConfigError, match="dataset.mean"):
+        check_same_experiment(stored, given, tmp_path)

@@ -318,8 +318,8 @@ def test_a_run_starts_from_weights_with_a_new_head(data_dir, tmp_path):
 
 @needs_net
 def test_another_number_of_classes_asks_for_a_new_head(data_dir, tmp_path):
-    options = {"init_from": str(NET), "dataset.channels": 3, "dataset.image_size": (32, 32), "train.ema_decay": 0.0}
-    options |= {"train.batch_size": 8, "run.stop_after_steps": 1, "run.data_dir": data_dir}
+    options = {"init_from": str(NET), "dataset.mean": None, "dataset.std": None, "dataset.image_size": (32, 32)}
+    options |= {"train.ema_decay": 0.0, "train.batch_size": 8, "run.stop_after_steps": 1, "run.data_dir": data_dir}
     config = load_config("digits")
     for name in config.model:
         if name not in ("name", "dtype", "num_classes"):
