@@ -19,6 +19,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from squeeze_jax import console
 from squeeze_jax.config import PATH_KEYS
 from squeeze_jax.errors import ConfigError, FileError, InputError, SqueezeJaxError
 
@@ -67,6 +68,8 @@ def run(main: Callable[[], int | None]) -> int:
     except SqueezeJaxError as error:
         _print_error(error)
         return 1
+    finally:
+        console.clear()
 
 
 def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
@@ -78,6 +81,7 @@ def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
 
 
 def _print_error(error: Exception) -> None:
+    console.clear()
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     try:
         sys.stdout.flush()
