@@ -9,7 +9,7 @@ candidates, and shifted by up to 3 mm in training. One candidate in five hundred
 are drawn equally often, and the loss is focal. `generated` is the same on the five subsets that
 squeeze_jax.data.generate_scans writes, prepared as scans/generated.
 
-Not run here on LUNA16, whose scans were not at hand.
+Not run here on LUNA16, whose scans were not available.
 """
 
 from ml_collections import ConfigDict

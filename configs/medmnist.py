@@ -8,7 +8,7 @@ ChestMNIST has several labels per image: binary cross entropy, and the mean AUC 
 grades: ordinal regression. The others have one class per image. The protocol is that of MedMNIST/experiments, see
 configs/adrenal_mnist3d.py. Sides of 64 pixels and more have a stem with stride 2.
 
-Not run here, because the files were not at hand; MedMNIST's published results are at medmnist.com.
+Not run here, because the files were not available; MedMNIST's published results are at medmnist.com.
 """
 
 from ml_collections import ConfigDict

@@ -3,15 +3,14 @@
 python -m experiments.compare runs/a runs/b --plot comparison.png
 """
 
-import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from experiments.trials import read_json
-from squeeze_jax import commands
+from squeeze_jax import commands, plotting
 from squeeze_jax import config as config_lib
-from squeeze_jax.drawing import new_figure, save
 from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.files import user_path
 from squeeze_jax.tables import markdown
@@ -51,22 +50,31 @@ def results(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
 def plot(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
     """Draws the training loss, and the validation metric that selects the checkpoint; one color per run."""
     metric = config_lib.read(workdirs[0])[0].evaluation.best_metric
-    figure, axes = new_figure(1, 2, width=10, height=4)
-    for axis, split, name in zip(axes.flat, ("train", "validation"), ("loss", metric), strict=True):
-        for workdir in workdirs:
-            measured = [record for record in read_metrics(workdir) if record["split"] == split]
-            points = [(record["step"], record["values"][name]) for record in measured if name in record["values"]]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=str(workdir), marker="." if split == "validation" else "")
-        axis.set(xlabel="step", title=f"{split} {name}")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    save(figure, path)
+    names = short_names(workdirs)
+    with plotting.figure(path, 1, 2, width=9, height=3.6) as (_, axes):
+        for axis, split, quantity in zip(axes.flat, ("train", "validation"), ("loss", metric), strict=True):
+            for index, (workdir, name) in enumerate(zip(workdirs, names, strict=True)):
+                measured = [record for record in read_metrics(workdir) if record["split"] == split]
+                points = [(record["step"], record["values"].get(quantity)) for record in measured]
+                points = [point for point in points if point[1] is not None]
+                if points:
+                    style = plotting.line(index) if len(points) > 20 else plotting.points(index)
+                    axis.plot(*zip(*points, strict=True), label=plotting.plain(name), **style)
+            axis.set(xlabel="step", ylabel=f"{split} {plotting.quantity(quantity)}")
+            plotting.count_ticks(axis)
+
+
+def short_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
+    """Returns the paths without the folders that all have in common."""
+    if len(workdirs) == 1:
+        return [workdirs[0].name]
+    common = os.path.commonpath([path.absolute().parent for path in workdirs])
+    return [str(path.absolute().relative_to(common)) for path in workdirs]
 
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("workdirs", nargs="+", type=user_path, help="workdirs; other files and folders are skipped")
     parser.add_argument("--plot", type=user_path, help="file for a plot of the curves")
     args = parser.parse_args()
@@ -76,7 +84,7 @@ def main() -> None:
             results([path])
             config_lib.read(path)
         except SqueezeJaxError as error:
-            print(f"{path} is passed over: {error}", file=sys.stderr)
+            print(f"{path} is skipped: {error}", file=sys.stderr)
         else:
             workdirs.append(path)
     if not workdirs:

@@ -18,7 +18,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from squeeze_jax import commands, console, drawing, load
+from squeeze_jax import commands, console, load, plotting
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import Compressor
 from squeeze_jax.compression.on_disk import DiskArray
@@ -76,7 +76,7 @@ def files(network: Network, images: DiskArray, args: argparse.Namespace) -> list
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument("--calibration", required=True, type=user_path, help="folder of images")
     parser.add_argument("--evaluation", required=True, type=user_path, help="folder of labeled images")
@@ -119,15 +119,15 @@ def main() -> int:
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws divergence against kilobytes, with the sizes of the paper's files as vertical lines."""
-    figure, ((axis,),) = drawing.new_figure(1, 1, width=7, height=4.5)
-    for method in dict.fromkeys(row["method"] for row in rows if row["divergence"] > 1e-6):
-        points = sorted((row["bytes"] / 1000, row["divergence"]) for row in rows if row["method"] == method)
-        axis.plot(*zip(*points, strict=True), marker="o", label=method)
-    for (label, size), style in zip(PAPER.items(), ("--", ":"), strict=True):
-        axis.axvline(size / 1000, color="gray", linestyle=style, label=label)
-    axis.set(xlabel="file (kB)", ylabel="divergence from the original (nats)", yscale="log")
-    axis.legend()
-    drawing.save(figure, path)
+    with plotting.figure(path, width=6.5, height=4) as (_, ((axis,),)):
+        methods = dict.fromkeys(row["method"] for row in rows if row["divergence"] > 1e-6)
+        for index, method in enumerate(methods):
+            points = sorted((row["bytes"] / 1000, row["divergence"]) for row in rows if row["method"] == method)
+            axis.plot(*zip(*points, strict=True), label=plotting.plain(method), **plotting.points(index))
+        for (label, size), style in zip(PAPER.items(), ("--", ":"), strict=True):
+            axis.axvline(size / 1000, color="gray", linestyle=style, label=label)
+        plotting.log_scale(axis, "y")
+        axis.set(xlabel="size of the file (kB)", ylabel="divergence from the original (nats)")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.ticker import EngFormatter, NullFormatter, ScalarFormatter
 from scipy import stats
 
 from experiments.trials import Sweep, SweepError, Trial, read_json, status
 from squeeze_jax import config as config_lib
-from squeeze_jax.drawing import new_figure
+from squeeze_jax import plotting
 from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.files import make_folder, replaced
 from squeeze_jax.tables import markdown, read_csv, write_csv
@@ -272,46 +270,48 @@ def _lines(sweep: Sweep, rows: list[dict[str, Any]], x: str) -> dict[tuple[str, 
 def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> None:
     columns = min(PLOT_COLUMNS, len(sweep.plots))
     height = -(-len(sweep.plots) // columns)
-    figure, axes = new_figure(height, columns, width=3 * columns + 3, height=3.6 * height, layout="constrained")
-    for axis in axes.flat[len(sweep.plots) :]:
-        axis.remove()
-    for axis, (x, y) in zip(axes.flat, sweep.plots, strict=False):
-        metric = y or _metric_of(sweep, rows)
-        if x in SIZES and _varies_one_number(sweep):
-            curve = [trials for trials in _points(sweep, rows) if trials]
-            means = [statistics.mean(row[metric] for row in trials) for trials in curve]
-            axis.plot([trials[0][x] for trials in curve], means, color="0.7", zorder=0)
-        lines = _lines(sweep, rows, x)
-        if len(lines) > len(matplotlib.colormaps["tab10"].colors):
-            axis.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
-        # Markers shrink so that overlapping lines remain visible.
-        styles = itertools.cycle(zip("osD^v", (9, 8, 7, 6, 5), strict=True))
-        drawn = []
-        for (key, line), (marker, size) in zip(lines.items(), styles, strict=False):
-            values = [_column(trials, metric) for trials in line]
-            bars = axis.errorbar(
-                [statistics.mean(_column(trials, x)) for trials in line],
-                [statistics.mean(of_point) for of_point in values],
-                yerr=[statistics.stdev(of_point) if len(of_point) > 1 else 0 for of_point in values],
-                fmt=f"{marker}-",
-                markersize=size,
-                capsize=3,
-                label=", ".join(key),
-            )
-            drawn.append(bars)
-        places = [statistics.mean(_column(trials, x)) for line in lines.values() for trials in line]
-        if min(places) > 0 and max(places) > LOG_RANGE * min(places):
-            axis.set_xscale("log")
-            axis.xaxis.set_major_formatter(ScalarFormatter())
-            axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel(_title(x))
-        axis.set_ylabel(_title(metric))
-        axis.grid(alpha=0.3)
-        if x in SIZES or x.endswith("bytes"):
-            axis.xaxis.set_major_formatter(EngFormatter())
-    titles = [_title(key) for key in _keys(sweep) if key != sweep.plots[0][0]][: len(next(iter(lines)))]
-    figure.legend(handles=drawn, loc="outside right upper", frameon=False, title=", ".join(titles))
-    figure.suptitle(f"{sweep.name.replace('_', ' ')}: mean and standard deviation over seeds")
-    for suffix in ("svg", "png"):
-        with replaced(output / f"{sweep.name}.{suffix}") as temporary:
-            figure.savefig(temporary, dpi=150, format=suffix)
+    keys = [key for key in _keys(sweep) if key != sweep.plots[0][0]]
+    titles = [plotting.quantity(key) for key in keys][: len(next(iter(_lines(sweep, rows, sweep.plots[0][0]))))]
+    files = [output / f"{sweep.name}.{suffix}" for suffix in ("svg", "png")]
+    size = {"width": max(5, 3.6 * columns), "height": 3.4 * height}
+    with plotting.figure(files, height, columns, legend_title=", ".join(titles), **size) as (figure, axes):
+        for axis in axes.flat[len(sweep.plots) :]:
+            axis.remove()
+        for axis, (x, y) in zip(axes.flat, sweep.plots, strict=False):
+            _plot_one(axis, sweep, rows, x, y or _metric_of(sweep, rows))
+        figure.suptitle(f"{sweep.name.replace('_', ' ')}: {_over_seeds(_points(sweep, rows))}")
+
+
+def _over_seeds(points: Sequence[Sequence[Any]]) -> str:
+    """Says what a point of a plot is."""
+    counts = sorted({len(trials) for trials in points if trials})
+    if counts == [1]:
+        return "one seed"
+    return f"mean and standard deviation over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
+
+
+def _plot_one(axis: Any, sweep: Sweep, rows: list[dict[str, Any]], x: str, metric: str) -> None:
+    if x in SIZES and _varies_one_number(sweep):
+        curve = [trials for trials in _points(sweep, rows) if trials]
+        means = [statistics.mean(row[metric] for row in trials) for trials in curve]
+        axis.plot([trials[0][x] for trials in curve], means, color="0.7", zorder=0)
+    lines = _lines(sweep, rows, x)
+    # Markers shrink so that overlapping lines remain visible.
+    for index, ((key, line), size) in enumerate(zip(lines.items(), itertools.cycle((9, 8, 7, 6, 5)), strict=False)):
+        values = [_column(trials, metric) for trials in line]
+        spreads = [statistics.stdev(of_point) if len(of_point) > 1 else 0 for of_point in values]
+        axis.errorbar(
+            [statistics.mean(_column(trials, x)) for trials in line],
+            [statistics.mean(of_point) for of_point in values],
+            yerr=spreads if any(spreads) else None,
+            markersize=size,
+            capsize=3,
+            label=plotting.plain(", ".join(key)),
+            **plotting.points(index),
+        )
+    places = [statistics.mean(_column(trials, x)) for line in lines.values() for trials in line]
+    if min(places) > 0 and max(places) > LOG_RANGE * min(places):
+        plotting.log_scale(axis)
+    if x in SIZES or x.endswith("bytes"):
+        plotting.count_ticks(axis)
+    axis.set(xlabel=plotting.quantity(x), ylabel=plotting.quantity(metric))

@@ -22,6 +22,8 @@ from squeeze_jax.workdir.records import RESULT_FILE
 
 CLAIM_FILE = "claim"
 FAILURE_FILE = "failure.json"
+NO_WORKDIR = "none of the arguments is the workdir of a run, or a folder of such workdirs."
+DEPTH = 2  # of the folders above workdirs
 UNSAFE = re.compile(r"[^\w.+-]")  # characters that are not allowed in a folder name
 
 
@@ -34,12 +36,14 @@ class Trial:
       overrides: dotted keys and the text of their values, as on the command line.
       point: the overrides that the sweep varies.
       seed: the value of config.seed.
+      imports: the modules of `--import`.
     """
 
     config: str
     overrides: Mapping[str, str]
     point: Mapping[str, str]
     seed: int
+    imports: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -52,7 +56,8 @@ class Trial:
     def flags(self) -> list[str]:
         """Returns the flags of the config."""
         values = {**self.overrides, "seed": str(self.seed)}
-        return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in values.items())]
+        imports = [f"--import={name}" for name in self.imports]
+        return [*imports, f"--config={self.config}", *(f"--config.{key}={value}" for key, value in values.items())]
 
     def command(self, workdir: pathlib.Path) -> list[str]:
         """Returns the command of the run; `workdir` is the folder of the sweep."""
@@ -75,6 +80,7 @@ class Sweep:
       derived: maps the row of a finished trial to additional columns of the CSV.
       columns: further columns of the CSV whose means the table gives.
       plots: (x, y) of each plot, as columns of the CSV; an empty y is the metric.
+      imports: the modules of `--import` of every trial.
     """
 
     name: str
@@ -87,12 +93,15 @@ class Sweep:
     derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda row: {}
     columns: Sequence[str] = ()
     plots: Sequence[tuple[str, str]] = (("parameters", ""), ("macs", ""))
+    imports: Sequence[str] = ()
 
     def trials(self) -> list[Trial]:
         """Returns the trials, seed by seed, so that a stopped sweep has all points for its first seeds."""
         shared = {key: str(value) for key, value in self.overrides.items()}
         points = [{key: str(value) for key, value in point.items()} for point in self.points]
-        return [Trial(self.config, shared | point, point, seed) for seed in self.seeds for point in points]
+        return [
+            Trial(self.config, shared | point, point, seed, self.imports) for seed in self.seeds for point in points
+        ]
 
 
 class SweepError(SqueezeJaxError, ValueError):
@@ -161,6 +170,7 @@ def parse(trial: Trial) -> ConfigDict:
     """Returns the config that the trial's process will read; raises ConfigError if it is invalid."""
     arguments = [sys.argv[0], *trial.flags()]
     values = flags.FlagValues()
+    flags.DEFINE_multi_string("import", [], commands.IMPORT, flag_values=values)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=arguments)
     return commands.read_config(values, arguments)
 
@@ -211,6 +221,15 @@ def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise SweepError(f"{path} cannot be read: it lacks {', '.join(missing)}.")
     return found
+
+
+def find_workdirs(path: pathlib.Path, depth: int = DEPTH) -> list[pathlib.Path]:
+    """Returns the workdirs at or below a path: itself, the trials of a sweep, or those of the sweeps in a folder."""
+    if (path / config_lib.CONFIG_FILE).exists():
+        return [path]
+    if not depth or not path.is_dir():
+        return []
+    return [found for child in sorted(path.iterdir()) for found in find_workdirs(child, depth - 1)]
 
 
 def is_finished(folder: pathlib.Path) -> bool:

@@ -1,47 +1,24 @@
-"""Drawing without a display: figures, sheets of examples, and maps over images."""
+"""Sheets of examples, and class activation maps over images."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
+from squeeze_jax import plotting
 from squeeze_jax.files import replaced
 
-# In pixels: minimum size of an example, gap between examples, height of a caption, width of its letters.
-TILE, TILE_MARGIN, TILE_TEXT, TILE_LETTER = 96, 8, 14, 6
+# In pixels: minimum size of an example, gap between examples, size of the letters of a caption, height of its lines.
+TILE, TILE_MARGIN, LETTER, LINE = 128, 8, 11, 14
 SHEET = 32  # examples
 SHEET_COLUMNS = 8
-SLICES = 8  # of a volume with a heat map
-
-
-def new_figure(rows: int, columns: int, *, width: float, height: float, layout: str | None = "tight") -> Any:
-    """Returns a Matplotlib figure of `width` x `height` inches, and its array of axes (rows, columns)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def colors(count: int) -> list[Any]:
-    """Returns colors for `count` lines, from dark to light in the order of the lines."""
-    import matplotlib
-
-    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count)))
-
-
-def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
-    """Writes a figure in the format of the suffix, whole or not at all, and returns its path.
-
-    Raises:
-      FileError: the file cannot be written.
-    """
-    with replaced(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=120)
-    return path
+CAPTION_LINES = 2
+SLICES = 8  # of a volume
+SLICE_COLUMNS = 4
+CELL = 2.1  # width of a slice, in inches
 
 
 def draw_sheet(path: pathlib.Path, images: np.ndarray, captions: Sequence[str]) -> pathlib.Path:
@@ -50,7 +27,7 @@ def draw_sheet(path: pathlib.Path, images: np.ndarray, captions: Sequence[str]) 
     Args:
       path: the file to write.
       images: (batch, *spatial, channels) with 1 or 3 channels, pixels in 0..255; the middle slice of a volume is drawn.
-      captions: one per image.
+      captions: one per image; at most two lines are drawn, without the middle of what is longer.
     """
     images = np.asarray(images)[:SHEET]
     if images.ndim == 5:
@@ -58,61 +35,117 @@ def draw_sheet(path: pathlib.Path, images: np.ndarray, captions: Sequence[str]) 
     # With Pillow, because thirty Matplotlib axes take seconds, and training waits for this.
     height, width = images.shape[1:3]
     scale = max(1, -(-TILE // max(height, width)))
-    cell = width * scale + TILE_MARGIN, height * scale + TILE_MARGIN + TILE_TEXT
-    sheet = Image.new("RGB", (SHEET_COLUMNS * cell[0], -(-len(images) // SHEET_COLUMNS) * cell[1]), "white")
+    tile = width * scale, height * scale
+    cell_width = max(tile[0], TILE) + TILE_MARGIN
+    written = [_caption(caption, cell_width - TILE_MARGIN) for caption in captions[: len(images)]]
+    text_height = LINE * max((len(lines) for lines, _ in written), default=1)
+    cell_height = tile[1] + TILE_MARGIN + text_height
+    columns = min(SHEET_COLUMNS, len(images))
+    sheet = Image.new("RGB", (columns * cell_width, -(-len(images) // columns) * cell_height), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (image, caption) in enumerate(zip(images, captions, strict=False)):
-        left, top = i % SHEET_COLUMNS * cell[0], i // SHEET_COLUMNS * cell[1]
+    for i, (image, (lines, font)) in enumerate(zip(images, written, strict=True)):
+        left, top = i % columns * cell_width, i // columns * cell_height
         pixels = np.clip(image, 0, 255).astype(np.uint8)
-        tile = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
-        sheet.paste(tile.resize((width * scale, height * scale), Image.Resampling.NEAREST), (left, top + TILE_TEXT))
-        pen.text((left, top), caption[: cell[0] // TILE_LETTER], fill="black")
+        drawn = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+        sheet.paste(drawn.resize(tile, Image.Resampling.NEAREST), (left, top + text_height))
+        for number, line in enumerate(lines):
+            pen.text((left, top + number * LINE), line, fill="black", font=font)
     with replaced(path) as temporary:
         sheet.save(temporary, "PNG")
     return path
 
 
-def draw_overlay(path: pathlib.Path, image: np.ndarray, heat: np.ndarray) -> pathlib.Path:
-    """Draws an image, and the same image overlaid with a heat map; returns the path of the PNG.
+@functools.cache
+def _font(path: pathlib.Path) -> Any:
+    return ImageFont.truetype(str(path), LETTER)
+
+
+def _caption(text: str, width: int) -> tuple[list[str], Any]:
+    """Returns the lines of a caption of at most `width` pixels, and their font."""
+    text = plotting.plain(text)
+    font = _font(plotting.font_file(text))
+    for longest in range(len(text), 1, -1):
+        lines, rest = [], plotting.plain(text, longest)
+        while rest:
+            fitting = next((n for n in range(len(rest), 1, -1) if font.getlength(rest[:n]) <= width), 1)
+            space = rest.rfind(" ", 1, fitting) if fitting < len(rest) else -1
+            fitting = space if space > 0 else fitting
+            lines.append(rest[:fitting].strip())
+            rest = rest[fitting:].strip()
+        if len(lines) <= CAPTION_LINES:
+            return lines, font
+    return [text[:1]], font
+
+
+def draw_overlay(
+    path: pathlib.Path,
+    image: np.ndarray,
+    heat: np.ndarray | None,
+    *,
+    title: str = "",
+    label: str = "",
+    note: str = "",
+) -> pathlib.Path:
+    """Draws an image, and the same image overlaid with a heat map and its color bar; returns the path of the PNG.
 
     Of a volume, up to 8 evenly spaced slices are drawn, with the overlaid ones below.
 
     Args:
       path: the file to write.
       image: (height, width, channels) or (depth, height, width, channels), pixels in 0..255.
-      heat: (rows, columns) or (planes, rows, columns), of any size; it is stretched over the image.
+      heat: (rows, columns) or (planes, rows, columns), of any size; it is stretched over the image. None for the image
+        alone.
+      title: above the picture.
+      label: of the color bar.
+      note: a sentence below the picture.
     """
-    is_volume = image.ndim == 4
-    slices = _slices(image, heat) if is_volume else [("", image, heat)]
+    slices = _slices(image, heat) if image.ndim == 4 else [("", image, heat)]
     height, width = image.shape[-3:-1]
-    if is_volume:
-        figure, axes = new_figure(2, len(slices), width=2 * len(slices), height=4.4 * height / width)
+    maps = 1 if heat is None else 2
+    if image.ndim == 4:
+        columns = min(SLICE_COLUMNS, len(slices))
+        rows = -(-len(slices) // columns) * maps
+        cell = CELL
     else:
-        figure, axes = new_figure(1, 2, width=8, height=4 * height / width)
-    extent = (0, width, height, 0)
-    for (title, plane, map_), plain, overlaid in zip(slices, *axes.reshape(2, -1), strict=True):
-        gray = plane.shape[-1] == 1
-        for axis in (plain, overlaid):
+        columns, rows, cell = maps, 1, 2 * CELL
+    size = {"width": columns * cell + 0.8, "height": rows * (cell * height / width + 0.25) + 0.6}
+    with plotting.figure(path, rows, columns, **size) as (figure, axes):
+        for axis in axes.flat:
             axis.axis("off")
-            pixels, limits = (
-                (plane[..., 0], {"cmap": "gray", "vmin": image.min(), "vmax": image.max()}) if gray else (plane, {})
-            )
-            axis.imshow(pixels, extent=extent, **limits)
         # All slices of a volume have one scale.
-        color = {"cmap": "inferno", "vmin": heat.min(), "vmax": heat.max()}
-        overlaid.imshow(map_, alpha=0.6, interpolation="bilinear", extent=extent, **color)
-        plain.set_title(title, fontsize=8)
-    return save(figure, path)
+        limits = {"cmap": "gray", "vmin": image.min(), "vmax": image.max()} if image.shape[-1] == 1 else {}
+        extent = (0, width, height, 0)
+        overlay = None
+        for i, (name, plane, map_) in enumerate(slices):
+            pixels = plane[..., 0] if image.shape[-1] == 1 else plane
+            row, column = i // columns * maps, i % columns
+            pair = axes[row : row + maps, column] if image.ndim == 4 else axes.flat
+            for axis in pair:
+                axis.imshow(pixels, extent=extent, **limits)
+            pair[0].set_title(plotting.plain(name))
+            if map_ is not None:
+                color = {"cmap": "inferno", "vmin": heat.min(), "vmax": heat.max()}
+                overlay = pair[1].imshow(map_, alpha=0.6, interpolation="bilinear", extent=extent, **color)
+        if overlay is not None:
+            figure.colorbar(overlay, ax=axes, shrink=0.8, label=plotting.plain(label, 2 * plotting.LONGEST))
+        if title:
+            figure.suptitle(title)
+        if note:
+            figure.supxlabel(note, fontsize=8)
+    return path
 
 
-def _slices(volume: np.ndarray, heat: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _slices(volume: np.ndarray, heat: np.ndarray | None) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
     """Returns title, pixels and interpolated heat of evenly spaced slices of a volume."""
-    depth, planes = len(volume), len(heat)
+    depth = len(volume)
     found = []
     for index in np.unique(np.linspace(0, depth - 1, SLICES).round().astype(int)):
-        place = np.clip((index + 0.5) / depth * planes - 0.5, 0, planes - 1)
-        below = int(place)
-        above = min(below + 1, planes - 1)
-        share = place - below
-        found.append((f"slice {index}", volume[index], (1 - share) * heat[below] + share * heat[above]))
+        map_ = None
+        if heat is not None:
+            planes = len(heat)
+            place = np.clip((index + 0.5) / depth * planes - 0.5, 0, planes - 1)
+            below = int(place)
+            share = place - below
+            map_ = (1 - share) * heat[below] + share * heat[min(below + 1, planes - 1)]
+        found.append((f"slice {index + 1} of {depth}", volume[index], map_))
     return found

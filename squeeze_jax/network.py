@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -19,8 +20,8 @@ from squeeze_jax import pretrained, tables
 from squeeze_jax.config import SPLITS, check_same_experiment
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import Identity
-from squeeze_jax.data.sources import Dataset
-from squeeze_jax.data.splits import Split
+from squeeze_jax.data.sources import Dataset, MissingSplitError
+from squeeze_jax.data.splits import NAME, Split
 from squeeze_jax.errors import ConfigError, DataError, InputError
 from squeeze_jax.experiment import (
     find_split,
@@ -56,6 +57,8 @@ class Network:
       class_names: the class names, in the order of the outputs.
       image_shape: (*spatial, channels) of the images that `predict` takes.
       workdir: the workdir of the run; None for a weight file.
+      preparation: how the images of the run's dataset were made of raw data, such as the "cut" of patches from scans,
+        see `data.sources.Source`; empty if nothing is recorded.
     """
 
     model: nn.Module
@@ -65,6 +68,7 @@ class Network:
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     workdir: pathlib.Path | None = None
+    preparation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def task(self) -> Task:
@@ -102,17 +106,25 @@ class Network:
         """
         return dict(jax.device_get(self._features(self.variables, self._checked(images))))
 
-    def explain(self, path: str | pathlib.Path, image: np.ndarray, predicted: np.ndarray) -> None:
-        """Draws an explanation of a prediction as a PNG; for a classifier, the class activation map.
+    def explain(
+        self, path: str | pathlib.Path, image: np.ndarray, predicted: np.ndarray, class_name: str | None = None
+    ) -> str:
+        """Draws an explanation of a prediction as a PNG, and returns a sentence about what the picture shows.
+
+        For a classifier this is the class activation map, unless the network's last feature map has a single cell.
 
         Args:
           path: the file to write.
           image: one raw image, (*spatial, channels).
           predicted: the prediction for this image, one row of the output of `predict`.
+          class_name: the class to explain; None for the predicted one.
+
+        Raises:
+          InputError: there is no such class.
         """
         head = self.features(image[None])[self.model.head][0]
         inside = tuple(slice(self.model.head_margin, size - self.model.head_margin) for size in head.shape[:-1])
-        self.task.explain(pathlib.Path(path), image, predicted, head[inside])
+        return self.task.explain(pathlib.Path(path), image, predicted, head[inside], class_name)
 
     def evaluate(self, split: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Evaluation:
         """Evaluates the network on a split, without writing anything.
@@ -128,7 +140,8 @@ class Network:
 
         Returns:
           The metrics, and the task's records of each example; `task.confusion(evaluation.records)` is the confusion
-          matrix of a classifier.
+          matrix of a classifier. Records of groups ("patient", "scan", "case") that have names have these beside them
+          ("patient_name", ...).
 
         Raises:
           ConfigError, DataError: the split does not exist, the config is of another experiment, a class is unknown, or
@@ -137,30 +150,52 @@ class Network:
         config = self.config if config is None else config
         validate(config)
         check_same_experiment(self.config, config, "the network", free=("run", "evaluation", "task"))
-        examples = self.split(split, dataset, config)
+        opened, examples = self._open_split(split, dataset, config)
         num_devices = min(config.run.num_devices, jax.device_count()) if config.run.num_devices else None
         mesh = DeviceMesh.create(config.run.backend, num_devices)
         task = make_task(config, self.class_names)
         fit_on = self.split("validation", config=config) if task.fits_on_validation and split == "test" else None
         largest = max(len(examples), len(fit_on or ()))
         evaluator = Evaluator(self.model, task, config, mesh, largest=largest)
-        return evaluator.measure(examples, mesh.replicate(self.variables), fit_on=fit_on)
+        evaluation = evaluator.measure(examples, mesh.replicate(self.variables), fit_on=fit_on)
+        names = {
+            NAME.format(group): np.array(names, object)[evaluation.records[group]]
+            for group, names in opened.group_names.items()
+            if group in evaluation.records
+        }
+        return dataclasses.replace(evaluation, records={**evaluation.records, **names})
 
     def split(self, name: str = "test", dataset: str | None = None, config: ConfigDict | None = None) -> Split:
         """Returns the split that `evaluate` measures; arguments and errors are the same."""
-        config = self.config if config is None else config
+        return self._open_split(name, dataset, self.config if config is None else config)[1]
+
+    def _open_split(self, name: str, dataset: str | None, config: ConfigDict) -> tuple[Dataset, Split]:
         before = Identity.read(self.workdir) if self.workdir and dataset is None else None
         if dataset is not None:
             config = config.copy_and_resolve_references()
             config.dataset.name = dataset
             config.dataset.held_out = 0
+            if dataset != self.config.dataset.name:
+                config.dataset.validation_share = config.dataset.test_share = 0.0
             config.dataset.folds = 0
             for split in SPLITS:
                 config.dataset[f"{split}_split"] = split
         opened = open_config_dataset(config)
-        examples = find_split(opened, config, name)
+        try:
+            examples = find_split(opened, config, name)
+        except MissingSplitError as error:
+            if dataset is None:
+                raise
+            found = ", ".join(sorted(opened.source.split_sizes))
+            raise DataError(
+                f"{dataset} has no split {name!r}; it has {found}. Name one of these with --split."
+            ) from error
         if examples is None:
-            raise ConfigError(f"config.dataset.{name}_split is empty: this experiment has no {name} split.")
+            others = [other for other in SPLITS if other != name and find_split(opened, config, other) is not None]
+            raise ConfigError(
+                f"config.dataset.{name}_split is empty: this experiment has no {name} split. It has "
+                f"{' and '.join(others)}; name one of these with --split."
+            )
         for note in opened.notes:
             logger.info("dataset: %s", note)
         used = stored_splits(opened, config, name)
@@ -171,7 +206,7 @@ class Network:
             )
         examples = self._with_our_labels(examples, opened)
         self.task.check_split(examples, opened.group_names)
-        return examples
+        return opened, examples
 
     def _with_our_labels(self, split: Split, dataset: Dataset) -> Split:
         """Maps the dataset's class indices to the network's, by class name."""
@@ -265,7 +300,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
       WeightError: the weight file cannot be used, or the checkpoint is not of the config's network.
     """
     source = user_path(source)
-    workdir = source if source.is_dir() else None
+    workdir, preparation = source if source.is_dir() else None, {}
     if workdir is None:
         weights = pretrained.read(source)
         config, class_names, image_shape = weights.config, weights.class_names, weights.image_shape
@@ -273,6 +308,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     else:
         config, resolved = config_lib.read(source)
         class_names, image_shape = tuple(resolved["class_names"]), tuple(resolved["image_shape"])
+        preparation = resolved.get("preparation", {})
         checkpoints = Checkpoints(source, read_only=True)
         try:
             step, leaves = checkpoints.read(checkpoint)
@@ -284,7 +320,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     if workdir is not None:
         found = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()}
         check_shapes(source, model, found, input_shape)
-    return Network(model, variables, config, step, class_names, image_shape, workdir)
+    return Network(model, variables, config, step, class_names, image_shape, workdir, preparation)
 
 
 def evaluate(

@@ -39,6 +39,7 @@ from squeeze_jax.errors import InputError
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import is_exported, open_exported
 from squeeze_jax.network import ARRAY, Network, load
+from squeeze_jax.pretrained.imagenet import readable
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tasks import Task
 
@@ -181,7 +182,7 @@ def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, 
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
     parser.add_argument(
         "--weights", required=True, type=user_path, help="a weight file, a workdir, a name or an exported file"
@@ -194,6 +195,7 @@ def main() -> int:
         metavar="DIR",
         help="folder for class activation maps; where two images have one name, all keep their folders and suffixes",
     )
+    parser.add_argument("--cam_class", metavar="NAME", help="class of the maps; default: the most probable one")
     parser.add_argument("--report", type=user_path, metavar="FILE", help="HTML page about the images as one case")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
@@ -214,8 +216,8 @@ def main() -> int:
         raise InputError(
             "--cam and --report need feature maps, which an exported file does not have; use what it was exported from."
         )
-    if args.labels:
-        network = dataclasses.replace(network, class_names=read_labels(args.labels, network.class_names))
+    labels = read_labels(args.labels, network.class_names) if args.labels else readable(network.class_names)
+    network = dataclasses.replace(network, class_names=labels)
     names = map_names(paths)
     results, case = [], []
     try:
@@ -224,9 +226,9 @@ def main() -> int:
             if args.cam:
                 picture = args.cam / names[path]
                 make_folder(picture.parent)
-                network.explain(picture, image, predicted)
+                network.explain(picture, image, predicted, args.cam_class)
             if args.report:
-                case.append((str(path), _picture(network, image, predicted), predicted))
+                case.append((str(path), *_picture(network, image, predicted, args.cam_class), predicted))
         if case:
             network.task.report_case(args.report, *zip(*case, strict=True))
     finally:
@@ -248,11 +250,12 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-def _picture(network: Network, image: np.ndarray, predicted: Any) -> bytes:
+def _picture(network: Network, image: np.ndarray, predicted: Any, class_name: str | None) -> tuple[bytes, str]:
+    """Returns the PNG of `Network.explain`, and its sentence."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "map.png"
-        network.explain(path, image, predicted)
-        return path.read_bytes()
+        note = network.explain(path, image, predicted, class_name)
+        return path.read_bytes(), note
 
 
 def _print(results: list[dict[str, Any]], task: Task, form: str) -> None:

@@ -135,7 +135,7 @@ def test_a_changed_caffe_net_is_refused_or_equal_to_onnx_runtime(change, tmp_pat
     # What is loaded is compared without its names and shapes, which other tests do, and which takes a second each.
     monkeypatch.setattr(caffe, "make_weights", lambda path, config, leaves, names: (config, leaves))
     if isinstance(outcome, str):
-        with pytest.raises(WeightError, match=f"is of no network that is read from such files: .*({outcome})"):
+        with pytest.raises(WeightError, match=f"holds none of the networks that this format supports: .*({outcome})"):
             caffe.read(path)
         return
     config, leaves = caffe.read(path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from squeeze_jax import network
+from squeeze_jax import drawing, network
 from squeeze_jax.config import base_config
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.splits import Split
@@ -216,7 +216,7 @@ def test_the_tables_of_an_evaluation_name_the_positive_class(tmp_path, caplog, m
     """10 of 10 COVID found, 5 of 10 NonCOVID right; the threshold is chosen for the positive class."""
     few = functools.partial(classification.explained_intervals, resamples=20)
     monkeypatch.setattr(classification, "explained_intervals", few)
-    monkeypatch.setattr(classification, "draw_confusion", lambda *_: None)
+    monkeypatch.setattr(classification, "write_confusion", lambda *_: None)
     monkeypatch.setattr(classification.plots, "draw_curves", lambda *_: None)
     p = np.array([0.9] * 10 + [0.8] * 5 + [0.1] * 5)  # of COVID
     records = {"label": np.repeat([0, 1], 10), "probability": np.stack([p, 1 - p], 1)}
@@ -252,16 +252,41 @@ def test_maps_over_the_slices_of_a_volume_and_the_page_of_a_case(tmp_path):
     task = Classification(("benign", "<malignant>"), Preprocessing())
     rng = np.random.default_rng(0)
     volume, head = rng.integers(0, 256, (12, 16, 16, 1)).astype(np.uint8), rng.normal(size=(3, 4, 4, 2))
-    task.explain(tmp_path / "map.png", volume, np.array([0.2, 0.8]), head)
-    task.explain(tmp_path / "flat.png", volume[0], np.array([0.2, 0.8]), head[0])
+    notes = [
+        task.explain(tmp_path / "map.png", volume, np.array([0.2, 0.8]), head),
+        task.explain(tmp_path / "flat.png", volume[0], np.array([0.2, 0.8]), head[0], "benign"),
+    ]
+    assert "evidence for <malignant> is" in notes[0] and "evidence for benign is" in notes[1]
     pictures = [(tmp_path / name).read_bytes() for name in ("map.png", "flat.png")]
     assert min(map(len, pictures)) > 5000 and len(pictures[0]) > len(pictures[1])
     task.report_case(
-        tmp_path / "case.html", ["a&b.npy", "c.png"], pictures, [np.array([0.2, 0.8]), np.array([0.6, 0.4])]
+        tmp_path / "case.html", ["/x/a&b.npy", "c.png"], pictures, notes, [np.array([0.2, 0.8]), np.array([0.6, 0.4])]
     )
     page = (tmp_path / "case.html").read_text()
-    assert "<h1>&lt;malignant&gt;, 60.0%</h1>" in page and "<h2>a&amp;b.npy</h2>" in page
+    assert "<h1>Most probable class: &lt;malignant&gt;, with a probability of 60.0%</h1>" in page
+    assert "<h2>a&amp;b.npy</h2>" in page and "where the evidence for benign is" in page
     assert page.count("data:image/png;base64,") == 2 and "80.0%" in page and not (tmp_path / "case.html.tmp").exists()
+
+
+def test_a_map_of_one_cell_is_not_drawn_and_the_page_says_why(tmp_path, monkeypatch):
+    task, drawn = Classification(("benign", "malignant"), Preprocessing()), []
+    overlay = drawing.draw_overlay
+    monkeypatch.setattr(
+        drawing, "draw_overlay", lambda *args, **names: drawn.append(args[2]) or overlay(*args, **names)
+    )
+    volume, head = np.full((4, 8, 8, 1), 7, np.uint8), np.ones((1, 1, 1, 2))
+    note = task.explain(tmp_path / "map.png", volume, np.array([0.2, 0.8]), head)
+    assert drawn == [None] and note.startswith("No class activation map is shown, because")
+    picture = (tmp_path / "map.png").read_bytes()
+    task.report_case(tmp_path / "case.html", ["a.npy"], [picture], [note], [np.array([0.2, 0.8])])
+    page = (tmp_path / "case.html").read_text()
+    assert note in page and "where the evidence" not in page and "over 1 image of the case" in page
+
+
+def test_a_map_of_an_unknown_class_suggests_one(tmp_path):
+    task = Classification(("benign", "malignant"), Preprocessing())
+    with pytest.raises(InputError, match="no class 'malign'; expected one of benign, malignant. Did you mean 'malig"):
+        task.explain(tmp_path / "map.png", np.ones((4, 4, 1)), np.array([0.2, 0.8]), np.ones((2, 2, 2)), "malign")
 
 
 def test_a_volume_is_read_from_an_array(tmp_path):

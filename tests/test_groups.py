@@ -2,6 +2,7 @@
 
 import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.data.splits import Split, hold_out, make_folds
 from squeeze_jax.errors import ConfigError, DataError
 from squeeze_jax.experiment import build, find_split, make_task
+from squeeze_jax.network import Network
 
 
 def write_images(root, paths):
@@ -188,6 +190,19 @@ def test_records_name_the_groups(tmp_path):
     np.testing.assert_array_equal(records["case"], batch["case"])
     names = [experiment.dataset.group_names["case"][i] for i in batch["case"]]
     assert all(name[0] == "ab"[label] for name, label in zip(names, batch["label"], strict=True))
+
+
+def test_an_evaluation_names_its_cases_and_patients(tmp_path):
+    write_images(tmp_path, [f"{c}/p{i}/n{j}/{k}.png" for c in "ab" for i in range(3) for j in range(2) for k in "xy"])
+    small = {"model.base_filters": 8, "model.filter_increment": 8, "task.metrics": "full"}
+    config = configure(None, **{"dataset.name": str(tmp_path), "dataset.folds": 3, **small})
+    experiment = build(config)
+    variables = experiment.model.init(jax.random.key(0), jnp.zeros((1, *experiment.input_shape)))
+    network = Network(experiment.model, variables, config, 0, ("a", "b"), experiment.dataset.image_shape)
+    evaluation = network.evaluate()
+    rows = evaluation.task.cases(evaluation.records).rows(network.class_names)
+    assert [row["case"][0] for row in rows] == [row["label"] for row in rows]
+    assert all(row["case"].split("/")[1] == row["patient"] for row in rows) and len(rows) == 4
 
 
 def test_lidc_slices_are_divided_by_exam(tmp_path):

@@ -3,9 +3,12 @@
 import csv
 import dataclasses
 import functools
+import pathlib
+import re
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from experiments import judge
 from experiments.judge import ENSEMBLE, Run, compare, evaluate, grouped, judged, name_models, write
@@ -29,7 +32,8 @@ def records(seed, first, strength):
 def run(name, seed, fold, strength=1.0):
     noise = [hash_of(name), seed, fold]
     validation, test = records([*noise, 0], 1000, strength), records([*noise, 1], CASES * fold, strength)
-    return Run({"model.name": name, "train.batch_size": 32}, seed, fold, FOLDS, TASK, validation, test)
+    config = {"model.name": name, "train.batch_size": 32}
+    return Run(pathlib.Path(name, f"fold={fold}"), "", config, seed, fold, FOLDS, TASK, validation, test)
 
 
 def hash_of(name):
@@ -52,8 +56,8 @@ def all_judged(runs, ensemble=False):
 
 def test_every_case_is_judged_once_at_the_threshold_of_its_own_fold(runs):
     found = grouped(runs, ensemble=False)
-    assert list(found) == [("name=fire", 0), ("name=fire", 1), ("name=nodule", 0), ("name=nodule", 1)]
-    cases = judged(found["name=nodule", 1])
+    assert list(found) == [("fire", 0), ("fire", 1), ("nodule", 0), ("nodule", 1)]
+    cases = judged(found["nodule", 1])
     assert cases.case.tolist() == list(range(FOLDS * CASES)) and set(cases.slices) == {2}
     points = {TASK.fitted(r.validation).point for r in runs if r.seed == 1 and r.model["model.name"] == "nodule"}
     assert len(points) == FOLDS
@@ -66,38 +70,69 @@ def test_every_case_is_judged_once_at_the_threshold_of_its_own_fold(runs):
 
 def test_an_ensemble_averages_the_seeds_and_is_better(runs):
     alone, together = all_judged(runs), all_judged(runs, ensemble=True)
-    assert list(together) == [("name=fire", ENSEMBLE), ("name=nodule", ENSEMBLE)]
+    assert list(together) == [("fire", ENSEMBLE), ("nodule", ENSEMBLE)]
     hits = {key: (cases.prediction == cases.label).mean() for key, cases in {**alone, **together}.items()}
-    assert hits["name=nodule", ENSEMBLE] > max(hits["name=nodule", 0], hits["name=nodule", 1])
+    assert hits["nodule", ENSEMBLE] > max(hits["nodule", 0], hits["nodule", 1])
     other = dataclasses.replace(runs[0], seed=1, test=records(5, 7 * CASES, 1.0))
     with pytest.raises(InputError, match="the seeds of a model were tested on different examples"):
         grouped([runs[0], other], ensemble=True)
 
 
 def test_a_missing_or_repeated_fold_is_an_error(runs):
-    with pytest.raises(InputError, match="model of the runs, seed 0: fold 1 is missing"):
+    with pytest.raises(InputError, match="model fire, seed 0: fold 1 is missing"):
         grouped(runs[:2], ensemble=False)
-    with pytest.raises(InputError, match="two runs have the model of the first run, seed 0, fold 2"):
+    with pytest.raises(InputError, match="fire/fold=2 are both of the model fire, seed 0, fold 2; judge one of them"):
         grouped([runs[0], *runs[:3]], ensemble=False)
 
 
-def test_models_are_called_after_as_few_keys_as_tell_them_apart():
-    models = [
-        {"dataset.channels": 1, "model.name": "fire", "init_from": None},
-        {"dataset.channels": 1, "model.name": "nodule", "init_from": None},
-        {"dataset.channels": 3, "model.name": "fire", "init_from": "weights.net"},
+def named_runs(*configs, named=("",) * 9, folds=1):
+    paths = (pathlib.Path("sweeps", f"s{i}", f"run{i}") for i in range(9))
+    rest = (0, 0, folds, TASK, None, {})
+    return [Run(path, name, config, *rest) for path, name, config in zip(paths, named, configs, strict=False)]
+
+
+def test_models_have_names_that_can_be_read():
+    fire, nodule = {"model.name": "fire", "init_from": ""}, {"model.name": "nodule", "init_from": ""}
+    loaded = {"model.name": "fire", "init_from": "/far/away/weights.net", "train.batch_size": 8}
+    runs = named_runs(fire, nodule, loaded, fire)
+    assert name_models(runs) == ["fire", "nodule", "fire, init_from=weights.net", "fire"]
+    assert name_models(named_runs(fire, fire)) == ["fire", "fire"]
+    flat = {**fire, "augment.flip": ("height", "width"), "dataset.name": "/far/slices", "model.squeeze_ratio": 0.5}
+    deep = {**fire, "augment.flip": ("depth",), "dataset.name": "/far/volumes", "model.squeeze_ratio": 0.5}
+    assert name_models(named_runs(flat, deep)) == ["fire, dataset=slices", "fire, dataset=volumes"]
+    flips = [{**fire, "augment.flip": flip} for flip in (("depth",), ("width",))]  # tuples alone: the folders
+    assert name_models(named_runs(*flips)) == ["run0", "run1"] and name_models(named_runs(*flips, folds=5)) == [
+        "s0",
+        "s1",
     ]
-    assert name_models(models) == ["name=fire", "name=nodule", "init_from=weights.net, name=fire"]
-    assert name_models(models[:1] * 2) == ["", ""]
+    assert name_models(named_runs({}, {})) == ["run0", "run0"]
+
+
+def test_models_have_the_names_that_they_are_given():
+    fire, nodule = {"model.name": "fire"}, {"model.name": "nodule"}
+    assert name_models(named_runs(fire, nodule, fire), ["A", "B"]) == ["A", "B", "A"]
+    assert name_models(named_runs(fire, nodule, fire, named=("a", "b", "a"))) == ["a", "b", "a"]
+    with pytest.raises(InputError, match="--names has 1 names, but the runs are of 2 models: fire, nodule"):
+        name_models(named_runs(fire, nodule), ["A"])
+    with pytest.raises(InputError, match="2 models, whose configs differ, are called a; give"):
+        name_models(named_runs(fire, nodule, named=("a", "a")))
+
+
+def test_a_name_precedes_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fold=0").mkdir()
+    assert judge.named_path("2-D=runs/slices") == ("2-D", pathlib.Path("runs/slices"))
+    for path in ("fold=0", "runs/fold=0"):  # the first one exists, the second one has its "=" in the path
+        assert judge.named_path(path) == ("", pathlib.Path(path))
 
 
 def test_models_are_compared_seed_by_seed_on_the_same_cases(runs):
     found = all_judged(runs)
     rows = compare(found)
-    assert [row[:2] for row in rows] == [["name=nodule", "0"], ["name=nodule", "1"]]
+    assert [row[:2] for row in rows] == [["nodule", "0"], ["nodule", "1"]]
     assert all(row[2].startswith("+0.") and row[4] == "< 0.001" for row in rows)
-    other = {**found, ("name=nodule", 0): found["name=nodule", 0].take(np.arange(50))}
-    with pytest.raises(InputError, match="name=nodule and name=fire were tested on different cases"):
+    other = {**found, ("nodule", 0): found["nodule", 0].take(np.arange(50))}
+    with pytest.raises(InputError, match="nodule and fire were tested on different cases"):
         compare(other)
 
 
@@ -106,18 +141,31 @@ def test_the_report(runs, tmp_path, capsys):
     write(found, TASK, tmp_path, "lung", num_nodules=100)
     text = capsys.readouterr().out
     assert text.startswith("Positive class: malignant.\n\n| model | seed |") and "no interval" not in text
-    assert "| name=fire | 0 | 120 | 60 | 0." in text and "competition score |" in text and "DeLong's test of" in text
+    assert "| fire | 0 | 120 | 60 | 0." in text and "competition score |" in text and "DeLong's test of" in text
     assert {path.name for path in tmp_path.iterdir()} == {
         "lung.csv",
         "lung.md",
         "lung.png",
         "lung_cases.csv",
+        "lung_folds.csv",
         "lung_froc.png",
     }
+    with (tmp_path / "lung_folds.csv").open() as file:
+        folds = list(csv.DictReader(file))
+    assert [(row["model"], row["fold"]) for row in folds] == [
+        (name, str(i)) for name in ("fire", "nodule") for i in (0, 1, 2)
+    ]
+    of_fold = judged([found["nodule", 0][1]])  # the AUC and the sensitivity of a fold alone
+    called, label = of_fold.prediction == 1, of_fold.label == 1
+    assert float(folds[4]["sensitivity"]) == pytest.approx(called[label].mean())
+    assert float(folds[4]["auc"]) == pytest.approx(roc_auc_score(label, of_fold.probability[:, 1]))
+    assert "| fire | 0 | mean ± s. d. |" in text and "Pooled, cases of different folds" in text
+    score = re.search(r"\| fire \| 0 \| 120 .* ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|\n", text)
+    assert float(score[2]) < float(score[1]) < float(score[3])
     with (tmp_path / "lung.csv").open() as file:
         rows = {(row["model"], row["metric"]): row for row in csv.DictReader(file)}
     assert {row["positive class"] for row in rows.values()} == {"malignant"}
-    auc = rows["name=nodule", "auc"]
+    auc = rows["nodule", "auc"]
     assert float(auc["low"]) < float(auc["value"]) < float(auc["high"])
     with (tmp_path / "lung_cases.csv").open() as file:
         judged_cases = list(csv.DictReader(file))
@@ -172,7 +220,7 @@ def test_where_nothing_varies_the_report_says_so(tmp_path, capsys, quick):
         for name, p in models.items():
             records = {"label": np.array([0, 0, 1, 1]), "probability": np.stack([1 - np.array(p), p], 1)}
             records |= {"case": np.arange(4), "patient": np.array(patient)}
-            found[name, 0] = [Run({}, 0, 0, 1, task, None, records)]
+            found[name, 0] = [Run(tmp_path, "", {}, 0, 0, 1, task, None, records)]
         write(found, task, tmp_path, "few")
         return capsys.readouterr().out
 

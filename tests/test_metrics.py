@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
+from squeeze_jax import plotting
 from squeeze_jax.errors import ConfigError, MetricError
-from squeeze_jax.metrics import delong, plots
+from squeeze_jax.metrics import delong
 from squeeze_jax.metrics.cases import Cases, pool
 from squeeze_jax.metrics.froc import froc
 from squeeze_jax.metrics.operating_point import OperatingPoint, choose_threshold, fit_temperature, parse_rule
@@ -116,7 +117,10 @@ def test_a_case_is_the_mean_of_its_slices():
     np.testing.assert_allclose(cases.probability, [[0.3, 0.7], [0.4, 0.6]])
     assert cases.prediction.tolist() == [1, 1]
     assert Cases.of(records, OperatingPoint(threshold=0.65)).prediction.tolist() == [1, 0]
-    assert cases.rows(("benign", "malignant"))[1]["probability malignant"] == pytest.approx(0.6)
+    row = cases.rows(("benign", "malignant"))[1]
+    assert row["probability malignant"] == pytest.approx(0.6) and (row["case"], row["patient"]) == (7, 1)
+    named = {**records, "case_name": np.array([f"n{i}" for i in records["case"]], object)}
+    assert Cases.of(named, HALF).rows(("a", "b"))[1]["case"] == "n7"
     with pytest.raises(MetricError, match=r"case 7 has examples of several labels \(0, 1\)"):
         Cases.of({**records, "label": np.array([1, 0, 0, 1])}, HALF)
     with pytest.raises(MetricError, match=r"case 7 has examples of several patients \(1, 2\)"):
@@ -306,7 +310,7 @@ def test_curves_are_drawn(tmp_path):
 
 def test_pictures_name_the_positive_class(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots.drawing, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plotting, "save", lambda figure, path: drawn.append(figure))
     cases = Cases.of(random_records(30, 2), HALF, positive=0)
     draw_curves(tmp_path / "a.png", {"": cases}, ("benign", "malignant"))
     draw_froc(tmp_path / "b.png", {"v1": froc(cases.probability[:, 0], cases.label == 0, cases.case)}, "benign")

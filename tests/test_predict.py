@@ -38,8 +38,10 @@ class Brightness:
         bright = images.mean((1, 2, 3)) / 255
         return np.stack([1 - bright, bright], 1).astype(np.float32)
 
-    def explain(self, path, image, predicted):
-        drawing.draw_overlay(path, image, image[..., 0])
+    def explain(self, path, image, predicted, class_name=None):
+        index = None if class_name is None else self.task.class_index(class_name)
+        drawing.draw_overlay(path, image, image[..., 0], title=str(index))
+        return "what it shows"
 
 
 def picture(path, value):

@@ -21,6 +21,7 @@ from squeeze_jax import Network, load, models, pretrained
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ConfigError, WeightError
 from squeeze_jax.pretrained import deep_compression, own_file, sqz
+from squeeze_jax.pretrained.imagenet import imagenet_class_names, imagenet_classes, readable
 from squeeze_jax.training import trainer
 
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
@@ -41,6 +42,22 @@ NON_ZERO = {
     "fire9": (16_370, 16_303, 44_173),
     "conv10": 102_323,
 }
+
+
+def test_each_class_of_imagenet_has_a_name_of_its_own():
+    import tensorflow_datasets as tfds
+
+    ids = tuple(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
+    assert imagenet_class_names() == ids and len({name.casefold() for name in imagenet_classes().values()}) == 1000
+    assert [imagenet_classes()[one] for one in ("n01440764", "n03126707", "n02963159", "n03710721", "n13133613")] == [
+        "tench",
+        "crane (lifting device)",
+        "cardigan (sweater)",
+        "maillot (swimsuit)",
+        "ear",
+    ]
+    assert readable(("n01443537", "n01440764")) == ("goldfish", "tench")
+    assert readable(("n01443537", "cat")) == ("n01443537", "cat")
 
 
 @pytest.fixture(scope="module")

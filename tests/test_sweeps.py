@@ -420,7 +420,7 @@ def test_a_run_with_a_damaged_result_is_passed_over_in_a_comparison(reference, t
     monkeypatch.setattr(sys, "argv", ["compare", str(other), str(reference)])
     compare.main()
     found = capsys.readouterr()
-    assert f"{other} is passed over: {other / 'result.json'} cannot be read" in found.err
+    assert f"{other} is skipped: {other / 'result.json'} cannot be read" in found.err
     assert "| state | finished |" in found.out
 
 

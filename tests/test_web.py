@@ -32,6 +32,7 @@ from squeeze_jax.errors import ExportError, FileError
 from squeeze_jax.export import web
 from squeeze_jax.export.forward import forward
 from squeeze_jax.network import Network
+from squeeze_jax.pretrained.imagenet import readable
 from squeeze_jax.runtime import download
 
 NET = SHARED / "deep_compression" / "compressed_SqueezeNet.net"
@@ -68,8 +69,9 @@ def test_the_folder_has_the_page_and_replaces_nothing_but_a_page(tmp_path, witho
     written = json.loads((folder / web.DESCRIPTION).read_text())
     assert written["class_names"] == ["a", "b", "c"] and written["image_shape"] == [20, 20, 3]
     assert written["head"] == "conv10" and written["head_margin"] == 0 and written["crop"] is None
-    web.write(dataclasses.replace(network, class_names=("d", "e", "f")), folder)
-    assert json.loads((folder / web.DESCRIPTION).read_text())["class_names"] == ["d", "e", "f"]
+    web.write(dataclasses.replace(network, class_names=("n01440764", "n01443537", "n02012849")), folder)
+    named = json.loads((folder / web.DESCRIPTION).read_text())["class_names"]
+    assert named == ["tench", "goldfish", "crane (wading bird)"]
     assert list(folder.parent.iterdir()) == [folder]
     other = tmp_path / "other"
     other.mkdir()
@@ -463,14 +465,14 @@ def test_photographs_in_the_browser(paper, demo, tab):
         tab.set_input_files("#file", path)
         tab.wait_for_function(DONE, arg=path.name)
         best = int(logits.argmax())
-        assert tab.inner_text("#classes tr:first-child button") == paper.class_names[best]
+        assert tab.inner_text("#classes tr:first-child button") == readable(paper.class_names)[best]
         assert tab.get_attribute("#classes tr:first-child button", "aria-pressed") == "true"
         assert tab.locator("#classes tr").count() == 5
         found = tab.evaluate(RESULT)
         differences.append(np.abs(np.array(found["logits"]) - logits).max())
         drawn = np.array(found["map"]["values"]).reshape(found["map"]["rows"], found["map"]["columns"])
         np.testing.assert_allclose(drawn, head[1:-1, 1:-1, best], atol=LOGITS)
-        assert tab.inner_text("#caption") == f"Class activation map of {paper.class_names[best]}"
+        assert tab.inner_text("#caption") == f"Class activation map of {readable(paper.class_names)[best]}"
         assert tab.evaluate(COLORS) > 1000
     assert max(differences) < LOGITS, differences
     print(f"largest difference of a logit: {max(differences):.2g}")

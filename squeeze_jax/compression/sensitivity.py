@@ -10,9 +10,7 @@ own dataset, of --dataset, or of a folder, which needs no labels. The output is 
 with one line per layer.
 """
 
-import argparse
 import dataclasses
-import itertools
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +19,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from squeeze_jax import commands, drawing, tables
+from squeeze_jax import commands, plotting, tables
 from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.report import BATCH, Answers
 from squeeze_jax.compression.sharing import BITS, layer_bits, share
@@ -119,7 +117,7 @@ def measure(
             answers.add(probability, originals[part][: len(label)], label)
         row = dataclasses.asdict(change)
         row |= {"agreement": answers.agree / answers.images, "KL": answers.divergence / answers.images}
-        if answers.labeled == answers.images:
+        if answers.has_labels:
             row["top1"] = answers.top1 / answers.images
         rows.append(row)
     return rows
@@ -129,18 +127,18 @@ def draw(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
     """Draws the rows of `measure`, with one line per layer, and returns the path of the PNG."""
     metric = "top1" if "top1" in rows[0] else "agreement"
     methods = {"pruned": "density", "shared": "bits"}
-    figure, axes = drawing.new_figure(1, len(methods), width=13, height=5, layout="constrained")
+    titles = {"density": "share of weights that are kept", "bits": "bits per weight"}
+    labels = {"top1": "top-1 accuracy", "agreement": "share of images with the same best class"}
     layers = list(dict.fromkeys(row["layer"] for row in rows[1:]))
-    colors = drawing.colors(len(layers))
-    for axis, (method, quantity) in zip(axes.flat, methods.items(), strict=True):
-        axis.axhline(rows[0][metric], color="0.6", linestyle=":")
-        for (layer, color), marker in zip(zip(layers, colors, strict=True), itertools.cycle("os^vD"), strict=False):
-            line = [row for row in rows if (row["layer"], row["method"]) == (layer, method)]
-            axis.plot([r["value"] for r in line], [r[metric] for r in line], f"{marker}-", color=color, label=layer)
-        axis.set(xlabel=quantity, ylabel=metric, title=f"one layer {method}")
-        axis.grid(alpha=0.3)
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    return drawing.save(figure, path)
+    with plotting.figure(path, 1, len(methods), width=10, height=4) as (_, axes):
+        for axis, (method, quantity) in zip(axes.flat, methods.items(), strict=True):
+            axis.axhline(rows[0][metric], color="0.6", linestyle=":", label="unchanged")
+            for index, layer in enumerate(layers):
+                line = [row for row in rows if (row["layer"], row["method"]) == (layer, method)]
+                x, y = [r["value"] for r in line], [r[metric] for r in line]
+                axis.plot(x, y, label=plotting.plain(layer), **plotting.points(index))
+            axis.set(xlabel=titles[quantity], ylabel=labels[metric], title=f"one layer {method}")
+    return path
 
 
 def examples_of(network: Network, dataset: str | None, split: str, count: int) -> Iterator:
@@ -159,7 +157,7 @@ def numbers(text: str) -> list[float]:
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument("--output", required=True, type=user_path, help="folder for the table and the plot")
     parser.add_argument("--evaluation", type=user_path, metavar="FOLDER", help="images to evaluate on")

@@ -1,4 +1,4 @@
-"""Writes generated CT scans with nodules, as LUNA16 is laid out, to try what needs scans without patients.
+"""Writes generated CT scans with nodules, in LUNA16's layout, to try commands that need scans.
 
     python -m squeeze_jax.data.generate_scans scans --patients 20
     python -m squeeze_jax.data.generate_scans scans_dicom --patients 20 --dicom

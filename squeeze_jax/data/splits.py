@@ -14,13 +14,14 @@ from squeeze_jax.errors import DataError
 
 CACHE_BYTES = 2**30  # a split whose decoded images fit into this is decoded only once
 HELD_OUT_SEED = 0
-# Keys that batches have beside what their examples hold: which rows are examples and not padding, and which were
-# replaced because they could not be used.
+# Keys that are added to a batch: which rows are examples and not padding, and which were replaced because they could
+# not be used.
 VALID, UNREADABLE = "valid", "unreadable"
 # Targets that say what an example belongs to: int32 indices into the `group_names` of its dataset. A patient is never
 # in two splits. A scan is one examination; a case is what is judged as one, such as a nodule with several slices.
 PATIENT, SCAN, CASE = "patient", "scan", "case"
 GROUPS = (PATIENT, SCAN, CASE)
+NAME = "{}_name"  # beside each of GROUPS in the records of an evaluation: the names of its ids
 IGNORED = "ignored"  # target, bool: on an irrelevant finding, which FROC counts neither as found nor as wrong
 
 Example = dict[str, np.ndarray]
@@ -332,8 +333,8 @@ class _Cache:
         self.known[index] = True  # last, because a reader must not see it before its arrays
 
 
-def hold_out(split: Split, count: int) -> tuple[Split, Split]:
-    """Splits off `count` random examples, always the same ones.
+def hold_out(split: Split, count: int | float) -> tuple[Split, Split]:
+    """Splits off `count` random examples, always the same ones; a `count` below 1 is a share of them.
 
     If the examples name patients, all examples of a patient are held out or none, so that there may be a few more.
 
@@ -343,9 +344,11 @@ def hold_out(split: Split, count: int) -> tuple[Split, Split]:
     Raises:
       DataError: `count` is not between 1 and the number of examples - 1, or nothing would be left.
     """
+    count = max(1, round(count * len(split))) if count < 1 else count
     if not 0 < count < len(split):
         raise DataError(
-            f"cannot hold out {count} of the {len(split)} examples of {split.name}; expected 1 to {len(split) - 1}."
+            f"cannot hold out {count} of the {len(split)} examples of {split.name}; expected 1 to {len(split) - 1}, or "
+            f"a share such as config.dataset.held_out=0.1."
         )
     if not split.has(PATIENT):
         order = np.random.default_rng(HELD_OUT_SEED).permutation(len(split))
@@ -383,7 +386,8 @@ def make_folds(split: Split, count: int) -> list[np.ndarray]:
         classes = np.zeros(len(split), int)
     patients = targets.get(PATIENT)
     if patients is not None and len(np.unique(patients)) < count:
-        raise DataError(f"{split.name} has {len(np.unique(patients))} patients; expected at least {count}, one a fold.")
+        found = len(np.unique(patients))
+        raise DataError(f"{split.name} has {found} patients; expected at least {count}, one per fold.")
     divide = StratifiedKFold if patients is None else StratifiedGroupKFold
     try:
         with warnings.catch_warnings():

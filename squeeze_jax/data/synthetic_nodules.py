@@ -26,7 +26,7 @@ SUBSETS = 5
 EXTENT = np.array([96.0, 96.0, 80.0])  # mm along x, y and z
 MARGIN, DISTANCE = 18.0, 30.0  # mm from a nodule to the border and to another nodule
 LUNG, TISSUE = -860.0, 40.0  # Hounsfield units
-UID = "1.2.826.0.1.3680043.8.498"  # a root for identifiers that belong to nobody
+UID = "1.2.826.0.1.3680043.8.498"  # a root for generated identifiers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def generate(patient: int, seed: int = 0) -> tuple[Scan, list[Nodule], list[Cand
       seed: the seed of all patients.
 
     Returns:
-      The scan, int16 Hounsfield units; its nodules; and places on vessels, far from the nodules, that are none.
+      The scan, int16 Hounsfield units; its nodules; and places on vessels, far from any nodule.
     """
     nodules = draw_nodules(patient, seed)
     rng = np.random.default_rng((seed, patient, 1))

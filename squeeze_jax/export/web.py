@@ -18,6 +18,7 @@ from squeeze_jax.export.comparison import Comparison, compare, random_images
 from squeeze_jax.export.description import describe
 from squeeze_jax.files import make_folder, replaced, writing
 from squeeze_jax.network import Network
+from squeeze_jax.pretrained.imagenet import readable
 from squeeze_jax.runtime import download
 
 MODEL, DESCRIPTION = "model.onnx", "network.json"
@@ -96,7 +97,8 @@ def description(network: Network) -> dict:
     """Returns what the page needs to know about the network."""
     described = describe(network, channels_first=True, pixels="uint8")
     return {
-        **{key: json.loads(described[key]) for key in ("class_names", "image_shape", "crop")},
+        "class_names": readable(network.class_names),
+        **{key: json.loads(described[key]) for key in ("image_shape", "crop")},
         "head": network.model.head,
         "head_margin": network.model.head_margin,
     }

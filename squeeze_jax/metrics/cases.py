@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from squeeze_jax.data.splits import CASE, PATIENT, SCAN
+from squeeze_jax.data.splits import CASE, NAME, PATIENT, SCAN
 from squeeze_jax.errors import MetricError
 from squeeze_jax.metrics.operating_point import OperatingPoint
 
@@ -24,6 +24,8 @@ class Cases:
       probability: the mean over its examples, float64 (cases, classes).
       highest: the highest probability of its examples, float64 (cases, classes).
       prediction: its predicted class, int (cases,).
+      case_name: its name, (cases,); its id where nothing is known.
+      patient_name: the name of its patient, likewise.
       positive: the positive one of two classes; means nothing with more.
     """
 
@@ -35,6 +37,8 @@ class Cases:
     probability: np.ndarray
     highest: np.ndarray
     prediction: np.ndarray
+    case_name: np.ndarray
+    patient_name: np.ndarray
     positive: int = 1
 
     @classmethod
@@ -44,7 +48,8 @@ class Cases:
         Args:
           records: "label", int (examples,), "probability", float (examples, classes), and, if known, "case",
             "patient" and "scan", int (examples,). Without "case", every example is its own case; without "patient",
-            every case is its own patient; without "scan", every patient has one.
+            every case is its own patient; without "scan", every patient has one. "case_name" and "patient_name", str
+            (examples,), name them in tables.
           point: the temperature is applied to each example, the threshold to each case.
           first: the id of the first example where examples have no ids.
           positive: the positive one of two classes.
@@ -70,7 +75,13 @@ class Cases:
         np.maximum.at(highest, inverse, scaled)
         first_label, patient, scan = (column[starts] for column in columns.values())
         prediction = point.decide(probability, positive)
-        return cls(case, patient, scan, slices, first_label, probability, highest, prediction, positive)
+        names = [records.get(NAME.format(CASE), ids)]
+        names += [records.get(NAME.format(PATIENT), patients if PATIENT in records else names[0])]
+        case_name, patient_name = (np.asarray(name)[starts] for name in names)
+        return cls(
+            *(case, patient, scan, slices, first_label, probability, highest, prediction, case_name, patient_name),
+            positive=positive,
+        )
 
     def __len__(self) -> int:
         return len(self.case)
@@ -89,8 +100,8 @@ class Cases:
         positive = {"positive class": class_names[self.positive]} if self.num_classes == 2 else {}
         return [
             {
-                "case": int(self.case[i]),
-                "patient": int(self.patient[i]),
+                "case": self.case_name[i],
+                "patient": self.patient_name[i],
                 "slices": int(self.slices[i]),
                 "label": class_names[self.label[i]],
                 "prediction": class_names[self.prediction[i]],

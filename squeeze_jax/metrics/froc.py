@@ -10,6 +10,7 @@ The rules are those of LUNA16's evaluation script (Setio et al. 2017, arXiv 1612
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +19,7 @@ from squeeze_jax.data.splits import IGNORED
 from squeeze_jax.errors import MetricError
 from squeeze_jax.metrics.cases import groups_of
 from squeeze_jax.metrics.operating_point import OperatingPoint
+from squeeze_jax.metrics.scores import RESAMPLES, explained_bootstrap
 
 LUNA16_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan
 LUNA16_MARKS = 100  # of a scan
@@ -88,29 +90,118 @@ def froc(
     Raises:
       MetricError: no candidate is on a nodule, or a count is smaller than what the candidates have.
     """
-    score = np.asarray(score, np.float64)
-    relevant = np.ones(len(score), bool) if ignored is None else ~np.asarray(ignored, bool)
-    on_nodule = (np.asarray(label) == 1) & relevant
-    nodule = np.arange(len(score)) if nodule is None else np.asarray(nodule)
-    found = {"nodules": len(np.unique(nodule[on_nodule])), "scans": len(np.unique(scan))}
-    given = {"nodules": num_nodules, "scans": num_scans}
-    counts = {name: found[name] if count is None else count for name, count in given.items()}
-    if not counts["nodules"]:
-        raise MetricError("FROC needs at least one nodule; no candidate is on one.")
-    for name, count in counts.items():
-        if count < found[name]:
-            raise MetricError(
-                f"the candidates are of {found[name]} {name}, but the number of {name} is given as {count}."
-            )
-    counted = _counted(score, scan)
-    _, of_hit = np.unique(nodule[on_nodule & counted], return_inverse=True)
-    hits = np.full(of_hit.max(initial=-1) + 1, -np.inf)
-    np.maximum.at(hits, of_hit, score[on_nodule & counted])
-    misses = score[relevant & ~on_nodule & counted]
-    thresholds = np.unique(np.concatenate([hits, misses]))[::-1]
-    true = len(hits) - np.searchsorted(np.sort(hits), thresholds)
-    false = len(misses) - np.searchsorted(np.sort(misses), thresholds)
-    return Froc(np.append(0, false) / counts["scans"], np.append(0, true) / counts["nodules"])
+    marks = _Marks.of(score, label, scan, nodule, ignored, num_nodules, num_scans)
+    return marks.curve(np.ones(len(marks.score_of)))
+
+
+def competition_interval(
+    score: np.ndarray,
+    label: np.ndarray,
+    scan: np.ndarray,
+    patient: np.ndarray,
+    *,
+    nodule: np.ndarray | None = None,
+    ignored: np.ndarray | None = None,
+    num_nodules: int | None = None,
+    num_scans: int | None = None,
+    resamples: int = RESAMPLES,
+) -> tuple[tuple[float, float] | None, str]:
+    """Returns the 95 % bootstrap interval of the competition score over patients, and why there is none, if so.
+
+    Patients are resampled with their scans and candidates. Nodules and scans without a candidate, whose patients are
+    not known, are in every resample.
+
+    Args:
+      score, label, scan, nodule, ignored, num_nodules, num_scans: see `froc`, which has the same errors.
+      patient: the patient of each candidate, (candidates,); all candidates of a scan are of one.
+      resamples: the number of resamples.
+    """
+    marks = _Marks.of(score, label, scan, nodule, ignored, num_nodules, num_scans)
+
+    def statistic(rows: np.ndarray) -> dict[str, float]:
+        return {"score": marks.curve(np.bincount(rows, minlength=len(marks.score_of))).competition_score}
+
+    ranges, reasons = explained_bootstrap(patient, statistic, resamples=resamples)
+    return ranges.get("score"), reasons.get("score", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Marks:
+    """What the rules above count, so that a curve of candidates with weights is computed fast.
+
+    Attributes:
+      score_of: the score of each candidate, float (candidates,).
+      best: the candidate that counts for each nodule that is found, int (hits,).
+      nodules: a candidate of each nodule that has one, int (nodules,).
+      false: the candidates that are false positives, int (misses,).
+      scans: a candidate of each scan that has one, int (scans,).
+      more_nodules, more_scans: the number of those without a candidate.
+    """
+
+    score_of: np.ndarray
+    best: np.ndarray
+    nodules: np.ndarray
+    false: np.ndarray
+    scans: np.ndarray
+    more_nodules: int
+    more_scans: int
+
+    @classmethod
+    def of(
+        cls,
+        score: np.ndarray,
+        label: np.ndarray,
+        scan: np.ndarray,
+        nodule: np.ndarray | None,
+        ignored: np.ndarray | None,
+        num_nodules: int | None,
+        num_scans: int | None,
+    ) -> "_Marks":
+        """Applies the rules; see `froc`."""
+        score = np.asarray(score, np.float64)
+        relevant = np.ones(len(score), bool) if ignored is None else ~np.asarray(ignored, bool)
+        on_nodule = (np.asarray(label) == 1) & relevant
+        nodule = np.arange(len(score)) if nodule is None else np.asarray(nodule)
+        nodules = np.flatnonzero(on_nodule)[np.unique(nodule[on_nodule], return_index=True)[1]]
+        scans = np.unique(scan, return_index=True)[1]
+        found = {"nodules": len(nodules), "scans": len(scans)}
+        given = {"nodules": num_nodules, "scans": num_scans}
+        counts = {name: found[name] if count is None else count for name, count in given.items()}
+        if not counts["nodules"]:
+            raise MetricError("FROC needs at least one nodule; no candidate is on one.")
+        for name, count in counts.items():
+            if count < found[name]:
+                raise MetricError(
+                    f"the candidates are of {found[name]} {name}, but the number of {name} is given as {count}."
+                )
+        counted = _counted(score, scan)
+        hits = np.flatnonzero(on_nodule & counted)
+        hits = hits[np.argsort(-score[hits], kind="stable")]
+        best = hits[np.unique(nodule[hits], return_index=True)[1]]  # the first one of each nodule is the best
+        false = np.flatnonzero(relevant & ~on_nodule & counted)
+        more = (counts[name] - found[name] for name in ("nodules", "scans"))
+        return cls(score, best, nodules, false, scans, *more)
+
+    @functools.cached_property
+    def _steps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the candidates by falling score, which of them are hits, and the last one of each threshold."""
+        marks = np.concatenate([self.best, self.false])
+        order = np.argsort(-self.score_of[marks], kind="stable")
+        score = self.score_of[marks][order]
+        last = np.flatnonzero(np.append(score[1:] != score[:-1], True)[: len(score)])
+        return marks[order], (order < len(self.best)), last
+
+    def curve(self, weight: np.ndarray) -> Froc:
+        """Returns the curve where each candidate, with its scan and nodule, is there so many times.
+
+        Args:
+          weight: (candidates,); the same for all candidates of a scan.
+        """
+        marks, is_hit, last = self._steps
+        true, false = (np.append(0, np.cumsum(weight[marks] * chosen)[last]) for chosen in (is_hit, ~is_hit))
+        num_scans = weight[self.scans].sum() + self.more_scans
+        num_nodules = weight[self.nodules].sum() + self.more_nodules
+        return Froc(false / num_scans, true / num_nodules if num_nodules else 0.0 * true)
 
 
 def _counted(score: np.ndarray, scan: np.ndarray) -> np.ndarray:

@@ -5,66 +5,69 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from squeeze_jax import drawing
+from squeeze_jax import plotting
 from squeeze_jax.metrics.cases import Cases
 from squeeze_jax.metrics.froc import LUNA16_RATES, Froc
 from squeeze_jax.metrics.scores import confidence_and_hit, reliability
+from squeeze_jax.plotting import plain
 
 CURVES = 10  # largest number of classes that get a curve each
-
-
-def plain(text: str) -> str:
-    """Returns text that Matplotlib writes as it is: a pair of dollars would be read as a formula."""
-    return text.replace("$", r"\$")
 
 
 def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Sequence[str]) -> pathlib.Path:
     """Draws ROC, precision-recall and reliability curves side by side, and returns the path of the PNG.
 
     With two classes, the curves are those of the positive one, which the titles name, and a dot marks the operating
-    threshold. With more, there is one curve per class against the rest, for up to 10 classes.
+    threshold. With more, there is one curve per class against the rest, for up to 10 classes. The legend has the AUC
+    of each ROC curve.
 
     Args:
       path: the file to write.
       judged: the cases of each classifier by its name, which is "" if there is only one.
       class_names: one per class.
     """
-    from sklearn.metrics import precision_recall_curve, roc_curve
+    from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
-    figure, axes = drawing.new_figure(1, 3, width=13, height=4.3)
-    roc, precision_recall, reliable = axes.flat
     positive = next(iter(judged.values())).positive
-    classes = [positive] if len(class_names) == 2 else range(min(len(class_names), CURVES))
-    lines = [(name, cases, i) for name, cases in judged.items() for i in classes]
-    for (name, cases, i), color in zip(lines, drawing.colors(len(lines)), strict=True):
-        label, score = cases.label == i, cases.probability[:, i]
-        if not 0 < label.sum() < len(label):
-            continue
-        text = plain(", ".join(filter(None, [name, class_names[i] if len(class_names) > 2 else ""])))
-        false_positives, sensitivity, _ = roc_curve(label, score)
-        roc.plot(false_positives, sensitivity, color=color, label=text)
-        precision, recall, _ = precision_recall_curve(label, score)
-        precision_recall.plot(recall, precision, color=color, label=text)
-        if len(class_names) == 2:
-            called = cases.prediction == positive
-            here = called[label].mean()
-            roc.plot(called[~label].mean(), here, "o", color=color)
-            if called.any():
-                precision_recall.plot(here, label[called].mean(), "o", color=color)
-    for (name, cases), color in zip(judged.items(), drawing.colors(len(judged)), strict=True):
-        confidences, hits, _ = reliability(*confidence_and_hit(cases))
-        reliable.plot(confidences, hits, "o-", color=color, label=plain(name))
-    for axis in (roc, reliable):
-        axis.plot((0, 1), (0, 1), ":", color="gray")
-    of = f" of {plain(class_names[positive])}" if len(class_names) == 2 else ""
-    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC{of}")
-    precision_recall.set(xlabel="recall", ylabel="precision", title=f"precision-recall{of}", ylim=(0, 1.05))
-    reliable.set(xlabel="probability", ylabel="share of cases", title=f"reliability{of}")
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    if any(line.get_label()[:1] not in ("", "_") for line in roc.lines):
-        roc.legend(loc="lower right", fontsize=8)
-    return drawing.save(figure, path)
+    binary = len(class_names) == 2
+    classes = [positive] if binary else range(min(len(class_names), CURVES))
+    with plotting.figure(path, 1, 3, width=11, height=3.9) as (_, axes):
+        roc, precision_recall, reliable = axes.flat
+        lines = [(name, cases, i) for name, cases in judged.items() for i in classes]
+        apart = False  # operating points that do not lie on their curve
+        for index, (name, cases, i) in enumerate(lines):
+            label, score = cases.label == i, cases.probability[:, i]
+            if not 0 < label.sum() < len(label):
+                continue
+            style = plotting.line(index)
+            false_positives, sensitivity, _ = roc_curve(label, score)
+            title = ", ".join(filter(None, [name, "" if binary else class_names[i]]))
+            area = f"AUC {auc(false_positives, sensitivity):.3f}"
+            roc.plot(false_positives, sensitivity, label=f"{plain(title)} ({area})" if title else area, **style)
+            precision, recall, _ = precision_recall_curve(label, score)
+            precision_recall.plot(recall, precision, **style)
+            if binary:
+                called = cases.prediction == positive
+                wrong, right = called[~label].mean(), called[label].mean()
+                roc.plot(wrong, right, "o", markersize=6, color=style["color"])
+                every = roc_curve(label, score, drop_intermediate=False)
+                apart |= np.hypot(every[0] - wrong, every[1] - right).min() > 1e-6
+                if called.any():
+                    precision_recall.plot(right, label[called].mean(), "o", markersize=6, color=style["color"])
+        if binary:
+            text = "at the threshold of each fold, which may lie off the pooled curve" if apart else "at the threshold"
+            roc.plot([], [], "o", markersize=6, color="gray", label=text)
+        for index, cases in enumerate(judged.values()):
+            confidences, hits, _ = reliability(*confidence_and_hit(cases))
+            reliable.plot(confidences, hits, **plotting.points(index))
+        for axis in (roc, reliable):
+            axis.plot((0, 1), (0, 1), ":", color="gray", zorder=0)
+        of = f" of {plain(class_names[positive])}" if binary else ""
+        limits = {"xlim": (-0.02, 1.02), "ylim": (-0.02, 1.02)}
+        roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC{of}", **limits)
+        precision_recall.set(xlabel="recall", ylabel="precision", title=f"precision-recall{of}", **limits)
+        reliable.set(xlabel="mean probability", ylabel="share of cases", title=f"reliability{of}", **limits)
+    return path
 
 
 def draw_froc(path: pathlib.Path, curves: Mapping[str, Froc], positive: str) -> pathlib.Path:
@@ -75,16 +78,14 @@ def draw_froc(path: pathlib.Path, curves: Mapping[str, Froc], positive: str) -> 
       curves: the curve of each classifier by its name.
       positive: the name of the positive class.
     """
-    figure, ((axis,),) = drawing.new_figure(1, 1, width=6, height=4.3)
     rates = np.geomspace(LUNA16_RATES[0], LUNA16_RATES[-1], 200)
-    for (name, froc), color in zip(curves.items(), drawing.colors(len(curves)), strict=True):
-        text = plain(f"{name}: {froc.competition_score:.3f}".removeprefix(": "))
-        axis.plot(rates, [froc.sensitivity_at(rate) for rate in rates], color=color, label=text)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(LUNA16_RATES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    axis.set(
-        xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02), title=f"FROC of {plain(positive)}"
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right", fontsize=8)
-    return drawing.save(figure, path)
+    with plotting.figure(path, width=6, height=4) as (_, ((axis,),)):
+        for index, (name, froc) in enumerate(curves.items()):
+            score = f"competition score {froc.competition_score:.3f}"
+            text = f"{plain(name)} ({score})" if name else score
+            axis.plot(rates, [froc.sensitivity_at(rate) for rate in rates], label=text, **plotting.line(index))
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(LUNA16_RATES, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
+        axis.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(-0.02, 1.02))
+        axis.set_title(f"FROC of {plain(positive)}")
+    return path

@@ -131,7 +131,7 @@ def _checked(
         found = graphs.with_whole_maps(found, network, registered(name).input.size)
         matched, _ = graphs.match(graphs.operations(network), found, images)
     except WeightError as error:
-        raise WeightError(f"{path} is of no network that is read from such files: {error}.") from error
+        raise WeightError(f"{path} holds none of the networks that this format supports: {error}.") from error
     return name, attributes, {theirs.name: ours.removesuffix(" scale") for ours, theirs in matched.items()}
 
 

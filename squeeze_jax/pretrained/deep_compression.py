@@ -24,10 +24,10 @@ from squeeze_jax.errors import WeightError
 from squeeze_jax.experiment import make_model, make_task
 from squeeze_jax.models.squeezenet import FIRST_FIRE, STEMS
 from squeeze_jax.pretrained.caffe import caffe_config
+from squeeze_jax.pretrained.imagenet import imagenet_class_names
 from squeeze_jax.pretrained.weights import (
     Leaves,
     Weights,
-    imagenet_class_names,
     make_weights,
     read_bytes,
     write_verified,

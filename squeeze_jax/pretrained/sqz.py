@@ -27,12 +27,12 @@ from squeeze_jax import config as config_lib
 from squeeze_jax.compression import arrays
 from squeeze_jax.errors import WeightError
 from squeeze_jax.experiment import make_model, make_task
+from squeeze_jax.pretrained.imagenet import imagenet_class_names
 from squeeze_jax.pretrained.weights import (
     IMAGENET,
     WRONG_VALUES,
     Weights,
     check_shapes,
-    imagenet_class_names,
     read_bytes,
     read_header,
     write_verified,

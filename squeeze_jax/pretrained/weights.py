@@ -20,6 +20,7 @@ from squeeze_jax.experiment import make_crop, make_model, make_preprocessing, ma
 from squeeze_jax.files import replaced
 from squeeze_jax.models.registry import ImageInput
 from squeeze_jax.models.variables import differences
+from squeeze_jax.pretrained.imagenet import imagenet_class_names
 from squeeze_jax.validation import is_image_shape
 
 Leaves = dict[str, np.ndarray]  # "params/fire2/squeeze1x1/kernel" -> array
@@ -93,17 +94,10 @@ def model_of_stem(path: object, leaves: Leaves) -> str:
     if stem is None or stem.shape[0] not in MODEL_OF_STEM:
         found = "no kernel" if stem is None else f"a kernel of shape {stem.shape}"
         raise WeightError(
-            f"{path} is of no network that is read from such files (docs/weights.md lists them): conv1 has {found}; "
+            f"{path} holds none of the networks that this format supports (docs/weights.md): conv1 has {found}; "
             f"layers: {sorted(leaves)[:8]}"
         )
     return MODEL_OF_STEM[stem.shape[0]]
-
-
-def imagenet_class_names() -> tuple[str, ...]:
-    """Returns the WordNet ids of the 1000 classes, such as n01440764, in the order of the logits."""
-    import tensorflow_datasets as tfds
-
-    return tuple(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
 
 
 def class_names_for(leaves: Leaves, head: str) -> tuple[str, ...]:

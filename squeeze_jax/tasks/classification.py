@@ -1,9 +1,7 @@
 """Classification: one class per image, one of ordered classes, or any number of labels."""
 
-import base64
 import dataclasses
-import functools
-import html
+import difflib
 import logging
 import math
 import pathlib
@@ -19,8 +17,7 @@ from flax import linen as nn
 from squeeze_jax import drawing, tables
 from squeeze_jax.data.augmentation import AXES, Preprocessing, mirror_images, mixup
 from squeeze_jax.data.splits import CASE, GROUPS, IGNORED, PATIENT, VALID, Split, targets_of
-from squeeze_jax.errors import ConfigError, DataError
-from squeeze_jax.files import replaced
+from squeeze_jax.errors import ConfigError, DataError, InputError
 from squeeze_jax.metrics import plots
 from squeeze_jax.metrics.cases import Cases
 from squeeze_jax.metrics.operating_point import (
@@ -32,6 +29,7 @@ from squeeze_jax.metrics.operating_point import (
     parse_rule,
 )
 from squeeze_jax.metrics.scores import available, explain_undefined, explained_intervals, scores
+from squeeze_jax.tasks.classification_report import draw_map, per_class, write_case, write_confusion
 from squeeze_jax.tasks.task import Batch, Records, Sums, Values
 
 logger = logging.getLogger(__name__)
@@ -39,18 +37,7 @@ logger = logging.getLogger(__name__)
 TOP_K = 5
 MIXUP = 2**20  # folded into an example's key for mixup, because image augmentation splits the key itself
 METRICS = ("basic", "full")
-CASE_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px sans-serif; margin: 2em auto; max-width: 60em }}
-td {{ padding-right: 1em }} img {{ max-width: 100% }}
-</style></head><body>
-<h1>{title}</h1>
-<p>The mean probability over {count} image(s) of the case:</p><table>{rows}</table>
-<p>The map shows where the evidence for the most probable class of each image is (class activation map). It is not a
-segmentation. For research only.</p>
-{images}</body></html>
-"""
-LABELED_CLASSES = 30  # maximum number of classes for a confusion matrix with readable labels and counts
+LISTED = 10  # classes in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +47,7 @@ class Classification:
     Attributes:
       class_names: the class names, in the order of the logits.
       preprocessing: the preprocessing of the images.
-      labels: the kind of labels; see `Ordinal` and `MultiLabel` for the others than "multiclass".
+      labels: the kind of labels; see `Ordinal` and `MultiLabel` for the kinds other than "multiclass".
       label_smoothing: probability mass that is spread evenly over all classes.
       focal_gamma: the exponent of the focal loss (Lin et al. 2017, arXiv 1708.02002); 0 for cross entropy.
       class_weights: factor on the loss of each class; empty for none. The reported training loss includes them.
@@ -385,12 +372,7 @@ class Classification:
         confusion = self.confusion(records)
         rows = [row | self.naming for row in per_class(confusion, self.class_names)]
         tables.write_csv(folder / "per_class.csv", rows)
-        rows = [
-            {"label": name, **dict(zip(self.class_names, map(int, counts), strict=True))}
-            for name, counts in zip(self.class_names, confusion, strict=True)
-        ]
-        tables.write_csv(folder / "confusion.csv", rows)
-        draw_confusion(folder / "confusion.png", confusion, self.class_names)
+        write_confusion(folder, confusion, self.class_names)
         if self.metrics == "full":
             cases = self.cases(records)
             tables.write_csv(folder / "cases.csv", cases.rows(self.class_names))
@@ -431,28 +413,56 @@ class Classification:
         drawing.draw_sheet(path, batch["image"], [self.class_names[int(label)] for label in batch["label"]])
 
     def report_case(
-        self, path: pathlib.Path, names: Sequence[str], pictures: Sequence[bytes], predicted: Sequence[np.ndarray]
+        self,
+        path: pathlib.Path,
+        names: Sequence[str],
+        pictures: Sequence[bytes],
+        notes: Sequence[str],
+        predicted: Sequence[np.ndarray],
     ) -> None:
         """Writes an HTML page: the mean probability over the images, and each image with its map and probability."""
 
-        def rows(probability: np.ndarray) -> str:
-            cells = [(row["label"], f"{row['probability']:.1%}") for row in self.describe(probability)["top5"]]
-            return "".join(f"<tr><td>{html.escape(label)}</td><td>{share}</td></tr>" for label, share in cells)
+        def best(probability: np.ndarray) -> list[tuple[str, float]]:
+            return [(row["label"], row["probability"]) for row in self.describe(probability)["top5"]]
 
-        mean = np.mean(predicted, axis=0)
-        images = "".join(
-            f"<h2>{html.escape(name)}</h2><table>{rows(probability)}</table>"
-            f'<img alt="image and map" src="data:image/png;base64,{base64.b64encode(picture).decode()}">\n'
-            for name, picture, probability in zip(names, pictures, predicted, strict=True)
-        )
-        title = f"{self.class_names[int(np.argmax(mean))]}, {mean.max():.1%}"
-        page = CASE_PAGE.format(title=html.escape(title), count=len(names), rows=rows(mean), images=images)
-        with replaced(path) as temporary:
-            temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # of file names that are not UTF-8
+        files = [pathlib.PurePath(name).name for name in names]
+        mean = best(np.mean(predicted, axis=0))
+        write_case(path, files, pictures, notes, list(map(best, predicted)), mean)
 
-    def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
-        """Draws the class activation map (Zhou et al. 2016, arXiv 1512.04150) of the most probable class."""
-        drawing.draw_overlay(path, image, head[..., int(np.argmax(predicted))])
+    def explain(
+        self,
+        path: pathlib.Path,
+        image: np.ndarray,
+        predicted: np.ndarray,
+        head: np.ndarray,
+        class_name: str | None = None,
+    ) -> str:
+        """Draws the class activation map of a class, by default the most probable one; see `Task`.
+
+        Raises:
+          InputError: there is no such class.
+        """
+        index = int(np.argmax(predicted)) if class_name is None else self.class_index(class_name)
+        channel, evidence = self._evidence(index)
+        name = self.class_names[index]
+        return draw_map(path, image, head[..., channel], name, float(predicted[index]), evidence)
+
+    def _evidence(self, index: int) -> tuple[int, str]:
+        """Returns the output whose map is shown for a class, and what it is the evidence for."""
+        return index, self.class_names[index]
+
+    def class_index(self, name: str) -> int:
+        """Returns the index of a class.
+
+        Raises:
+          InputError: there is no such class; the message suggests one.
+        """
+        if name not in self.class_names:
+            close = difflib.get_close_matches(name, self.class_names, n=1)
+            listed = ", ".join(self.class_names[:LISTED]) + (", ..." if self.num_classes > LISTED else "")
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise InputError(f"the network has no class {name!r}; expected one of {listed}.{hint}")
+        return self.class_names.index(name)
 
 
 class Ordinal(Classification):
@@ -495,9 +505,10 @@ class Ordinal(Classification):
         """Returns the values of `Classification.values`, and "mae"."""
         return {**super().values(sums, records), "mae": float(sums["mae"]) / int(sums["examples"])}
 
-    def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
-        """Draws the map of the output that says "above the class before the most probable one"."""
-        drawing.draw_overlay(path, image, head[..., max(int(np.argmax(predicted)) - 1, 0)])
+    def _evidence(self, index: int) -> tuple[int, str]:
+        """The map of the output that says "above the class before this one"."""
+        below = max(index - 1, 0)
+        return below, f"a class above {self.class_names[below]}"
 
 
 class MultiLabel(Classification):
@@ -689,46 +700,3 @@ def balanced_weights(split: Split, class_names: Sequence[str]) -> tuple[float, .
             f"factors instead, or remove the class."
         )
     return tuple((counts.sum() / (len(counts) * counts)).tolist())
-
-
-def per_class(confusion: np.ndarray, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns one row per class: examples, correct predictions, recall and precision (NaN if undefined)."""
-    rows = []
-    for i, name in enumerate(class_names):
-        examples, predicted, correct = int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])
-        rows.append(
-            {
-                "class": i,
-                "name": name,
-                "examples": examples,
-                "correct": correct,
-                "recall": correct / examples if examples else float("nan"),
-                "precision": correct / predicted if predicted else float("nan"),
-            }
-        )
-    return rows
-
-
-def draw_confusion(path: pathlib.Path, confusion: np.ndarray, class_names: tuple[str, ...]) -> pathlib.Path:
-    """Draws a confusion matrix with one row per true class, shaded by the fraction of the row.
-
-    Args:
-      path: the file to write.
-      confusion: counts, int (true class, predicted class).
-      class_names: one per class.
-    """
-    size = len(class_names)
-    side = min(12.0, 2.5 + 0.4 * size)
-    figure, axes = drawing.new_figure(1, 1, width=side, height=side)
-    axis = axes.flat[0]
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set(xlabel="predicted", ylabel="true")
-    if size <= LABELED_CLASSES:
-        names = list(map(plots.plain, class_names))
-        axis.set_xticks(range(size), names, rotation=90)
-        axis.set_yticks(range(size), names)
-        write = functools.partial(axis.text, ha="center", va="center", fontsize=7)
-        for i, j in zip(*np.nonzero(confusion), strict=True):
-            write(j, i, int(confusion[i, j]), color="k" if shares[i, j] < 0.6 else "w")
-    return drawing.save(figure, path)

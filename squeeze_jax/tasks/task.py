@@ -80,7 +80,7 @@ class Task(Protocol):
           group_names: the names that the groups of its examples index, see `data.sources.Source`.
 
         Raises:
-          ConfigError: the targets are of another kind than the task's.
+          ConfigError: the targets are not of the task's kind.
           DataError: examples contradict each other; the message names them.
         """
 
@@ -154,25 +154,39 @@ class Task(Protocol):
         """Draws the examples of a batch, with pixels in 0..255, as a PNG."""
 
     def report_case(
-        self, path: pathlib.Path, names: Sequence[str], pictures: Sequence[bytes], predicted: Sequence[np.ndarray]
+        self,
+        path: pathlib.Path,
+        names: Sequence[str],
+        pictures: Sequence[bytes],
+        notes: Sequence[str],
+        predicted: Sequence[np.ndarray],
     ) -> None:
         """Writes an HTML page about one case.
 
         Args:
           path: the file to write.
-          names: of its images, which are slices of one thing.
+          names: of the images, all slices of one case.
           pictures: what `explain` drew for each image, as the bytes of a PNG.
+          notes: what `explain` returned for each image.
           predicted: the prediction for each image, rows of the output of `predict`.
         """
 
-    def explain(self, path: pathlib.Path, image: np.ndarray, predicted: np.ndarray, head: np.ndarray) -> None:
-        """Draws an explanation of the prediction for one image as a PNG.
+    def explain(
+        self,
+        path: pathlib.Path,
+        image: np.ndarray,
+        predicted: np.ndarray,
+        head: np.ndarray,
+        class_name: str | None = None,
+    ) -> str:
+        """Draws an explanation of the prediction for one image as a PNG, and returns a sentence about what it shows.
 
         Args:
           path: the file to write.
           image: the raw image, (*spatial, channels).
           predicted: the prediction for it, one row of the output of `predict`.
           head: the feature map of the network's head, (*spatial, channels).
+          class_name: the class to explain; None for the predicted one.
         """
 
 

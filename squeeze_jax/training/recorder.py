@@ -170,7 +170,7 @@ class Recorder:
             return
         self._writer.close()
         metric = self._experiment.config.evaluation.best_metric
-        records.draw_curves(self._folder, list(dict.fromkeys(("loss", metric, "learning_rate"))))
+        curves = records.draw_curves(self._folder, list(dict.fromkeys(("loss", metric, "learning_rate"))))
         if finished:
             summary = self._experiment.summary
             size = {"parameters": summary.parameters, "macs": summary.macs}
@@ -178,7 +178,8 @@ class Recorder:
         if best["best_step"] is not None:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:
-            logger.info("finished; result.json, curves and checkpoints are in %s", os.path.relpath(self._folder))
+            files = ["result.json", *([curves.name] if curves else []), "checkpoints"]
+            logger.info("finished; %s are in %s", ", ".join(files), os.path.relpath(self._folder))
         else:
             plan = self._experiment.plan
             logger.info("stopped at step %d of %d; the same command resumes the run", step, plan.total)

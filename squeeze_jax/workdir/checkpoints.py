@@ -349,7 +349,7 @@ def _unflatten(leaves: Leaves, template: Any, where: str) -> Any:
     wanted = flax.traverse_util.flatten_dict(flax.serialization.to_state_dict(template), keep_empty_nodes=True, sep="/")
     expected = {name: f"{leaf.shape} {leaf.dtype}" for name, leaf in wanted.items() if hasattr(leaf, "shape")}
     if _window_names(leaves) != _window_names(expected):
-        logger.warning("%s has sums of other metrics than this version; they restart from zero at this step", where)
+        logger.warning("%s has other metrics than this version; their sums restart from zero at this step", where)
         fresh = {name: np.zeros(wanted[name].shape, wanted[name].dtype) for name in _window_names(expected)}
         leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(WINDOW)} | fresh
     found = {name: f"{leaf.shape} {leaf.dtype}" for name, leaf in leaves.items()}

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from squeeze_jax import drawing
+from squeeze_jax import plotting
+from squeeze_jax.config import SPLITS
 from squeeze_jax.errors import WorkdirError
 from squeeze_jax.files import replaced, write_json, writing
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
-SPLIT_COLORS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:red"}
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -157,26 +157,32 @@ def write_result(workdir: pathlib.Path, best_step: int | None, size: dict[str, i
 
 
 def draw_curves(workdir: pathlib.Path, metrics: Sequence[str]) -> pathlib.Path | None:
-    """Draws curves.png from metrics.jsonl and returns its path; None if none of the metrics was measured.
+    """Draws curves.png from metrics.jsonl and returns its path; None if no metric was measured twice.
+
+    A metric that was measured once has no panel.
 
     Args:
       workdir: the folder.
       metrics: the names of the metrics to draw against the step.
     """
     records = read_metrics(workdir)
-    names = [name for name in metrics if any(name in record["values"] for record in records)]
-    if not names:
+    panels = {
+        name: {
+            split: [(r["step"], r["values"][name]) for r in records if r["split"] == split and name in r["values"]]
+            for split in SPLITS
+        }
+        for name in metrics
+    }
+    panels = {name: lines for name, lines in panels.items() if sum(map(len, lines.values())) > 1}
+    if not panels:
         return None
-    figure, axes = drawing.new_figure(1, len(names), width=4.5 * len(names), height=3.5, layout=None)
-    for axis, name in zip(axes.flat, names, strict=True):
-        for split, color in SPLIT_COLORS.items():
-            points = [(r["step"], r["values"][name]) for r in records if r["split"] == split and name in r["values"]]
-            if points:
-                style = {"marker": "o", "markersize": 3} if split != "train" else {}
-                axis.plot(*zip(*points, strict=True), label=split, color=color, **style)
-        axis.set(xlabel="step", title=name.replace("_", " "))
-        axis.grid(alpha=0.3)
-        axis.legend()
-    # The margins are fixed, because every run waits for this, and an automatic layout draws everything twice.
-    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.16, top=0.9)
-    return drawing.save(figure, workdir / "curves.png")
+    path = workdir / "curves.png"
+    with plotting.figure(path, 1, len(panels), width=4 * len(panels), height=3.2) as (_, axes):
+        for axis, (name, lines) in zip(axes.flat, panels.items(), strict=True):
+            for index, (split, points) in enumerate(lines.items()):
+                if points:
+                    style = plotting.line(index) if split == "train" and len(points) > 1 else plotting.points(index)
+                    axis.plot(*zip(*points, strict=True), label=split, **style)
+            axis.set(xlabel="step", ylabel=plotting.quantity(name))
+            plotting.count_ticks(axis)
+    return path

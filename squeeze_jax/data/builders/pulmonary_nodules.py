@@ -50,7 +50,7 @@ class PulmonaryNodules(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         classes = RATINGS if config.ordered else ("below 3", "above 3")
         image = tfds.features.Tensor(shape=(SIDE,) * 3 + (1,), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB)
-        # The names are known from the file alone, so the patients and cases go by numbers.
+        # The names are known from the file alone, so patients and cases are numbered.
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
