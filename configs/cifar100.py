@@ -5,7 +5,7 @@
 Expected: 69.4 % top-1, 91.6 % top-5 (weiaicunzai/pytorch-cifar100 README, squeezenet: errors 30.59 and 8.36). Not run
 here, because 200 epochs need an accelerator. Known differences: that network also has batch norm after conv10, no
 bypass around fire9 and a 2x2 first pooling with stride 2, and its checkpoint was selected on the test images; here
-5,000 training images are held out for this.
+A tenth of the training images is held out for this.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = base_config()
     config.dataset.name = "cifar100"
     config.dataset.validation_split = ""
-    config.dataset.held_out = 5000
+    config.dataset.held_out = 0.1
     config.dataset.mean = (129.3, 124.1, 112.4)
     config.dataset.std = (68.2, 65.4, 70.4)
     config.augment.flip = ("width",)

@@ -15,9 +15,10 @@ from squeeze_jax import models, tasks
 from squeeze_jax.config import SPLITS
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
-from squeeze_jax.data.sources import Dataset, open_dataset
+from squeeze_jax.data.sources import Dataset, MissingSplitError, open_dataset
 from squeeze_jax.data.splits import PATIENT, Split, hold_out, make_folds
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, ModelError
+from squeeze_jax.extensions import nearest
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
@@ -56,9 +57,9 @@ class Plan:
         """
 
         def steps(duration: str) -> int:
-            return duration_in_steps(duration, config.train.batch_size, num_examples)
+            return duration_in_steps(duration, config.train.batch_size, num_examples, total)
 
-        total = steps(config.train.duration)
+        total = duration_in_steps(config.train.duration, config.train.batch_size, num_examples)
         if total < 1:
             raise ConfigError(f"config.train.duration={config.train.duration!r} is less than one step.")
         return cls(
@@ -258,11 +259,16 @@ def network_options(config: ConfigDict) -> dict[str, Any]:
     """Returns the options that a config gives its network; None in `config.model` means the network's own value.
 
     Raises:
-      ModelError: the name is unknown.
+      ModelError: the name is unknown, or the network lacks an option and `config.model.strict` is set.
     """
     known = models.registered(config.model.name).overrides()
     given = {key: value for key, value in config.model.items() if value is not None and key not in ("name", "strict")}
-    return {key: value for key, value in given.items() if config.model.strict or key in known}
+    if config.model.strict and (other := [key for key in given if key not in known]):
+        raise ModelError(
+            f"{config.model.name} has no option {other[0]!r}{nearest(other[0], known)} config.model.strict=False skips "
+            f"the options that a network lacks."
+        )
+    return {key: value for key, value in given.items() if key in known}
 
 
 def make_model(config: ConfigDict, task: Task) -> nn.Module:
@@ -293,7 +299,18 @@ def open_config_dataset(config: ConfigDict) -> Dataset:
         crop=make_crop(config),
         skip_unreadable=config.dataset.skip_unreadable,
         max_unreadable=config.dataset.max_unreadable,
+        shares=_shares(config),
     )
+
+
+def _shares(config: ConfigDict) -> dict[str, float]:
+    """Returns the shares of the training images of a folder that become splits which it lacks, by their names."""
+    if config.dataset.train_split != "train" or config.dataset.folds:
+        return {}
+    shares = {"validation": config.dataset.validation_share, "test": config.dataset.test_share}
+    if config.dataset.held_out:
+        del shares["validation"]
+    return {name: share for name, share in shares.items() if share and config.dataset[f"{name}_split"] == name}
 
 
 def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
@@ -306,13 +323,35 @@ def find_split(dataset: Dataset, config: ConfigDict, name: str) -> Split | None:
     taken_from = _taken_from(config, name)
     if not taken_from:
         return None
-    whole = dataset.split(taken_from)
+    try:
+        whole = dataset.split(taken_from)
+    except MissingSplitError as error:
+        raise MissingSplitError(f"{error} {_instead_of_missing(config, name)}") from error
     if type(config.dataset.folds) is int and config.dataset.folds:
         parts = make_folds(whole, config.dataset.folds)
         return whole.subset(np.sort(np.concatenate([parts[fold] for fold in _chosen_folds(config, name)])))
     if config.dataset.held_out and name != "test":
+        if config.dataset.validation_split in dataset.source.split_sizes:
+            raise ConfigError(
+                f"{dataset.name} has a split {config.dataset.validation_split!r}; set config.dataset.held_out=0 to use "
+                f"it, or config.dataset.validation_split='' to hold out training examples instead."
+            )
         return hold_out(whole, config.dataset.held_out)[name == "validation"]
     return whole
+
+
+def _instead_of_missing(config: ConfigDict, name: str) -> str:
+    """Returns what to do if the dataset lacks the split that is used as `name`."""
+    if config.dataset.folds:
+        return "Set config.dataset.folds to the names of stored splits, or to a number."
+    if name == "train" or (name == "validation" and config.dataset.held_out):
+        return "Set config.dataset.train_split to the one to train on."
+    if name == "test":
+        return "Set config.dataset.test_split to one of these, or to '' for none."
+    return (
+        "Set config.dataset.validation_split to one of these, or config.dataset.held_out=0.1 to hold out a tenth of "
+        "the training examples."
+    )
 
 
 def stored_splits(dataset: Dataset, config: ConfigDict, name: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -19,7 +20,7 @@ from squeeze_jax import pretrained, tables
 from squeeze_jax.config import SPLITS, check_same_experiment
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import Identity
-from squeeze_jax.data.sources import Dataset
+from squeeze_jax.data.sources import Dataset, MissingSplitError
 from squeeze_jax.data.splits import NAME, Split
 from squeeze_jax.errors import ConfigError, DataError, InputError
 from squeeze_jax.experiment import (
@@ -56,6 +57,8 @@ class Network:
       class_names: the class names, in the order of the outputs.
       image_shape: (*spatial, channels) of the images that `predict` takes.
       workdir: the workdir of the run; None for a weight file.
+      preparation: how the images of the run's dataset were made of raw data, such as the "cut" of patches from scans,
+        see `data.sources.Source`; empty if nothing is recorded.
     """
 
     model: nn.Module
@@ -65,6 +68,7 @@ class Network:
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     workdir: pathlib.Path | None = None
+    preparation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def task(self) -> Task:
@@ -171,13 +175,27 @@ class Network:
             config = config.copy_and_resolve_references()
             config.dataset.name = dataset
             config.dataset.held_out = 0
+            if dataset != self.config.dataset.name:
+                config.dataset.validation_share = config.dataset.test_share = 0.0
             config.dataset.folds = 0
             for split in SPLITS:
                 config.dataset[f"{split}_split"] = split
         opened = open_config_dataset(config)
-        examples = find_split(opened, config, name)
+        try:
+            examples = find_split(opened, config, name)
+        except MissingSplitError as error:
+            if dataset is None:
+                raise
+            found = ", ".join(sorted(opened.source.split_sizes))
+            raise DataError(
+                f"{dataset} has no split {name!r}; it has {found}. Name one of these with --split."
+            ) from error
         if examples is None:
-            raise ConfigError(f"config.dataset.{name}_split is empty: this experiment has no {name} split.")
+            others = [other for other in SPLITS if other != name and find_split(opened, config, other) is not None]
+            raise ConfigError(
+                f"config.dataset.{name}_split is empty: this experiment has no {name} split. It has "
+                f"{' and '.join(others)}; name one of these with --split."
+            )
         for note in opened.notes:
             logger.info("dataset: %s", note)
         used = stored_splits(opened, config, name)
@@ -282,7 +300,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
       WeightError: the weight file cannot be used, or the checkpoint is not of the config's network.
     """
     source = user_path(source)
-    workdir = source if source.is_dir() else None
+    workdir, preparation = source if source.is_dir() else None, {}
     if workdir is None:
         weights = pretrained.read(source)
         config, class_names, image_shape = weights.config, weights.class_names, weights.image_shape
@@ -290,6 +308,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     else:
         config, resolved = config_lib.read(source)
         class_names, image_shape = tuple(resolved["class_names"]), tuple(resolved["image_shape"])
+        preparation = resolved.get("preparation", {})
         checkpoints = Checkpoints(source, read_only=True)
         try:
             step, leaves = checkpoints.read(checkpoint)
@@ -301,7 +320,7 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "best") -> Network:
     if workdir is not None:
         found = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items()}
         check_shapes(source, model, found, input_shape)
-    return Network(model, variables, config, step, class_names, image_shape, workdir)
+    return Network(model, variables, config, step, class_names, image_shape, workdir, preparation)
 
 
 def evaluate(

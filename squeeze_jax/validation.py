@@ -60,26 +60,31 @@ DURATIONS = (
     "run.evaluate_every",
     "run.checkpoint_every",
 )
-_DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,30})?)\s*(steps?|epochs?|examples?)\s*")
+_DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,30})?)\s*(steps?|epochs?|examples?|%)\s*")
 
 
-def duration_in_steps(duration: str, batch_size: int, num_examples: int) -> int:
+def duration_in_steps(duration: str, batch_size: int, num_examples: int, total: int | None = None) -> int:
     """Converts a duration to a number of steps, rounded to the nearest integer.
 
     Args:
-      duration: such as "20 epochs", "500 steps" or "51200 examples".
+      duration: such as "20 epochs", "500 steps", "51200 examples" or "5 %" of the run.
       batch_size: examples per step.
       num_examples: examples per epoch.
+      total: steps of the run; None for the duration of the run itself, which cannot be a percentage.
 
     Raises:
-      ConfigError: `duration` is not a number with a unit.
+      ConfigError: `duration` is not a number with a unit, or a percentage of nothing.
     """
     match = _DURATION.fullmatch(duration)
     if match is None:
         raise ConfigError(
-            f"{duration!r} is not a duration; expected a number and a unit, such as '20 epochs' or '500 steps'."
+            f"{duration!r} is not a duration; expected a number and a unit, such as '20 epochs', '500 steps' or '5 %'."
         )
     amount, unit = float(match[1]), match[2].rstrip("s")
+    if unit == "%":
+        if total is None:
+            raise ConfigError(f"{duration!r} is a share of the run itself; expected epochs, steps or examples.")
+        return round(amount / 100 * total)
     examples = {"step": amount * batch_size, "epoch": amount * num_examples, "example": amount}[unit]
     return round(examples / batch_size)
 
@@ -106,7 +111,7 @@ def validate(config: ConfigDict) -> None:
     _check_tuples(config)
     for key in DURATIONS:
         try:
-            duration_in_steps(lookup(config, key), config.train.batch_size, 1)
+            duration_in_steps(lookup(config, key), config.train.batch_size, 1, None if key == "train.duration" else 1)
         except ConfigError as error:
             raise ConfigError(f"config.{key}: {error}") from None
     _check_combinations(config)
@@ -123,7 +128,6 @@ def _check_numbers(config: ConfigDict) -> None:
     for key in (
         "augment.rotate",
         "augment.intensity_shift",
-        "dataset.held_out",
         "optimizer.weight_decay",
         "optimizer.epsilon",
         "optimizer.gradient_clip",
@@ -138,6 +142,14 @@ def _check_numbers(config: ConfigDict) -> None:
         _require(config, key, lambda value: 0 < value <= 1, "0 < value <= 1")
     _require(config, "schedule.peak_at", lambda value: 0 < value < 1, "0 < value < 1")
     _require(config, "dataset.max_unreadable", lambda value: 0 <= value <= 1, "0 <= value <= 1")
+    for key in ("dataset.validation_share", "dataset.test_share"):
+        _require(config, key, lambda value: 0 <= value < 1, "0 <= value < 1")
+    if config.dataset.validation_share + config.dataset.test_share >= 1:
+        raise ConfigError(
+            f"config.dataset.validation_share={config.dataset.validation_share} and test_share="
+            f"{config.dataset.test_share} leave nothing to train on; expected a sum below 1."
+        )
+    _require(config, "dataset.held_out", _is_count_or_share, "a number of examples, or a share of them below 1")
     _require(config, "seed", lambda value: 0 <= value < 2**31, "0 <= value < 2**31")
     _require(config, "sharing.bits", lambda value: value == 0 or value in BITS, f"0, or {BITS[0]} to {BITS[-1]}")
     _require(config, "dataset.folds", _is_folds, "0, at least 3 folds, or the names of at least 3 stored splits")
@@ -214,11 +226,6 @@ def _check_combinations(config: ConfigDict) -> None:
         raise ConfigError(
             "config.train.sampling='balanced' takes the classes in turns, so config.task.mixup would mix the "
             "same pairs of classes; use config.task.class_weights instead."
-        )
-    if config.dataset.held_out and config.dataset.validation_split:
-        raise ConfigError(
-            f"config.dataset.held_out={config.dataset.held_out} already creates a validation split; set "
-            f"config.dataset.validation_split='' or leave held_out at 0."
         )
     if config.dataset.folds and config.dataset.held_out:
         raise ConfigError(
@@ -329,6 +336,10 @@ def _is_by_pattern(value: Any, accept: Callable[[float], bool]) -> bool:
         return all(re.compile(pattern) and _is_number(number) and accept(number) for pattern, number in value)
     except (TypeError, ValueError, re.error, OverflowError, RecursionError):  # of the regular expression, too
         return False
+
+
+def _is_count_or_share(value: Any) -> bool:
+    return type(value) in (int, float) and value >= 0 and (value < 1 or type(value) is int)
 
 
 def _is_folds(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from squeeze_jax.data.candidates import read_candidates, summary
+from squeeze_jax.data.candidates import read_candidates, rename_classes, summary
 from squeeze_jax.errors import DataError
 
 HEADER = "seriesuid,coordX,coordY,coordZ,class"
@@ -101,3 +101,23 @@ def test_whole_numbers_of_a_column_with_empty_cells_are_whole(tmp_path):
         False,
     ]
     assert found[0].case == found[1].case == "a/7" and found[2].case == "b/line4"
+
+
+def test_a_list_without_classes_is_read_for_prediction_alone(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("seriesuid,coordX,coordY,coordZ\na,1,2,3\n")
+    (found,) = read_candidates(path, classified=False)
+    assert found.center == (1, 2, 3) and found.class_name == ""
+    with pytest.raises(DataError, match="has no column class"):
+        read_candidates(path)
+    path.write_text("seriesuid,coordX,coordY,coordZ,class\na,1,2,3,\na,1,x,3,0\n")
+    with pytest.raises(DataError, match="line 3: expected a seriesuid and coordinates in mm, got"):
+        read_candidates(path, classified=False)
+
+
+def test_classes_get_names(tmp_path):
+    found = read(tmp_path, GOOD)
+    assert [one.class_name for one in rename_classes(found, ("vessel", "nodule"))] == ["nodule", "vessel"]
+    for names in (("nodule",), ("a", "b", "c"), ("a", "a"), ("a", "")):
+        with pytest.raises(DataError, match="expected a different name for each of the 2 classes 0, 1"):
+            rename_classes(found, names)

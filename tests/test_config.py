@@ -226,7 +226,9 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ({"crop.size": 300}, "config.crop.size=300 is larger than config.crop.resize=256"),
         ({"dataset.channels": 2}, "config.dataset.channels=2; expected 1 or 3"),
         ({"dataset.max_unreadable": 1.5}, "config.dataset.max_unreadable=1.5; expected 0 <= value <= 1"),
-        ({"dataset.held_out": 100}, "set config.dataset.validation_split=''"),
+        ({"dataset.held_out": 1.5}, "config.dataset.held_out=1.5; expected a number of examples, or a share of them"),
+        ({"dataset.test_share": 0.9}, "validation_share=0.15 and test_share=0.9 leave nothing to train on"),
+        ({"train.duration": "5 %"}, "config.train.duration: '5 %' is a share of the run itself; expected epochs"),
         ({"task.mirror": ("widht",)}, r"config.task.mirror=\('widht',\); expected some of depth, height, width"),
         ({"optimizer.learning_rate_multipliers": (("conv1",),)}, "expected .*pattern, multiplier"),
         ({"optimizer.learning_rate_multipliers": (("(", 1.0),)}, "expected .*pattern, multiplier"),
@@ -234,7 +236,7 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ({"crop.size": (80, 300), "crop.resize": (100, 280)}, "is larger than config.crop.resize"),
         ({"crop.size": True}, "config.crop.size=True; expected"),
         ({"task.mixup": -0.2}, "config.task.mixup=-0.2; expected zero or more"),
-        ({"task.name": "clasification"}, "config.task.name='clasification' is unknown; expected one of classification"),
+        ({"task.name": "clasification"}, "the task 'clasification' is unknown; did you mean 'classification'"),
         ({"augment.intensity": (1.0, 0.5)}, r"\(low, high\)"),
         ({"task.class_weights": "1, -2"}, "expected 'none', 'balanced', or positive factors"),
         ({"train.patience": "5"}, "config.train.patience: '5' is not a duration"),
@@ -365,7 +367,12 @@ NAMES = '"class_names": ["a", "b"]'
             '{"config": %s, "resolved": {' + NAMES + ', "image_shape": [9999, 99999, 3]}, "version": 2}',
             "images of shape",
         ),
-        ('{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2}', "config.task.name='evil' is unknown"),
+        ('{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2}', "the task 'evil' is unknown"),
+        (
+            '{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2, "imports": {"this": "\\u0000"}}',
+            "needs the module this: pass --import=this, or in Python import this first",
+        ),
+        ('{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2, "imports": [1]}', "'evil' is unknown"),
     ],
 )
 def test_damaged_config_json_is_named(tmp_path: pathlib.Path, content, message):

@@ -40,7 +40,7 @@ def write(root, entries):
         elif text:
             file.write_text(text)
         elif not path.endswith("/"):
-            file.write_bytes(PNG)
+            file.write_bytes(PNG + path.encode())  # Pillow ignores what follows a picture
 
 
 def many(*patterns, count=2):

@@ -1,6 +1,8 @@
 """CT scans: generated ones, cuts in millimeters, files of every kind against what they were written from, errors."""
 
 import csv
+import dataclasses
+import json
 import locale
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from squeeze_jax.data import synthetic_nodules
 from squeeze_jax.data.candidates import Candidate, read_candidates
-from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all
+from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all, grid
 from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.data.volumes import find_scans, locate, read_scan
 from squeeze_jax.errors import DataError, FileError
@@ -195,10 +197,14 @@ def test_the_locale_stays(tmp_path):
 def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
     command = [sys.executable, "-m", "squeeze_jax.data.prepare", "scans/generated", "--scans", str(written)]
     command += ["--candidates", str(written / "candidates.csv"), "--data_dir", str(tmp_path), "--size", "16"]
+    command += ["--class_names", "vessel,nodule"]  # not in the order of the alphabet
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     dataset = open_dataset("scans/generated", str(tmp_path))
-    assert dataset.class_names == ("0", "1") and dataset.image_shape == (16, 16, 16, 1)
+    assert dataset.class_names == ("vessel", "nodule") and dataset.image_shape == (16, 16, 16, 1)
+    whole = dataset.split("+".join(dataset.source.split_sizes))
+    assert np.bincount(whole.targets()["label"]).tolist() == [24, 12]
+    assert Cut.from_values(dataset.preparation["cut"]) == Cut(size=16)
     assert set(dataset.source.split_sizes) == {f"subset{i}" for i in range(5)}
     patients = []
     for name, size in dataset.source.split_sizes.items():
@@ -212,9 +218,40 @@ def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
     rows = (written / "candidates.csv").read_text().splitlines(keepends=True)
     fewer = tmp_path / "fewer.csv"
     fewer.write_text("".join(rows[:-1]))
-    for candidates, cut in ((written / "candidates.csv", Cut(size=16, window=(-600, 200))), (fewer, Cut(size=16))):
+    names = ("vessel", "nodule")
+    for candidates, cut, class_names in (
+        (written / "candidates.csv", Cut(size=16, window=(-600, 200)), names),
+        (fewer, Cut(size=16), names),
+        (written / "candidates.csv", Cut(size=16), ()),
+    ):
         with pytest.raises(DataError, match="exists, but was not made of this list"):
-            cut_scans("scans/generated", written, candidates, cut, str(tmp_path))
+            cut_scans("scans/generated", written, candidates, cut, str(tmp_path), class_names=class_names)
+
+
+@pytest.mark.parametrize("direction", [*DIRECTIONS.values(), TILTED], ids=[*DIRECTIONS, "tilted"])
+def test_a_grid_lies_evenly_in_the_scan(direction):
+    scan = ball(direction)
+    points = grid(scan, 3.0)
+    inside = scan.indices(points)
+    assert ((inside >= -0.5 - 1e-6) & (inside <= np.array(scan.voxels.shape) - 0.5 + 1e-6)).all()
+    steps = [np.diff(np.unique(np.round(points[:, axis], 6))) for axis in range(3)]
+    assert all(np.allclose(step, 3.0) for step in steps)
+    volume = np.prod(np.array(scan.voxels.shape)[::-1] * scan.spacing) * abs(np.linalg.det(scan.direction))
+    assert len(points) * 3.0**3 == pytest.approx(volume, rel=0.25)
+    assert len(grid(scan, 1000.0)) == 1  # its middle
+    for step in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(DataError, match="expected a positive number"):
+            grid(scan, step)
+
+
+def test_a_cut_is_read_back_from_texts_and_values():
+    for cut in (Cut(), Cut("triplanar", 50, 0.5, (-600.0, 200.0)), Cut("axial", 8, 1e-05, (-1e10, 400))):
+        assert Cut.named_in(f"Patches. {cut} 0f3a") == cut
+        assert Cut.from_values(json.loads(json.dumps(dataclasses.asdict(cut)))) == cut
+    assert Cut.named_in("Patches of scans.") is None
+    for values in (None, {}, [], "cube", {**dataclasses.asdict(Cut()), "kind": "ball"}, {"kind": "cube", "size": "a"}):
+        with pytest.raises(DataError):
+            Cut.from_values(values)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Candidate:
     ignored: bool = False
 
 
-def read_candidates(path: pathlib.Path) -> list[Candidate]:
+def read_candidates(path: pathlib.Path, *, classified: bool = True) -> list[Candidate]:
     """Reads a list of candidates in CSV.
 
     The columns are those of LUNA16: seriesuid, coordX, coordY, coordZ (world coordinates in mm) and class. The columns
@@ -51,6 +51,10 @@ def read_candidates(path: pathlib.Path) -> list[Candidate]:
     `metrics.froc`. Other columns, such as diameter_mm, are not used. Cells are separated by commas, semicolons or tabs;
     columns may be written in any case; blanks around names do not count.
 
+    Args:
+      path: the file.
+      classified: whether the list says the class of each candidate. If not, the column class is not read.
+
     Raises:
       DataError: the file cannot be read, a column or value is missing or wrong, or rows of one nodule or one scan
         contradict each other; the message names the row.
@@ -58,7 +62,7 @@ def read_candidates(path: pathlib.Path) -> list[Candidate]:
     reader = _table(path)
     found = []
     try:
-        reader.fieldnames = _columns(path, reader.fieldnames or [])
+        reader.fieldnames = _columns(path, reader.fieldnames or [], classified)
         for values in reader:
             row = f"{path}, line {reader.line_num}"
             beyond = values.pop(None, ())  # the cells beyond the header
@@ -67,13 +71,33 @@ def read_candidates(path: pathlib.Path) -> list[Candidate]:
                     f"{row}: more cells than columns, got {values} and {beyond}; write decimals with a point."
                 )
             if any(map(str.strip, values.values())):
-                found.append(_candidate(row, reader, values))
+                found.append(_candidate(row, reader, values, classified))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}, cannot be read: {error}") from error
     if not found:
         raise DataError(f"{path} lists no candidates.")
     _check_agreement(found)
     return found
+
+
+def rename_classes(candidates: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:
+    """Returns candidates with other names of their classes, in the order of the sorted old names.
+
+    Args:
+      candidates: the candidates, such as those of the classes "0" and "1".
+      names: the new names, such as "no_nodule" and "nodule".
+
+    Raises:
+      DataError: there are more or fewer names than classes, or a name is empty or given twice.
+    """
+    classes = sorted({candidate.class_name for candidate in candidates})
+    if len(names) != len(classes) or len(set(names)) != len(names) or not all(names):
+        raise DataError(
+            f"the class names {','.join(names)!r} are {len(names)}; expected a different name for each of the "
+            f"{len(classes)} classes {', '.join(classes[:10])}."
+        )
+    renamed = dict(zip(classes, names, strict=True))
+    return [dataclasses.replace(one, class_name=renamed[one.class_name]) for one in candidates]
 
 
 def summary(candidates: list[Candidate]) -> str:
@@ -101,14 +125,15 @@ def _table(path: pathlib.Path) -> csv.DictReader:
     return csv.DictReader(rows, restval="", delimiter=separator, skipinitialspace=True, strict=True)
 
 
-def _columns(path: pathlib.Path, header: Sequence[str]) -> list[str]:
+def _columns(path: pathlib.Path, header: Sequence[str], classified: bool) -> list[str]:
     """Returns the header with the columns that are used as this module writes them."""
     known = {column.casefold(): column for column in (*COLUMNS, *OPTIONAL)}
     names = [known.get(name.strip().casefold(), name) for name in header]
-    missing = [column for column in COLUMNS if column not in names]
+    expected = COLUMNS if classified else COLUMNS[:-1]
+    missing = [column for column in expected if column not in names]
     if missing:
         raise DataError(
-            f"{path} has no column {', '.join(missing)}; expected {', '.join(COLUMNS)}, found "
+            f"{path} has no column {', '.join(missing)}; expected {', '.join(expected)}, found "
             f"{', '.join(map(repr, header[:20])) or 'nothing'}."
         )
     for column in known.values():
@@ -117,17 +142,21 @@ def _columns(path: pathlib.Path, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _candidate(row: str, reader: csv.DictReader, values: dict[str, str]) -> Candidate:
+def _candidate(row: str, reader: csv.DictReader, values: dict[str, str], classified: bool) -> Candidate:
     def name(column: str) -> str:
         text = values.get(column, "").strip()
         if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
             raise DataError(f"{row}: the {column} {text!r} contains a line break or a control character; remove it.")
         return text
 
-    scan, class_name, nodule = name("seriesuid"), _whole(name("class")), _whole(name("nodule"))
+    scan, nodule = name("seriesuid"), _whole(name("nodule"))
+    class_name = _whole(name("class")) if classified else ""
     center = tuple(_number(values[column], reader.reader.dialect.delimiter == ";") for column in COORDINATES)
-    if not scan or not class_name or not all(map(math.isfinite, center)):
-        raise DataError(f"{row}: expected a seriesuid, three coordinates in mm and a class, got {values}.")
+    if not scan or (classified and not class_name) or not all(map(math.isfinite, center)):
+        wanted = (
+            "a seriesuid, three coordinates in mm and a class" if classified else "a seriesuid and coordinates in mm"
+        )
+        raise DataError(f"{row}: expected {wanted}, got {values}.")
     case = f"line{reader.line_num}" if nodule.casefold() in NO_NODULE else nodule
     ignore = _whole(name("ignore")) or "0"
     if ignore not in ("0", "1"):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Fake:
 
     version = "1.0.0"
     notes = ()
+    preparation: ClassVar = {}
 
     def __init__(self, name: str):
         match = _NAME.fullmatch(name)

@@ -5,11 +5,12 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from squeeze_jax.data import decoding
-from squeeze_jax.data.identity import HASHED_BYTES, Identity, StoredSplit
+from squeeze_jax.data.dividing import divide, identical_files
+from squeeze_jax.data.identity import HASHED_BYTES, LISTED, Identity, StoredSplit
 from squeeze_jax.data.listing import Notes, list_pictures, shown
 from squeeze_jax.data.splits import CASE, PATIENT
 from squeeze_jax.errors import DataError
@@ -23,6 +24,8 @@ INNER = ("images", "image", "imgs", "img")  # folders that may lie between a cla
 ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: the classes of the files in val/images
 # Kinds of notes.
 UNLABELED, OUTSIDE = "left out, in no folder of a class", "left out, in a folder beside those of the splits"
+IN_TWO_SPLITS = "identical files in two splits, so that the figures of one are not of unseen images"
+IN_TWO_CLASSES = "identical files in two classes"
 DEEPER = "taken, but in folders below their class, which do not count as patients"
 
 
@@ -53,18 +56,21 @@ class ImageFolder:
 
     Args:
       root: the folder.
+      shares: splits that are taken from the split "train" if the folder lacks them, such as {"test": 0.15}; see
+        `dividing.divide`. An image and its copies, and all images of a patient, stay in one split.
 
     Attributes:
       group_names: see `Source`.
-      notes: see `Source`.
+      notes, preparation: see `Source`.
 
     Raises:
       DataError: the folder does not have one of these layouts, or a patient is in two splits.
     """
 
     version = "folder"
+    preparation: ClassVar = {}
 
-    def __init__(self, root: pathlib.Path):
+    def __init__(self, root: pathlib.Path, shares: Mapping[str, float] | None = None):
         self.root = root
         pictures, notes = list_pictures(root)
         layout = _Layout(root, _top(pictures), notes)
@@ -97,7 +103,49 @@ class ImageFolder:
                 self._files[split].append((f"{root}/{row.path}", target))
         self._above = {split: f"{root}/{layout.above(split)}" for split in splits}
         self.group_names = {group: tuple(index) for group, index in known.items()}
-        self.notes = notes.lines()
+        copies = self._find_copies(notes)
+        missing = {split: share for split, share in (shares or {}).items() if split not in self._files}
+        divided = self._divide(missing, copies) if missing and UNDIVIDED in self._files else ()
+        self.notes = (*divided, *notes.lines())
+
+    def _find_copies(self, notes: Notes) -> list[list[str]]:
+        """Returns the groups of identical files, and notes those in two splits or two classes."""
+        where = {path: (split, targets["label"]) for split in self._files for path, targets in self._files[split]}
+        if len(where) > LISTED:
+            return []
+        copies = identical_files(where)
+        for group in copies:
+            for kind, part in ((IN_TWO_SPLITS, 0), (IN_TWO_CLASSES, 1)):
+                if len({where[path][part] for path in group}) > 1:
+                    names = [path.removeprefix(f"{self.root}/") for path in group]
+                    notes.add(kind, " = ".join(names[:2]) + (f" = {len(names) - 2} more" if names[2:] else ""))
+        return copies
+
+    def _divide(self, shares: Mapping[str, float], copies: list[list[str]]) -> tuple[str, ...]:
+        """Takes splits from the split "train", and returns a line that says so."""
+        files = self._files[UNDIVIDED]
+        names = [self._name(UNDIVIDED, path, targets) for path, targets in files]
+        # What must stay together has one number: the images of a patient, and those that are copies of each other.
+        together = [targets.get(PATIENT, -1 - i) for i, (_, targets) in enumerate(files)]
+        index = {path: i for i, (path, _) in enumerate(files)}
+        for group in copies:
+            merged = {together[index[path]] for path in group if path in index}
+            together = [min(merged) if number in merged else number for number in together]
+        parts = divide(names, [targets["label"] for _, targets in files], together, shares)
+        for split, part in zip((UNDIVIDED, *shares), parts, strict=True):
+            self._above[split] = self._above[UNDIVIDED]
+            self._files[split] = [files[i] for i in part]
+        taken = ", ".join(f"{len(self._files[split])} for {split}" for split in shares)
+        return (
+            f"divided here, with equal shares of each class: {taken} of its {len(files)} images "
+            f"(config.dataset.{'_share, '.join(shares)}_share)",
+        )
+
+    def _name(self, split: str, path: str, targets: Mapping[str, int]) -> str:
+        """Returns the name of a file that does not depend on where the folder lies, with the class in it."""
+        class_name = self.class_names[targets["label"]]
+        # The class is in the name also where no folder says it.
+        return f"{class_name}/{path.removeprefix(self._above[split]).removeprefix(f'{class_name}/')}"
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -146,12 +194,9 @@ class ImageFolder:
         sizes = [os.stat(path).st_size for path, _ in self._files[split]]
         hashed = sum(sizes) <= HASHED_BYTES
         for (path, targets), size in zip(self._files[split], sizes, strict=True):
-            class_name = self.class_names[targets["label"]]
-            classes[class_name] += 1
-            # The class is in the name also where no folder says it.
-            name = path.removeprefix(self._above[split]).removeprefix(f"{class_name}/")
+            classes[self.class_names[targets["label"]]] += 1
             contents = hashlib.blake2b(pathlib.Path(path).read_bytes(), digest_size=8).hexdigest() if hashed else ""
-            files[f"{class_name}/{name}"] = (size, contents)
+            files[self._name(split, path, targets)] = (size, contents)
         return StoredSplit.of(files, classes)
 
 

@@ -10,7 +10,6 @@ Datasets are stored as array_record, which gives the training process random acc
 is already prepared is not changed.
 """
 
-import argparse
 import contextlib
 import fcntl
 import functools
@@ -28,10 +27,10 @@ from typing import Any
 from squeeze_jax import commands
 from squeeze_jax.data import archives, prepared
 from squeeze_jax.data.builders import BUILDERS, builder_class
-from squeeze_jax.data.candidates import read_candidates, summary
+from squeeze_jax.data.candidates import read_candidates, rename_classes, summary
 from squeeze_jax.data.folders import ImageFolder
 from squeeze_jax.data.identity import fingerprint
-from squeeze_jax.data.scans import CUTS, Assume, Cut
+from squeeze_jax.data.scans import Assume, Cut, add_cut_arguments, cut_of
 from squeeze_jax.data.sources import default_data_dir
 from squeeze_jax.data.volumes import AS_STORED, files_of, find_scans
 from squeeze_jax.errors import DataError, SqueezeJaxError
@@ -156,6 +155,7 @@ def cut_scans(
     data_dir: str | None = None,
     *,
     assume: Assume = AS_STORED,
+    class_names: tuple[str, ...] = (),
 ) -> pathlib.Path:
     """Cuts patches around the candidates of CT scans, and stores them as a dataset.
 
@@ -168,6 +168,7 @@ def cut_scans(
       cut: the patches.
       data_dir: as in `prepare`.
       assume: what is known of scans that do not say it.
+      class_names: names in the place of the list's sorted classes, such as no_nodule and nodule; empty for the list's.
 
     Returns:
       The dataset's folder.
@@ -185,6 +186,8 @@ def cut_scans(
     if kind != Scans.name or not re.fullmatch(r"\w+", own):
         raise DataError(f"a dataset of scans cannot be called {name!r}; expected a name such as scans/luna.")
     listed = read_candidates(candidates)
+    if class_names:
+        listed = rename_classes(listed, class_names)
     found = find_scans(scans)
     for line in (*found.remarks(), summary(listed)):
         print(line, file=sys.stderr)
@@ -194,8 +197,18 @@ def cut_scans(
         for uid, stored in found.scans.items()
         if uid in listed_scans
     )
-    digest = hashlib.sha256(candidates.read_bytes() + repr((SCANS_READ_AS, made_of, assume)).encode()).hexdigest()
-    config = ScansConfig(name=own, candidates=listed, scans=found.scans, cut=cut, assume=assume, digest=digest)
+    renaming = (class_names,) if class_names else ()
+    read_as = repr((SCANS_READ_AS, made_of, assume, *renaming)).encode()
+    digest = hashlib.sha256(candidates.read_bytes() + read_as).hexdigest()
+    config = ScansConfig(
+        name=own,
+        candidates=listed,
+        scans=found.scans,
+        cut=cut,
+        assume=assume,
+        digest=digest,
+        class_names=class_names,
+    )
     folder = default_data_dir(data_dir)
     with _preparing(name, folder), _locked(folder, name):
         builder = Scans(config=config, data_dir=folder, file_format="array_record")
@@ -204,7 +217,7 @@ def cut_scans(
         if builder.is_prepared() and made not in prepared.builder_of(stored).info.description:
             raise DataError(
                 f"{stored} exists, but was not made of this list and these scans, or by an earlier version, or not cut "
-                f"as {cut} with {assume}; use another name, or delete it."
+                f"as {cut} with {assume}, or its classes have other names; use another name, or delete it."
             )
         try:
             builder.download_and_prepare()
@@ -312,7 +325,7 @@ def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("name", help="a dataset of this project or of TFDS, a zip of images, or scans/NAME")
     parser.add_argument("--data_dir", help="folder for datasets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     what = parser.add_mutually_exclusive_group()
@@ -323,12 +336,12 @@ def main() -> None:
     scans = parser.add_argument_group("patches of CT scans")
     scans.add_argument("--scans", type=user_path, help="folder of .mhd, .mha, NIfTI or DICOM files")
     scans.add_argument("--candidates", type=user_path, help="CSV: seriesuid, coordX, coordY, coordZ in mm, class")
-    scans.add_argument("--cut", choices=CUTS, default="cube")
-    scans.add_argument("--size", type=int, help="voxels on a side; default: 32 of a cube, 50 of a slice")
-    scans.add_argument("--spacing", type=float, default=1.0, help="mm between voxels")
-    scans.add_argument("--window", type=float, nargs=2, default=(-1000.0, 400.0), metavar=("LOW", "HIGH"))
-    scans.add_argument("--assume_hounsfield", action="store_true", help="also of DICOM files without a rescale slope")
-    scans.add_argument("--assume_origin", action="store_true", help="scans without a position begin at 0, 0, 0 mm")
+    scans.add_argument(
+        "--class_names",
+        metavar="A,B",
+        help="names of the classes of the list, in the order of its sorted classes: no_nodule,nodule for 0 and 1",
+    )
+    add_cut_arguments(scans)
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if archives.is_archive(args.name):
@@ -336,10 +349,10 @@ def main() -> None:
     elif args.scans or args.candidates:
         if not (args.scans and args.candidates):
             raise DataError("a dataset of scans needs both --scans and --candidates.")
-        size = args.size if args.size is not None else (32 if args.cut == "cube" else 50)
-        cut = Cut(args.cut, size, args.spacing, tuple(args.window))
         assume = Assume(args.assume_hounsfield, args.assume_origin)
-        print(cut_scans(args.name, args.scans, args.candidates, cut, args.data_dir, assume=assume))
+        names = tuple(args.class_names.split(",")) if args.class_names is not None else ()
+        options = {"assume": assume, "class_names": names}
+        print(cut_scans(args.name, args.scans, args.candidates, cut_of(args) or Cut(), args.data_dir, **options))
     elif args.source:
         print(convert(args.name, args.source.expanduser(), args.data_dir))
     else:

@@ -4,6 +4,7 @@ TFDS imports whatever class the features.json of a dataset names. A dataset from
 so the files are read here first, and nothing but TFDS's own features is accepted.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from squeeze_jax.data.identity import HASHED_BYTES, Identity, StoredSplit, fingerprint
+from squeeze_jax.data.scans import Cut
 from squeeze_jax.data.splits import GROUPS, IGNORED
 from squeeze_jax.errors import DataError
 
@@ -24,6 +26,7 @@ TEMPLATE_KEYS = ("filepathTemplate", "filepath_template")
 _OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
 AGAIN = "delete its folder and prepare it again"
 MADE_BY_USERS = ("scans",)  # builders whose description says what the data were made of
+CUT_FROM_SCANS = ("scans", "synthetic_nodules")  # builders whose description says how patches were cut
 
 
 class Prepared:
@@ -66,6 +69,8 @@ class Prepared:
             raise DataError(f"{name} does not declare its number of classes.")
         self._num_labels = label.num_classes if several else 0
         self.version = str(info.version)
+        cut = Cut.named_in(info.description) if self._builder.name in CUT_FROM_SCANS else None
+        self.preparation = {"cut": dataclasses.asdict(cut)} if cut else {}
         # TFDS uses 0, 1, 2, ... if the classes have no names.
         self.class_names = tuple(label.names)
         self.image_shape = tuple(info.features[self._image].shape)

@@ -10,19 +10,21 @@ import dataclasses
 import importlib
 import locale
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
-from scipy import ndimage
 
 from squeeze_jax.data.candidates import Candidate
 from squeeze_jax.errors import DataError
 
 AIR = -1000.0  # Hounsfield units
 MOST_VOXELS = 2**29  # of a scan, 1,024 slices of 724 x 724; a header that asks for more is taken for damaged
-CUTS = ("cube", "axial", "triplanar")
 ROUNDING = 1e-6  # of an index
+SIZES = {"cube": 32, "axial": 50, "triplanar": 50}  # voxels on a side, unless a person says otherwise
+CUTS = tuple(SIZES)
+_CUT = re.compile(r"Cut\(kind='(\w+)', size=(\d+), spacing=([\d.e+-]+), window=\(([\d.e+-]+), ([\d.e+-]+)\)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Scan:
 
         The outer half of a border voxel has the value of its center, as in ITK; outside there is air.
         """
+        from scipy import ndimage  # not at the top: reading a workdir needs cuts, and no interpolation
+
         index = self.indices(points)
         units = ndimage.map_coordinates(self.voxels, np.moveaxis(index, -1, 0), np.float32, order=1, mode="nearest")
         return np.where(self._inside(index), units, np.float32(AIR))
@@ -142,6 +146,23 @@ class Cut:
                 f"size and spacing, and a lower limit below the upper one."
             )
 
+    @classmethod
+    def from_values(cls, values: Any) -> Self:
+        """Returns a cut from the JSON of its attributes, which may be anything; raises DataError if it is not one."""
+        try:
+            cut = cls(
+                str(values["kind"]), int(values["size"]), float(values["spacing"]), tuple(map(float, values["window"]))
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{values!r} is not a cut ({type(error).__name__}: {error}).") from error
+        return cut
+
+    @classmethod
+    def named_in(cls, text: str) -> Self | None:
+        """Returns the cut whose `repr` is in a text, None if there is none."""
+        found = _CUT.search(text)
+        return found and cls(found[1], int(found[2]), float(found[3]), (float(found[4]), float(found[5])))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(*spatial, channels) of a patch."""
@@ -171,15 +192,70 @@ class Cut:
         return np.round(np.clip((units - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
+def grid(scan: Scan, step: float) -> np.ndarray:
+    """Returns points of a regular grid in a scan, in world coordinates, float (points, 3), slice by slice.
+
+    The grid is parallel to the patient's axes, and its middle is that of the scan.
+
+    Args:
+      scan: the scan.
+      step: mm between neighbors, along each axis.
+
+    Raises:
+      DataError: the step is not positive.
+    """
+    if not 0 < step < math.inf:
+        raise DataError(f"a grid of {step} mm; expected a positive number.")
+    last = np.array(scan.voxels.shape[::-1]) - 1.0
+    corners = np.stack(np.meshgrid(*([0.0, end] for end in last)), axis=-1).reshape(-1, 3)
+    corners = scan.origin + corners @ (scan.direction * scan.spacing).T
+    low, high = corners.min(0), corners.max(0)
+    counts = np.floor((high - low) / step + ROUNDING).astype(int)
+    lines = [(low[i] + high[i] - counts[i] * step) / 2 + step * np.arange(counts[i] + 1) for i in range(3)]
+    points = np.stack(np.meshgrid(*lines[::-1], indexing="ij")[::-1], axis=-1).reshape(-1, 3)
+    return points[scan.contains(points)]
+
+
+def check_inside(scan: Scan, candidate: Candidate) -> None:
+    """Raises DataError, naming the row, if a candidate lies outside of its scan."""
+    if not scan.contains(np.array(candidate.center)):
+        index = np.round(scan.indices(np.array(candidate.center)), 1).tolist()
+        raise DataError(
+            f"{candidate.row}: {candidate.center} mm is outside of the scan {candidate.scan}: at voxel {index} of "
+            f"{scan.voxels.shape}. Expected world coordinates as in DICOM (x to the left, y to the back, z up)."
+        )
+
+
+def add_cut_arguments(group: Any) -> None:
+    """Adds the options of `cut_of` and `assumptions` to a group of an argparse parser."""
+    group.add_argument("--cut", choices=CUTS, help="default: cube")
+    group.add_argument("--size", type=int, help="voxels on a side; default: 32 of a cube, 50 of a slice")
+    group.add_argument("--spacing", type=float, help="mm between voxels; default: 1")
+    group.add_argument(
+        "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="Hounsfield units; default: -1000 400"
+    )
+    group.add_argument("--assume_hounsfield", action="store_true", help="also of DICOM files without a rescale slope")
+    group.add_argument("--assume_origin", action="store_true", help="scans without a position begin at 0, 0, 0 mm")
+
+
+def cut_of(args: Any) -> Cut | None:
+    """Returns the cut of the options, with defaults for those that are not given; None if none is.
+
+    Raises:
+      DataError: a value is out of range.
+    """
+    given = {name: getattr(args, name) for name in ("size", "spacing", "window") if getattr(args, name) is not None}
+    if args.cut is None and not given:
+        return None
+    kind = args.cut or Cut.kind
+    given.setdefault("size", SIZES[kind])
+    return Cut(kind, **{name: tuple(value) if name == "window" else value for name, value in given.items()})
+
+
 def cut_all(scan: Scan, candidates: list[Candidate], cut: Cut) -> list[np.ndarray]:
     """Cuts the candidates of one scan; raises DataError, naming the row, if one lies outside of it."""
     for candidate in candidates:
-        if not scan.contains(np.array(candidate.center)):
-            index = np.round(scan.indices(np.array(candidate.center)), 1).tolist()
-            raise DataError(
-                f"{candidate.row}: {candidate.center} mm is outside of the scan {candidate.scan}: at voxel {index} of "
-                f"{scan.voxels.shape}. Expected world coordinates as in DICOM (x to the left, y to the back, z up)."
-            )
+        check_inside(scan, candidate)
     return [cut(scan, np.array(candidate.center)) for candidate in candidates]
 
 

@@ -7,7 +7,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,10 @@ from squeeze_jax.data.splits import Split, Subset, Sum, targets_of
 from squeeze_jax.errors import DataError
 
 
+class MissingSplitError(DataError):
+    """A split that a dataset does not have."""
+
+
 class Source(Protocol):
     """The stored data behind a dataset.
 
@@ -34,6 +38,8 @@ class Source(Protocol):
       group_names: the names of the patients, scans and cases that the examples belong to, by the target that indexes
         them (`splits.GROUPS`); empty if the examples name none.
       notes: what a user should know of how the data were read, such as what was left out, a line each.
+      preparation: JSON values that say how images were made of raw data, such as the "cut" of patches from scans;
+        a workdir keeps them, so that `predict` can do the same to new data.
     """
 
     version: str
@@ -42,6 +48,7 @@ class Source(Protocol):
     split_sizes: dict[str, int]
     group_names: dict[str, tuple[str, ...]]
     notes: tuple[str, ...]
+    preparation: Mapping[str, Any]
 
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells the data of stored splits from changed data."""
@@ -93,6 +100,11 @@ class Dataset:
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how the data were read, a line each."""
         return self.source.notes
+
+    @property
+    def preparation(self) -> Mapping[str, Any]:
+        """JSON values that say how images were made of raw data, see `Source`."""
+        return self.source.preparation
 
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells the data of stored splits from changed data."""
@@ -162,9 +174,9 @@ class Dataset:
         try:
             return tfds.core.ReadInstruction.from_spec(name).to_absolute(infos)
         except Exception as error:
-            raise DataError(
-                f"{self.name} has no split {name!r} ({error}); it has {', '.join(sorted(sizes))}."
-            ) from error
+            reason = "" if name.isidentifier() else f" ({error})"  # of a slice or a sum
+            found = ", ".join(sorted(sizes))
+            raise MissingSplitError(f"{self.name} has no split {name!r}{reason}; it has {found}.") from error
 
 
 def open_dataset(
@@ -175,6 +187,7 @@ def open_dataset(
     crop: Crop | None = None,
     skip_unreadable: bool = False,
     max_unreadable: float = 1.0,
+    shares: Mapping[str, float] | None = None,
 ) -> Dataset:
     """Opens a dataset; a dataset of this project is prepared first if it is missing.
 
@@ -186,12 +199,14 @@ def open_dataset(
       crop: crops photographs to one size.
       skip_unreadable: see `Split`.
       max_unreadable: see `Split`.
+      shares: of a folder of images, the splits that it gets from its training images if it lacks them, see
+        `folders.ImageFolder`.
 
     Raises:
       DataError: the dataset is unknown or not prepared (the message includes the command that prepares it), does not
         have one image and one label per example, or its images do not fit `channels` and `crop`.
     """
-    source = _source(name, data_dir)
+    source = _source(name, data_dir, shares or {})
     stored_shape = source.image_shape
     *spatial, own_channels = stored_shape
     if channels not in (None, own_channels) and (len(spatial) != 2 or isinstance(source, Fake)):
@@ -217,14 +232,14 @@ def default_data_dir(data_dir: str | None) -> pathlib.Path:
     return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def _source(name: str, data_dir: str | None) -> Source:
+def _source(name: str, data_dir: str | None, shares: Mapping[str, float]) -> Source:
     if name.startswith("fake/"):
         return Fake(name)
     if is_archive(name):
         raise DataError(f"{name} is an archive; unpack it first, with\n  {prepare_command(name, data_dir)}")
     for folder in (pathlib.Path(name).expanduser(), default_data_dir(data_dir) / name):
         if folder.is_dir() and name.split("/")[0] not in BUILDERS and not _is_tfds_root(folder):
-            return _folder(name, folder)
+            return _folder(name, folder, shares)
     return prepared.Prepared(name, _builder(name, data_dir))
 
 
@@ -233,9 +248,9 @@ def _is_tfds_root(folder: pathlib.Path) -> bool:
     return any(folder.glob("*/dataset_info.json")) or any(folder.glob("*/*/dataset_info.json"))
 
 
-def _folder(name: str, folder: pathlib.Path) -> Source:
+def _folder(name: str, folder: pathlib.Path, shares: Mapping[str, float]) -> Source:
     if not (folder / prepared.INFO).exists():
-        return ImageFolder(folder)
+        return ImageFolder(folder, shares)
     import tensorflow_datasets as tfds
 
     builder = prepared.builder_of(folder)

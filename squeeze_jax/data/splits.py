@@ -333,8 +333,8 @@ class _Cache:
         self.known[index] = True  # last, because a reader must not see it before its arrays
 
 
-def hold_out(split: Split, count: int) -> tuple[Split, Split]:
-    """Splits off `count` random examples, always the same ones.
+def hold_out(split: Split, count: int | float) -> tuple[Split, Split]:
+    """Splits off `count` random examples, always the same ones; a `count` below 1 is a share of them.
 
     If the examples name patients, all examples of a patient are held out or none, so that there may be a few more.
 
@@ -344,9 +344,11 @@ def hold_out(split: Split, count: int) -> tuple[Split, Split]:
     Raises:
       DataError: `count` is not between 1 and the number of examples - 1, or nothing would be left.
     """
+    count = max(1, round(count * len(split))) if count < 1 else count
     if not 0 < count < len(split):
         raise DataError(
-            f"cannot hold out {count} of the {len(split)} examples of {split.name}; expected 1 to {len(split) - 1}."
+            f"cannot hold out {count} of the {len(split)} examples of {split.name}; expected 1 to {len(split) - 1}, or "
+            f"a share such as config.dataset.held_out=0.1."
         )
     if not split.has(PATIENT):
         order = np.random.default_rng(HELD_OUT_SEED).permutation(len(split))

@@ -275,6 +275,7 @@ def _write_config(experiment: Experiment, identity: Identity, folder: pathlib.Pa
             "num_classes": dataset.num_classes,
             "image_shape": dataset.image_shape,
             "dataset_version": dataset.version,
+            **({"preparation": dict(dataset.preparation)} if dataset.preparation else {}),
         }
         identity.write(folder)
         config_lib.save(folder, experiment.config, resolved)

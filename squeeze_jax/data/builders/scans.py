@@ -16,8 +16,16 @@ from squeeze_jax.data.volumes import Stored, locate, read_scan
 from squeeze_jax.errors import DataError
 
 
-def features(cut: Cut, candidates: Sequence[Candidate]) -> tfds.features.FeaturesDict:
-    """Returns the features of patches: the image, the label, and whose patient, scan and case it is."""
+def features(
+    cut: Cut, candidates: Sequence[Candidate], class_names: tuple[str, ...] = ()
+) -> tfds.features.FeaturesDict:
+    """Returns the features of patches: the image, the label, and whose patient, scan and case it is.
+
+    Args:
+      cut: the patches.
+      candidates: all candidates.
+      class_names: the classes in the order of the labels; by default sorted.
+    """
     if cut.kind == "cube":
         image = tfds.features.Tensor(shape=cut.shape, dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB)
     else:
@@ -26,9 +34,10 @@ def features(cut: Cut, candidates: Sequence[Candidate]) -> tfds.features.Feature
     def names(attribute: str) -> tfds.features.ClassLabel:
         return tfds.features.ClassLabel(names=sorted({getattr(candidate, attribute) for candidate in candidates}))
 
+    label = tfds.features.ClassLabel(names=list(class_names)) if class_names else names("class_name")
     groups = {PATIENT: names("patient"), SCAN: names("scan"), CASE: names("case")}
     ignored = {IGNORED: tfds.features.Scalar(np.bool_)} if any(one.ignored for one in candidates) else {}
-    return tfds.features.FeaturesDict({"image": image, "label": names("class_name"), **groups, **ignored})
+    return tfds.features.FeaturesDict({"image": image, "label": label, **groups, **ignored})
 
 
 def examples(
@@ -49,7 +58,8 @@ class ScansConfig(tfds.core.BuilderConfig):
     scans: Mapping[str, Stored] = dataclasses.field(default_factory=dict)
     cut: Cut = dataclasses.field(default_factory=Cut)
     assume: Assume = dataclasses.field(default_factory=Assume)
-    digest: str = ""  # of the list, the scans and what is assumed of them
+    digest: str = ""  # of the list, the scans, what is assumed of them and the names of classes
+    class_names: tuple[str, ...] = ()  # in the order of the labels; by default sorted
 
 
 class Scans(tfds.core.GeneratorBasedBuilder):
@@ -63,7 +73,7 @@ class Scans(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{__doc__} {config.cut} {config.digest}",
-            features=features(config.cut, config.candidates),
+            features=features(config.cut, config.candidates, config.class_names),
             supervised_keys=("image", "label"),
         )
 
@@ -102,7 +112,7 @@ class SyntheticNodules(tfds.core.GeneratorBasedBuilder):
         everyone = [nodule.candidate for patient in patients for nodule in synthetic_nodules.draw_nodules(patient)]
         return tfds.core.DatasetInfo(
             builder=self,
-            description=__doc__,
+            description=f"{__doc__} {self.CUT}",
             features=features(self.CUT, everyone),
             supervised_keys=("image", "label"),
         )
