@@ -4,10 +4,10 @@ import argparse
 import datetime
 import os
 import pathlib
-import platform
 import statistics
 from typing import Any
 
+from squeeze_jax.export.latency import processor
 from squeeze_jax.files import user_path
 from squeeze_jax.tables import read_csv, write_csv
 
@@ -47,16 +47,8 @@ def write(path: pathlib.Path | None, rows: list[dict[str, Any]], rounds: int, ke
     machine = {
         "rounds": rounds,
         "date": datetime.date.today().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_cores": len(os.sched_getaffinity(0)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_csv(path, kept + [row | machine for row in rows])
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

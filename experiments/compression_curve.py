@@ -77,7 +77,7 @@ def files(network: Network, images: DiskArray, args: argparse.Namespace) -> list
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument("--calibration", required=True, type=user_path, help="folder of images")
     parser.add_argument("--evaluation", required=True, type=user_path, help="folder of labeled images")

@@ -112,7 +112,7 @@ def rows_of(network: Network, halves: dict[Half, list[pathlib.Path]], args: argp
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=pathlib.Path, help="weight file or workdir")
     parser.add_argument("--first", required=True, type=pathlib.Path, help="folder of labeled images")
     parser.add_argument("--second", required=True, type=pathlib.Path, help="folder of labeled images")

@@ -182,7 +182,7 @@ def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, 
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
     parser.add_argument(
         "--weights", required=True, type=user_path, help="a weight file, a workdir, a name or an exported file"

@@ -19,16 +19,17 @@ from flax import linen as nn
 from PIL import Image
 
 from squeeze_jax import Network, commands, load, models, predict
+from squeeze_jax.compression.report import Answers
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ExportError, InputError, WeightError
 from squeeze_jax.export import __main__ as command
-from squeeze_jax.export import onnx_file, onnx_graph, stablehlo
-from squeeze_jax.export.comparison import TOLERANCE, compare
+from squeeze_jax.export import latency, onnx_file, onnx_graph, stablehlo
+from squeeze_jax.export.comparison import TOLERANCE, Comparison, compare
 from squeeze_jax.export.description import KEYS, UNSEALED, check_seal, describe, seal
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import FORMATS, is_exported, open_exported
 from squeeze_jax.export.forward import forward
-from squeeze_jax.pretrained import own_file
+from squeeze_jax.pretrained import own_file, sqz
 
 NARROW = {"base_filters": 8, "filter_increment": 8, "stem_filters": 8}
 FAMILY = [name for name in models.list_models() if issubclass(models.registered(name).network, models.SqueezeNet)]
@@ -541,16 +542,48 @@ def test_int8_that_costs_too_much_is_not_written(small, photographs, tmp_path, m
     broken = onnx_file.serialize_int8(wrong, images_for(small, 2))
     monkeypatch.setattr(onnx_file, "serialize_int8", lambda network, images, pixels: broken)
     path = tmp_path / "net.onnx"
-    with pytest.raises(ExportError, match="int8 costs 100.0 % of the predictions; at most 10 are allowed"):
+    with pytest.raises(ExportError, match=r"int8 changes (\d+) of \1 answers, 100.0 %; at most 10 are allowed"):
         command.export(small, path, calibration=files, evaluation=files)
     assert not path.exists()
     comparison = compare(small, exported(small, tmp_path, ".onnx"), [(images_for(small, 3), np.full(3, -1))])
-    assert not comparison.labeled and comparison.agreement == 1
+    assert not comparison.file.has_labels and comparison.agreement == 1
     comparison.check_int8(None)
     changed = dataclasses.replace(comparison, file=dataclasses.replace(comparison.file, agree=2))
-    with pytest.raises(ExportError, match="costs 33.3 % of the predictions; at most 10 are allowed"):
+    with pytest.raises(
+        ExportError, match="changes 1 of 3 answers, 33.3 %; at most 10 are allowed. 3 images are too few"
+    ):
         changed.check_int8(None)
     changed.check_int8(40)
+
+
+def test_int8_that_costs_one_of_twelve_images_says_so():
+    ours, theirs = (Answers(images=12, labeled=12, classes=3, top1=top1, top5=12) for top1 in (11, 10))
+    comparison = Comparison(0.1, 1.0, ours, theirs)
+    message = "int8 gets 1 fewer of 12 images right, 8.3 points .* at most 1 are allowed. 12 images are too few"
+    with pytest.raises(ExportError, match=message):
+        comparison.check_int8(None)
+    comparison.check_int8(10)
+    assert "network: top-1 0.9167 (11 of 12 images)" in str(comparison) and "top-5" not in str(comparison)
+    many = (dataclasses.replace(its, images=1200, labeled=1200, top1=100 * its.top1) for its in (ours, theirs))
+    with pytest.raises(ExportError, match="100 fewer of 1200 images right, .* Use more calibration images, or"):
+        Comparison(0.1, 1.0, *many).check_int8(None)
+
+
+def test_the_latency_of_a_file_and_of_weights(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(latency, "limit_threads", lambda threads: None)  # which would limit the tests that follow
+    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)  # of no file, so not imported
+    file, weights = tmp_path / "net.onnx", tmp_path / "net.sqz"
+    file.write_bytes(onnx_file.serialize(small))
+    sqz.save(small, weights)
+    status, output, _ = run(monkeypatch, capsys, latency.main, str(file), str(weights), "--seconds=0", "--threads=1")
+    head, _, *rows = output.splitlines()
+    assert status == 0 and head.endswith(", 1 thread, batch 1: milliseconds of a call") and len(rows) == 2
+    assert all(re.fullmatch(r" +[\d.]+  [\d.]+ to [\d.]+ +10  .*", row) for row in rows)
+    assert "net.onnx (ONNX Runtime 1." in rows[0] and "net.sqz (JAX 0." in rows[1]
+    for argument, message in (("--threads=0", "expected 1 to"), ("--batch=0", "expected at least 1")):
+        status, _, error = run(monkeypatch, capsys, latency.main, str(file), argument)
+        assert status == 1 and message in error
 
 
 @pytest.mark.parametrize(

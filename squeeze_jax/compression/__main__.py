@@ -89,7 +89,7 @@ def check(args: argparse.Namespace) -> tuple[str, bool]:
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument("--output", required=True, type=user_path, help="output file, ending in .sqz or .net")
     parser.add_argument("--layout", choices=LAYOUTS, help="file format; default: determined by the suffix")

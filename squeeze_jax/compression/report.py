@@ -9,6 +9,7 @@ import numpy as np
 from squeeze_jax.network import Network
 
 ALEXNET = 240_000_000  # bytes, as stated in the papers
+IMAGENET_CLASSES = 1000  # of the networks that the ratio to AlexNet is for
 TOP = 5
 BATCH = 32
 
@@ -34,6 +35,7 @@ class Answers:
 
     Attributes:
       images: the number of images.
+      classes: the number of classes.
       labeled: the number of images with a label.
       top1: the number of labeled images whose label is the top prediction.
       top5: the number of labeled images whose label is among the top five predictions.
@@ -44,6 +46,7 @@ class Answers:
     """
 
     images: int = 0
+    classes: int = 0
     labeled: int = 0
     top1: int = 0
     top5: int = 0
@@ -51,6 +54,16 @@ class Answers:
     gained: int = 0
     lost: int = 0
     divergence: float = 0.0
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether all images have labels."""
+        return self.labeled == self.images
+
+    def accuracies(self) -> dict[str, float]:
+        """Returns "top-1" and, of more than five classes, "top-5", as shares of the images."""
+        counts = {"top-1": self.top1} | ({"top-5": self.top5} if self.classes > TOP else {})
+        return {name: count / self.images for name, count in counts.items()}
 
     def add(self, probability: np.ndarray, original: np.ndarray, label: np.ndarray) -> None:
         """Adds a batch of predictions.
@@ -64,6 +77,7 @@ class Answers:
         order = np.argsort(-probability, axis=1, kind="stable")[:, :TOP]
         hits = order == label[:, None]
         self.images += len(label)
+        self.classes = probability.shape[1]
         self.labeled += int((label >= 0).sum())
         self.top1 += int(hits[:, 0].sum())
         self.top5 += int(hits.any(1).sum())
@@ -114,12 +128,13 @@ def rows(stages: Sequence[Stage], answers: Sequence[Answers] | None = None) -> l
             "bits": str(max(map(_bits, kernels))),
             "bytes": f"{stage.bytes:,}",
             "32 bits / file": f"{dense / stage.bytes:.1f}",
-            "AlexNet / file": f"{ALEXNET / stage.bytes:.0f}",
         }
+        if len(stage.network.class_names) == IMAGENET_CLASSES:
+            row["AlexNet / file"] = f"{ALEXNET / stage.bytes:.0f}"
         if answers:
             found = answers[i]
-            if found.labeled == found.images:
-                row |= {"top-1": f"{found.top1 / found.images:.3f}", "top-5": f"{found.top5 / found.images:.3f}"}
+            if found.has_labels:
+                row |= {name: f"{share:.3f}" for name, share in found.accuracies().items()}
                 row |= {"gained / lost": f"{found.gained} / {found.lost}"}
             row |= {
                 "agreement": f"{found.agree / found.images:.3f}",

@@ -36,11 +36,6 @@ class Comparison:
     file: Answers
 
     @property
-    def labeled(self) -> bool:
-        """Whether all images have labels."""
-        return self.file.labeled == self.file.images
-
-    @property
     def agreement(self) -> float:
         """The share of images with the same best class."""
         return self.file.agree / self.file.images
@@ -51,11 +46,10 @@ class Comparison:
             f"{self.file.images} images: largest difference of logits {self.difference:.2g} ({relative:.1e} of the "
             f"largest logit), same best class {self.agreement:.1%}"
         ]
-        if self.labeled:
-            lines += [
-                f"  {name}: top-1 {its.top1 / its.images:.4f}, top-5 {its.top5 / its.images:.4f}"
-                for name, its in (("network", self.network), ("file", self.file))
-            ]
+        if self.file.has_labels:
+            for name, its in (("network", self.network), ("file", self.file)):
+                shares = ", ".join(f"{top} {share:.4f}" for top, share in its.accuracies().items())
+                lines.append(f"  {name}: {shares} ({its.top1} of {its.images} images)")
         return "\n".join(lines)
 
     def check_float(self) -> None:
@@ -73,16 +67,22 @@ class Comparison:
           allow_loss: points of top-1 accuracy, or without labels the percentage of images whose best class changes;
             None for LARGEST_LOSS and LARGEST_CHANGE.
         """
-        if self.labeled:
-            loss = 100 * (self.network.top1 - self.file.top1) / self.file.images
-            name, allowed = "points of top-1 accuracy", LARGEST_LOSS
+        images = self.file.images
+        if self.file.has_labels:
+            count, unit, allowed = self.network.top1 - self.file.top1, "points of top-1 accuracy", LARGEST_LOSS
+            cost = f"int8 gets {count} fewer of {images} images right"
         else:
-            loss, name, allowed = 100 * (1 - self.agreement), "% of the predictions", LARGEST_CHANGE
+            count, unit, allowed = images - self.file.agree, "%", LARGEST_CHANGE
+            cost = f"int8 changes {count} of {images} answers"
         allowed = allowed if allow_loss is None else allow_loss
+        loss = 100 * count / images
         if not loss <= allowed:
+            fix = "Use more calibration images"
+            if 100 / images > allowed:  # a single image is too much
+                fix = f"{images} images are too few to show so little: judge by more with --evaluation FOLDER"
             raise ExportError(
-                f"the file was not written, because int8 costs {loss:.1f} {name}; at most {allowed:g} are allowed. Use "
-                f"more calibration images, or allow more by --allow_loss."
+                f"the file was not written, because {cost}, {loss:.1f} {unit}; at most {allowed:g} are allowed. {fix}, "
+                f"or allow more by --allow_loss."
             )
 
 

@@ -10,8 +10,8 @@ from squeeze_jax.pretrained.onnx_zoo import PRODUCER
 
 FIRST_BYTES = 64  # of an .onnx file, where the producer is
 
-# Each module has `serialize(network, pixels) -> bytes` and `read(path) -> Exported`; those with int8 files also have
-# `serialize_int8(network, images, pixels) -> bytes`.
+# Each module has `serialize(network, pixels) -> bytes` and `read(path, threads=None) -> Exported`; those with int8
+# files also have `serialize_int8(network, images, pixels) -> bytes`.
 FORMATS: dict[str, ModuleType] = {".onnx": onnx_file, ".tflite": litert, ".jaxexport": stablehlo}
 
 

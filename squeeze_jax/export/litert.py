@@ -107,10 +107,14 @@ def _run_child(command: str, *paths: pathlib.Path) -> None:
         raise ExportError(f"LiteRT's converter failed (exit status {done.returncode}):\n{done.stderr[-2000:]}")
 
 
-def read(path: pathlib.Path) -> Exported:
+def read(path: pathlib.Path, threads: int | None = None) -> Exported:
     """Reads a `.tflite` file written by `python -m squeeze_jax.export`.
 
     Damaged files can crash LiteRT's interpreter and with it the process, so the checksum is verified first.
+
+    Args:
+      path: the file.
+      threads: of LiteRT; None for all cores.
 
     Raises:
       WeightError: the file is damaged, or was not written by this project.
@@ -122,7 +126,7 @@ def read(path: pathlib.Path) -> Exported:
     schema = require("ai_edge_litert.schema_py_generated", path)
     try:
         description = json.loads(_metadata(data, schema.Model.GetRootAsModel(data, 0)))
-        opened = interpreter.Interpreter(model_content=data, num_threads=os.cpu_count())
+        opened = interpreter.Interpreter(model_content=data, num_threads=threads or os.cpu_count())
         opened.allocate_tensors()
     except Exception as error:  # flatbuffers raises errors of many kinds for damaged files
         raise WeightError(f"{path} is not an intact .tflite file: {type(error).__name__}: {error}") from error

@@ -142,8 +142,12 @@ def serialize_int8(network: Network, images: np.ndarray, pixels: str = "float32"
     return _sealed(model, network, pixels)
 
 
-def read(path: pathlib.Path) -> Exported:
+def read(path: pathlib.Path, threads: int | None = None) -> Exported:
     """Reads an `.onnx` file that was written by `serialize` or `serialize_int8`.
+
+    Args:
+      path: the file.
+      threads: of ONNX Runtime; None for its own choice, all cores.
 
     Raises:
       WeightError: the file is damaged, of another origin, or contains what these functions do not write.
@@ -157,6 +161,7 @@ def read(path: pathlib.Path) -> Exported:
         _check(model)
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = threads or 0
         session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         opened = Exported.create(
             path,

@@ -61,8 +61,12 @@ def serialize(network: Network, pixels: str = "float32") -> bytes:
     return seal(MAGIC + struct.pack("<I", len(text)) + text + exported.serialize())
 
 
-def read(path: pathlib.Path) -> Exported:
+def read(path: pathlib.Path, threads: int | None = None) -> Exported:
     """Reads a `.jaxexport` file.
+
+    Args:
+      path: the file.
+      threads: has no effect: JAX takes all cores that its process may use.
 
     Raises:
       WeightError: the file is damaged, of another format, or does more than computing logits from images.
