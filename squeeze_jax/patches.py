@@ -41,6 +41,11 @@ class Patch:
         place = self.center or ("",) * 3
         return {"seriesuid": self.scan, **dict(zip(COORDINATES, place, strict=True))}
 
+    @property
+    def title(self) -> str:
+        """The scan and the place as a text."""
+        return f"{self.scan} at ({', '.join(f'{value:.1f}' for value in self.center or ())}) mm"
+
 
 def choose_cut(network: Any, given: Cut | None) -> Cut:
     """Returns how the patches of a network's training data were cut.
