@@ -21,6 +21,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from squeeze_jax import console
 from squeeze_jax.config import PATH_KEYS
 from squeeze_jax.errors import ConfigError, FileError, InputError, SqueezeJaxError
 from squeeze_jax.extensions import import_module, root_of
@@ -71,6 +72,8 @@ def run(main: Callable[[], int | None]) -> int:
     except SqueezeJaxError as error:
         _print_error(error)
         return 1
+    finally:
+        console.clear()
 
 
 def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
@@ -82,6 +85,7 @@ def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
 
 
 def _print_error(error: Exception) -> None:
+    console.clear()
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     try:
         sys.stdout.flush()

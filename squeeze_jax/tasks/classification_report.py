@@ -76,7 +76,7 @@ def draw_confusion(path: pathlib.Path, confusion: np.ndarray, class_names: tuple
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = max(size * cell, 1.5) + beside
     with plotting.figure(path, width=side + 1.8, height=side + 1) as (figure, ((axis,),)):
-        shaded = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        shaded = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.grid(visible=False)
         axis.set(xlabel="predicted class", ylabel="true class")
         if named:
