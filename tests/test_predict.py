@@ -133,7 +133,7 @@ def test_the_best_of_many_classes_have_columns_and_names_have_their_ids(run, tmp
     many = Brightness(imagenet_class_names()[:30])
     monkeypatch.setattr(predict, "load", lambda source: many)
     monkeypatch.setattr(Brightness, "predict", lambda self, images: np.arange(30)[None] / np.float32(435))
-    status, out, _ = run("--format=csv", path)
+    _, out, _ = run("--format=csv", path)
     header, (row,) = table(out)
     names = ["class", "label", "probability", "id"]
     assert header == ["file", *names, *(f"{name}_{i}" for i in range(2, 6) for name in names), "error"]
