@@ -9,7 +9,6 @@ training images. Raw pixels go in, and mean, standard deviation and enlargement 
 are already in the file are not measured again.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import statistics
@@ -106,7 +105,7 @@ def exported(data: bytes) -> Exported:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--workdir", required=True, type=user_path, help="folder of the sweep")
     parser.add_argument("--csv", required=True, type=user_path, help="the table")
     args = parser.parse_args()

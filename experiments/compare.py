@@ -3,7 +3,6 @@
 python -m experiments.compare runs/a runs/b --plot comparison.png
 """
 
-import argparse
 import os
 import pathlib
 import sys
@@ -75,7 +74,7 @@ def short_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("workdirs", nargs="+", type=user_path, help="workdirs; other files and folders are skipped")
     parser.add_argument("--plot", type=user_path, help="file for a plot of the curves")
     args = parser.parse_args()

@@ -197,7 +197,7 @@ def main() -> int:
 
 
 def _main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--config", required=True, help="config file, with its argument")
     parser.add_argument("--workdir", required=True, type=user_path, help="folder of the study")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated integers")

@@ -17,7 +17,6 @@ curve, and the table has LUNA16's competition score. All of them name the positi
 sets.
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -398,7 +397,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument(
         "workdirs",
         nargs="+",

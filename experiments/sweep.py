@@ -25,7 +25,6 @@ Each line on the console is one event: what starts, and how many of all trials a
 one and an estimate of the time left.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import itertools
@@ -261,7 +260,7 @@ def main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None = None) -> int
 
 def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
     documentation = sys.modules["__main__"].__doc__ or __doc__
-    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(documentation)
     if sweeps:
         parser.add_argument("--setting", choices=list(sweeps), default=next(iter(sweeps)))
     else:
@@ -287,7 +286,9 @@ def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
     args, rest = parser.parse_known_args()
     sweep = sweeps[args.setting] if sweeps else Sweep(_stem(args.config), args.config, [{}])
     sweep = sweep() if callable(sweep) else sweep
-    sweep = dataclasses.replace(sweep, name=args.name or sweep.name, metric=args.metric or sweep.metric)
+    sweep = dataclasses.replace(
+        sweep, name=args.name or sweep.name, metric=args.metric or sweep.metric, imports=args.imports
+    )
     sweep = _with_arguments(sweep, args.seeds, rest)
     trials = sweep.trials()
     earlier = [item for path in args.reuse for item in report.read_rows(path, trials).items()]

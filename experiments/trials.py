@@ -36,12 +36,14 @@ class Trial:
       overrides: dotted keys and the text of their values, as on the command line.
       point: the overrides that the sweep varies.
       seed: the value of config.seed.
+      imports: the modules of `--import`.
     """
 
     config: str
     overrides: Mapping[str, str]
     point: Mapping[str, str]
     seed: int
+    imports: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -54,7 +56,8 @@ class Trial:
     def flags(self) -> list[str]:
         """Returns the flags of the config."""
         values = {**self.overrides, "seed": str(self.seed)}
-        return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in values.items())]
+        imports = [f"--import={name}" for name in self.imports]
+        return [*imports, f"--config={self.config}", *(f"--config.{key}={value}" for key, value in values.items())]
 
     def command(self, workdir: pathlib.Path) -> list[str]:
         """Returns the command of the run; `workdir` is the folder of the sweep."""
@@ -77,6 +80,7 @@ class Sweep:
       derived: maps the row of a finished trial to additional columns of the CSV.
       columns: further columns of the CSV whose means the table gives.
       plots: (x, y) of each plot, as columns of the CSV; an empty y is the metric.
+      imports: the modules of `--import` of every trial.
     """
 
     name: str
@@ -89,12 +93,15 @@ class Sweep:
     derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda row: {}
     columns: Sequence[str] = ()
     plots: Sequence[tuple[str, str]] = (("parameters", ""), ("macs", ""))
+    imports: Sequence[str] = ()
 
     def trials(self) -> list[Trial]:
         """Returns the trials, seed by seed, so that a stopped sweep has all points for its first seeds."""
         shared = {key: str(value) for key, value in self.overrides.items()}
         points = [{key: str(value) for key, value in point.items()} for point in self.points]
-        return [Trial(self.config, shared | point, point, seed) for seed in self.seeds for point in points]
+        return [
+            Trial(self.config, shared | point, point, seed, self.imports) for seed in self.seeds for point in points
+        ]
 
 
 class SweepError(SqueezeJaxError, ValueError):
@@ -163,6 +170,7 @@ def parse(trial: Trial) -> ConfigDict:
     """Returns the config that the trial's process will read; raises ConfigError if it is invalid."""
     arguments = [sys.argv[0], *trial.flags()]
     values = flags.FlagValues()
+    flags.DEFINE_multi_string("import", [], commands.IMPORT, flag_values=values)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=arguments)
     return commands.read_config(values, arguments)
 

@@ -1,5 +1,6 @@
 """Behavior shared by all commands: user errors are printed as one line, and routine library messages are hidden."""
 
+import argparse
 import ast
 import codecs
 import contextlib
@@ -13,14 +14,17 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import absl.logging
 import ml_collections
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from squeeze_jax import console
 from squeeze_jax.config import PATH_KEYS
 from squeeze_jax.errors import ConfigError, FileError, InputError, SqueezeJaxError
+from squeeze_jax.extensions import import_module, root_of
 
 # Files that parse flags. An exception raised in any other file is not a flag error.
 FLAG_READERS = (
@@ -30,7 +34,8 @@ FLAG_READERS = (
     "<frozen ",
 )
 # Flags whose values are paths.
-PATHS = ("config", "workdir", "output", "weights", "dataset", *(f"config.{key}" for key in PATH_KEYS))
+PATHS = ("config", "import", "workdir", "output", "weights", "dataset", *(f"config.{key}" for key in PATH_KEYS))
+IMPORT = "a module of your own, such as own.py, that registers networks, tasks and so on; may be repeated"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 IN_CONFIG_FILE = "Error whilst parsing config file"  # of ml_collections
 OURS = os.path.dirname(__file__) + os.sep
@@ -67,6 +72,8 @@ def run(main: Callable[[], int | None]) -> int:
     except SqueezeJaxError as error:
         _print_error(error)
         return 1
+    finally:
+        console.clear()
 
 
 def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
@@ -78,6 +85,7 @@ def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
 
 
 def _print_error(error: Exception) -> None:
+    console.clear()
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     try:
         sys.stdout.flush()
@@ -97,7 +105,28 @@ def run_with_flags(main: Callable[[], int | None]) -> None:
       main: the command; returns its exit status, or None for success.
     """
 
+    flags.DEFINE_multi_string("import", [], IMPORT)
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["import"])  # for --help
     app.run(lambda _: run(main), flags_parser=_read_flags)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of a command's arguments, with the option `--import`.
+
+    Args:
+      description: the docstring of the command, which --help prints.
+    """
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--import", dest="imports", metavar="MODULE", action=_Import, default=(), help=IMPORT)
+    return made
+
+
+class _Import(argparse.Action):
+    """Imports the modules while arguments are parsed."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, value: Any, option: str | None = None) -> None:
+        import_module(value)
+        namespace.imports = (*namespace.imports, value)
 
 
 def quiet() -> None:
@@ -164,20 +193,23 @@ def _flag_error(error: Exception) -> Exception:
     return ConfigError(message)
 
 
-def make_importable(argv: Sequence[str]) -> None:
-    """Makes the modules next to the config file's package importable, whatever the current folder is.
+def import_first(argv: Sequence[str]) -> None:
+    """Imports the modules of `--import`, whose options are keys of the config that is read next.
+
+    Also makes the modules next to the config file's package importable, whatever the current folder is.
 
     Args:
-      argv: the command's arguments, with `--config=FILE` or `--config FILE`.
+      argv: the command's arguments, such as `--config=FILE` or `--config FILE`.
     """
     for flag, following in itertools.zip_longest(argv, argv[1:]):
         name, _, value = flag.partition("=")
+        value = value or following or ""
         if name in ("--config", "-config"):
-            folder = pathlib.Path((value or following or "").partition(":")[0]).absolute().parent
-            while (folder / "__init__.py").exists():
-                folder = folder.parent
-            if str(folder) not in sys.path:
-                sys.path.append(str(folder))
+            folder = str(root_of(pathlib.Path(value.partition(":")[0])))
+            if folder not in sys.path:
+                sys.path.append(folder)
+        elif name in ("--import", "-import"):
+            import_module(value)
 
 
 def read_config(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict:
@@ -200,7 +232,7 @@ def read_config(values: flags.FlagValues, argv: Sequence[str]) -> ConfigDict:
 @contextlib.contextmanager
 def _flag_errors(argv: Sequence[str]) -> Iterator[None]:
     """Converts exceptions about invalid flags to ConfigError."""
-    make_importable(argv)
+    import_first(argv)
     try:
         yield
     except BrokenPipeError:

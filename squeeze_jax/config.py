@@ -5,14 +5,17 @@ The base config defines every key and is locked, so a misspelt key is an error t
 """
 
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.errors import ConfigError, shown
+from squeeze_jax.errors import ConfigError, SqueezeJaxError, shown
+from squeeze_jax.extensions import Origin
 from squeeze_jax.files import read_json, write_json
-from squeeze_jax.models.registry import ImageInput
+from squeeze_jax.models.registry import MODELS, ImageInput
+from squeeze_jax.tasks import TASKS
 from squeeze_jax.validation import duration_in_steps, flatten, is_image_shape, lookup, validate
 
 __all__ = [
@@ -29,8 +32,10 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
+LIST_OF_KEYS = re.compile(r" and cannot be added.*")  # of ml_collections
 VERSION = 2  # of the file format; see `_from_version_1`
 SPLITS = ("train", "validation", "test")
+REGISTRIES = {"model.name": MODELS, "task.name": TASKS}  # what the values of these keys name
 PATH_KEYS = ("init_from", "dataset.name", "run.data_dir")  # keys whose values may be paths
 
 
@@ -226,7 +231,10 @@ def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) ->
       resolved: JSON values that were read from the dataset, such as the class names; `load` needs them without the
         dataset.
     """
-    write_json(workdir / CONFIG_FILE, {"version": VERSION, "config": config.to_dict(), "resolved": resolved})
+    origins = {registry.origin(lookup(config, key)) for key, registry in REGISTRIES.items()}
+    imports = {origin.module: origin.file for origin in origins if not origin.is_ours}
+    content = {"version": VERSION, "config": config.to_dict(), "resolved": resolved, "imports": imports}
+    write_json(workdir / CONFIG_FILE, content)
 
 
 def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
@@ -245,11 +253,24 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
             raise ValueError('expected {"version": ..., "config": {...}, "resolved": {...}}')
         config = from_values(stored.get("config"), path, stored.get("version", 1))
         _check_resolved(stored["resolved"])
-    except ConfigError:
-        raise
+        for key, registry in REGISTRIES.items():
+            registry[lookup(config, key)]  # raises if the name is unknown
+    except SqueezeJaxError as error:
+        # The workdir may be a stranger's: it names the modules that it needs, but they are not imported for it.
+        if missing := _missing_modules(stored.get("imports", {})):
+            raise ConfigError(f"{path} needs {'; and '.join(origin.advice for origin in missing)}.") from error
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
     return config, stored["resolved"]
+
+
+def _missing_modules(imports: Any) -> list[Origin]:
+    """Returns those modules of "imports", see `save`, that have registered nothing."""
+    if not isinstance(imports, dict) or not all(isinstance(file, str) for file in imports.values()):
+        return []
+    known = {registry.origin(name).module for registry in REGISTRIES.values() for name in registry}
+    return [Origin(module, file) for module, file in imports.items() if module not in known]
 
 
 def _check_resolved(resolved: dict[str, Any]) -> None:
@@ -288,8 +309,11 @@ def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        reason = shown(" ".join(str(error).split()), most=300)  # it ends with a list of all keys
-        raise ConfigError(f"{path} was written by another version of squeeze_jax: {reason}") from error
+        reason = shown(LIST_OF_KEYS.sub("", " ".join(str(error).strip("'\"").split())), most=200)
+        raise ConfigError(
+            f"{path} was written by another version of squeeze_jax, or with a module of your own, to be passed with "
+            f"--import: {reason}."
+        ) from error
     try:
         validate(config)
     except ConfigError as error:

@@ -17,7 +17,8 @@ from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, MissingSplitError, open_dataset
 from squeeze_jax.data.splits import PATIENT, Split, hold_out, make_folds
-from squeeze_jax.errors import ConfigError
+from squeeze_jax.errors import ConfigError, ModelError
+from squeeze_jax.extensions import nearest
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
 from squeeze_jax.training.optimizers import make_optimizer, make_schedule
@@ -258,11 +259,16 @@ def network_options(config: ConfigDict) -> dict[str, Any]:
     """Returns the options that a config gives its network; None in `config.model` means the network's own value.
 
     Raises:
-      ModelError: the name is unknown.
+      ModelError: the name is unknown, or the network lacks an option and `config.model.strict` is set.
     """
     known = models.registered(config.model.name).overrides()
     given = {key: value for key, value in config.model.items() if value is not None and key not in ("name", "strict")}
-    return {key: value for key, value in given.items() if config.model.strict or key in known}
+    if config.model.strict and (other := [key for key in given if key not in known]):
+        raise ModelError(
+            f"{config.model.name} has no option {other[0]!r}{nearest(other[0], known)} config.model.strict=False skips "
+            f"the options that a network lacks."
+        )
+    return {key: value for key, value in given.items() if key in known}
 
 
 def make_model(config: ConfigDict, task: Task) -> nn.Module:

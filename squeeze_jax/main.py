@@ -12,12 +12,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from squeeze_jax import commands, network
+from squeeze_jax import commands, console, network
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.runtime import compilation_cache, devices
 from squeeze_jax.training import trainer
-from squeeze_jax.workdir import console
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; default: the config stored in the workdir."

@@ -95,7 +95,7 @@ def figure(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**STYLE, "font.family": [name for name, _ in _fonts()]}):
-        made = Figure(figsize=(width, height), layout="constrained")
+        made = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(made)
         yield made, made.subplots(rows, columns, squeeze=False)
         _fit(made, legend_title)
@@ -110,7 +110,7 @@ def save(figure: Any, path: pathlib.Path) -> None:
       FileError: the file cannot be written.
     """
     with replaced(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=DPI)
+        figure.savefig(temporary, format=path.suffix[1:] or "png")
 
 
 def line(index: int) -> dict[str, str]:
@@ -202,18 +202,16 @@ def _fit(figure: Any, legend_title: str) -> None:
     """Makes titles, ticks and the legend fit."""
     renderer = figure.canvas.get_renderer()
     _add_legend(figure, legend_title, renderer)
-    width = 0.96 * figure.bbox.width
-    if figure._suptitle:
-        _wrap(figure._suptitle, width, renderer)
+    for text in figure.texts:  # titles of the whole figure
+        _wrap(text, 0.96 * figure.bbox.width, renderer)
+    figure.canvas.draw()  # lays out, so that the axes have their places
     for axis in figure.axes:
-        place = axis.get_subplotspec()
         for text in (axis.title, axis.xaxis.label):
-            _wrap(text, width / (place.get_gridspec().ncols if place else 1), renderer)
-    figure.canvas.draw()  # lays out, so that labels and ticks have their places
-    for axis in figure.axes:
+            _wrap(text, axis.bbox.width, renderer)
         _wrap(axis.yaxis.label, axis.bbox.height, renderer, vertical=True)
         for side in (axis.xaxis, axis.yaxis):
             _thin(side, renderer)
+    figure.canvas.draw()  # a layout starts from the one before
 
 
 def _add_legend(figure: Any, title: str, renderer: Any) -> None:

@@ -236,3 +236,12 @@ def start(tmp_path, data_dir):
     for child in children:
         if child.process.poll() is None:
             child.kill()
+
+
+@pytest.fixture
+def own_names(monkeypatch):
+    """Forgets at the end of a test the networks, tasks and so on that it registered."""
+    from squeeze_jax.config import REGISTRIES
+
+    for registry in REGISTRIES.values():
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from squeeze_jax import commands
 from squeeze_jax.config import lookup
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.extensions import import_module
 from squeeze_jax.files import user_path
 
 DIGITS = ROOT / "configs" / "digits.py"
@@ -202,3 +203,30 @@ def test_compare_passes_over_what_is_not_a_run(reference, tmp_path):
     assert done.stderr.startswith(f"{tmp_path / 'notes.txt'} is skipped: ") and done.stderr.count("\n") == 1
     done = run(*compare, tmp_path / "notes.txt")
     assert done.returncode == 1 and "InputError: none of the arguments is the workdir of a run" in done.stderr
+
+
+def test_modules_that_are_imported_are_named_if_they_fail(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "__init__.py").touch()
+    for name, text in {
+        "nets": "import own_package",
+        "wrong": "import absent_one",
+        "broken": "return (",
+        "json": "",
+    }.items():
+        (tmp_path / "own_package" / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.py").write_text(text)
+    import_module(str(tmp_path / "own_package" / "nets.py"))
+    import_module("own_package.nets")
+    assert "own_package.nets" in sys.modules
+    for name, message in [
+        ("absent_module", "--import=absent_module: there is no such module in"),
+        (f"{tmp_path}/absent.py", "the file does not exist"),
+        (f"{tmp_path}/own_package/broken.py", "broken.py, line 1: '\\(' was never closed"),
+        (f"{tmp_path}/json.py", "json/__init__.py has the same name, json; rename the file"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            import_module(name)
+    with pytest.raises(ModuleNotFoundError, match="absent_one"):  # a bug of the module
+        import_module(f"{tmp_path}/wrong.py")

@@ -236,7 +236,7 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
         ({"crop.size": (80, 300), "crop.resize": (100, 280)}, "is larger than config.crop.resize"),
         ({"crop.size": True}, "config.crop.size=True; expected"),
         ({"task.mixup": -0.2}, "config.task.mixup=-0.2; expected zero or more"),
-        ({"task.name": "clasification"}, "config.task.name='clasification' is unknown; expected one of classification"),
+        ({"task.name": "clasification"}, "the task 'clasification' is unknown; did you mean 'classification'"),
         ({"augment.intensity": (1.0, 0.5)}, r"\(low, high\)"),
         ({"task.class_weights": "1, -2"}, "expected 'none', 'balanced', or positive factors"),
         ({"train.patience": "5"}, "config.train.patience: '5' is not a duration"),
@@ -367,7 +367,12 @@ NAMES = '"class_names": ["a", "b"]'
             '{"config": %s, "resolved": {' + NAMES + ', "image_shape": [9999, 99999, 3]}, "version": 2}',
             "images of shape",
         ),
-        ('{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2}', "config.task.name='evil' is unknown"),
+        ('{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2}', "the task 'evil' is unknown"),
+        (
+            '{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2, "imports": {"this": "\\u0000"}}',
+            "needs the module this: pass --import=this, or in Python import this first",
+        ),
+        ('{"config": {"task": {"name": "evil"}}, "resolved": {}, "version": 2, "imports": [1]}', "'evil' is unknown"),
     ],
 )
 def test_damaged_config_json_is_named(tmp_path: pathlib.Path, content, message):

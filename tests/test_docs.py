@@ -9,8 +9,10 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from absl import flags
@@ -61,7 +63,8 @@ NOT_RUN = {
 VARIABLE = re.compile(r"export \w+=\S+")  # tests/test_memory.py compares its value
 
 FLAG_COMMANDS = ("squeeze_jax.main", "squeeze_jax.summary", "squeeze_jax.show_data")
-PLACEHOLDERS = {"HOST:PORT": "localhost:1"}
+OWN = pathlib.Path(tempfile.gettempdir(), f"squeeze_jax_docs_{os.getpid()}", "own.py")  # the code of docs/extending.md
+PLACEHOLDERS = {"HOST:PORT": "localhost:1", "own.py": str(OWN)}
 
 # Asks the parser of each argparse command about its arguments, without running the command.
 PARSE = """
@@ -145,6 +148,7 @@ def commands_of(*modules: str) -> list[tuple[str, list[str]]]:
 def flags_of(module: str) -> flags.FlagValues:
     """The flags that a module of this project defines, without importing it: absl has one table for all modules."""
     values = flags.FlagValues()
+    flags.DEFINE_multi_string("import", [], "", flag_values=values)
     for node in ast.walk(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_"):
             name = ast.literal_eval(node.args[0])
@@ -211,7 +215,16 @@ def test_every_command_is_checked_or_said_not_to_be():
     assert set(NOT_RUN) <= {command for _, command in documented()}, "no page has this command any more"
 
 
-def test_commands_with_a_config_can_be_given():
+@pytest.fixture
+def own_module(own_names):
+    OWN.parent.mkdir(exist_ok=True)
+    OWN.write_text("".join(block for block in blocks(DOCS / "extending.md", "python") if "register(" in block))
+    yield
+    sys.modules.pop(OWN.stem, None)
+    shutil.rmtree(OWN.parent)
+
+
+def test_commands_with_a_config_can_be_given(own_module):
     checked = commands_of(*FLAG_COMMANDS)
     assert len(checked) > 15
     for module, arguments in checked:
@@ -236,7 +249,7 @@ def test_a_wrong_command_would_be_noticed(module, arguments):
         check_flags(module, arguments)
 
 
-def test_sweeps_and_studies_can_be_given(monkeypatch, capsys):
+def test_sweeps_and_studies_can_be_given(own_module, monkeypatch, capsys):
     checked = [entry for entry in commands_of("experiments.") if entry[0] not in WITHOUT_RUNS]
     assert len(checked) > 15
     for module, arguments in checked:
@@ -265,7 +278,7 @@ def ask_parsers(checked: list[tuple[str, list[str]]]) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_other_commands_have_the_documented_options():
+def test_other_commands_have_the_documented_options(own_module):
     benchmarks = tuple(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
     modules = (
         "squeeze_jax.predict",

@@ -13,7 +13,6 @@ from squeeze_jax import models
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ModelError
 from squeeze_jax.experiment import network_options
-from squeeze_jax.models import registry
 from squeeze_jax.models.fire import Fire, SimplifiedFire
 from squeeze_jax.models.summary import summarize
 
@@ -398,8 +397,7 @@ def test_the_head_is_a_map_of_the_classes(name, options):
     np.testing.assert_allclose(jax.jit(whole.apply)(variables, images), head.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_can_be_registered(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+def test_a_network_can_be_registered(own_names):
     models.register("narrow", models.SqueezeNet, base_filters=16, filter_increment=16)
     assert "narrow" in models.list_models() and models.create("narrow").base_filters == 16
     models.register("narrow", models.SqueezeNet, base_filters=16, filter_increment=16)  # a config file read again
@@ -407,11 +405,10 @@ def test_a_network_can_be_registered(monkeypatch):
         models.register("narrow", models.SqueezeNet)
 
 
-def test_attributes_of_one_name_and_two_types_accept_both(monkeypatch):
+def test_attributes_of_one_name_and_two_types_accept_both(own_names):
     class Other(nn.Module):
         pool_after: str = "all"
 
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     models.register("other", Other)
     config = base_config()
     config.model.pool_after = (1, 3)

@@ -19,7 +19,7 @@ from squeeze_jax.models.summary import summarize
 PACKAGE = ROOT / "squeeze_jax"
 # From the ground up; a module may import from its own floor and those below it. A room stands where its files do.
 FLOORS = [
-    {"version", "errors", "files", "tables", "plotting", "drawing", "runtime"},
+    {"version", "errors", "extensions", "files", "console", "tables", "plotting", "drawing", "runtime"},
     {"models", "data", "compression.rans", "compression.huffman", "compression.on_disk"},
     {
         "metrics",
@@ -53,6 +53,7 @@ FLOORS = [
     {
         "main",
         "predict",
+        "patches",
         "summary",
         "show_data",
         "data.prepare",

@@ -97,6 +97,9 @@ def test_a_notebook_predicts_with_it_and_a_process_that_does_not_know_it_says_so
     assert network.task.line(rows[0]) == f"brightness {value:.3f}"
     Image.fromarray(image[..., 0]).save(tmp_path / "image.png")
     predict = [sys.executable, "-m", "squeeze_jax.predict", "--weights", str(trained), str(tmp_path / "image.png")]
-    assert "config.task.name='brightness' is unknown" in Child(predict, tmp_path / "predict.log").fail()
-    with pytest.raises(ConfigError, match="expected one of classification"):
+    message = Child(predict, tmp_path / "predict.log").fail()
+    assert f"{trained / 'config.json'} needs the module brightness: pass --import=" in message
+    assert f"{CONFIG.name}, or in Python import brightness first.\n" in message and message.count("\n") == 1
+    assert "brightness" in Child([*predict, f"--import={CONFIG}"], tmp_path / "predict.log").succeed()
+    with pytest.raises(ConfigError, match="the task 'bright' is unknown; did you mean 'brightness'"):
         tasks.named("bright")

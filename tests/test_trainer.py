@@ -78,7 +78,7 @@ def test_a_run_leaves_what_the_readme_says(reference):
     resolved = json.loads((reference / "config.json").read_text())["resolved"]
     assert resolved["image_shape"] == [8, 8, 1] and resolved["dataset_version"] == "1.0.0"
     assert json.loads((reference / "versions.json").read_text())["versions"]["jax"]
-    for phrase in ("changed on the command line", "parameters", "images/s", "ETA", "finished"):
+    for phrase in ("changed on the command line", "parameters", "images/s", " left", "finished"):
         assert phrase in (reference / "log.txt").read_text()
         assert phrase in reference.with_name("reference.log").read_text()
 

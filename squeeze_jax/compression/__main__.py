@@ -23,7 +23,7 @@ import math
 import sys
 from collections.abc import Mapping
 
-from squeeze_jax import commands, tables
+from squeeze_jax import commands, console, tables
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import Compressor
 from squeeze_jax.compression.on_disk import DiskArray, check_room
@@ -36,7 +36,6 @@ from squeeze_jax.network import Network, load
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.pretrained import deep_compression, sqz
 from squeeze_jax.runtime import compilation_cache
-from squeeze_jax.workdir import console
 
 LAYOUTS = ("sqz", "net")
 
@@ -89,7 +88,7 @@ def check(args: argparse.Namespace) -> tuple[str, bool]:
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument("--output", required=True, type=user_path, help="output file, ending in .sqz or .net")
     parser.add_argument("--layout", choices=LAYOUTS, help="file format; default: determined by the suffix")

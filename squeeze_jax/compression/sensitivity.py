@@ -10,7 +10,6 @@ own dataset, of --dataset, or of a folder, which needs no labels. The output is 
 with one line per layer.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -158,7 +157,7 @@ def numbers(text: str) -> list[float]:
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument("--output", required=True, type=user_path, help="folder for the table and the plot")
     parser.add_argument("--evaluation", type=user_path, metavar="FOLDER", help="images to evaluate on")

@@ -10,7 +10,6 @@ Datasets are stored as array_record, which gives the training process random acc
 is already prepared is not changed.
 """
 
-import argparse
 import contextlib
 import fcntl
 import functools
@@ -326,7 +325,7 @@ def _complete_or_absent(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("name", help="a dataset of this project or of TFDS, a zip of images, or scans/NAME")
     parser.add_argument("--data_dir", help="folder for datasets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     what = parser.add_mutually_exclusive_group()

@@ -13,7 +13,6 @@ An output without a suffix is a folder with a page that classifies photographs i
 squeeze_jax.export.web.
 """
 
-import argparse
 import pathlib
 import sys
 import time
@@ -102,7 +101,7 @@ def export(
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument(
         "--output", required=True, type=user_path, help=f"file, ending in {', '.join(FORMATS)}; or folder for a page"

@@ -1,15 +1,14 @@
 """The registry of networks: the settings of each name, and the input images of its published weights."""
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Iterable
 from typing import Any
 
 from flax import linen as nn
 
 from squeeze_jax.errors import ModelError
+from squeeze_jax.extensions import Registry, nearest
 
 # Fields that Linen adds to every module, and `axis_name`, which belongs to pmap, not to the network.
 _NOT_OVERRIDES = ("parent", "name", "axis_name")
@@ -67,7 +66,7 @@ class Registered:
         return {name: object if isinstance(hints[name], types.UnionType) else _plain(hints[name]) for name in names}
 
 
-_REGISTRY: dict[str, Registered] = {}
+MODELS: Registry[Registered] = Registry("model", ModelError)
 
 
 def register(name: str, network: type[nn.Module], *, input: ImageInput = CAFFE_IMAGENET, **settings: Any) -> None:
@@ -84,19 +83,12 @@ def register(name: str, network: type[nn.Module], *, input: ImageInput = CAFFE_I
     """
     made = Registered(network, settings, input)
     made.overrides()  # raises if its annotations cannot be read
-
-    def identity(entry: Registered) -> tuple[str, str, dict[str, Any]]:
-        return entry.network.__module__, entry.network.__qualname__, entry.settings
-
-    # A config file that registers its network may be read more than once.
-    if name in _REGISTRY and identity(_REGISTRY[name]) != identity(made):
-        raise ModelError(f"another model is already registered as {name!r}; use another name.")
-    _REGISTRY[name] = made
+    MODELS.add(name, made, (network.__qualname__, settings))
 
 
 def list_models() -> list[str]:
     """Returns the names of all registered networks, sorted."""
-    return sorted(_REGISTRY)
+    return sorted(MODELS)
 
 
 def registered(name: str) -> Registered:
@@ -105,12 +97,7 @@ def registered(name: str) -> Registered:
     Raises:
       ModelError: the name is unknown; the nearest one is suggested.
     """
-    if name not in _REGISTRY:
-        raise ModelError(
-            f"the model {name!r} is unknown{_nearest(name, list_models())} Your own network is known if you pass the "
-            f"config file that registers it with --config."
-        )
-    return _REGISTRY[name]
+    return MODELS[name]
 
 
 def override_types() -> dict[str, type]:
@@ -119,7 +106,7 @@ def override_types() -> dict[str, type]:
     The type is `object` where two networks have attributes of one name and different types.
     """
     found: dict[str, type] = {}
-    for entry in _REGISTRY.values():
+    for entry in MODELS.values():
         for name, kind in entry.overrides().items():
             found[name] = kind if found.get(name, kind) is kind else object
     return found
@@ -140,15 +127,9 @@ def create(name: str, **overrides: Any) -> nn.Module:
     known = entry.overrides()
     for override in overrides:
         if override not in known:
-            raise ModelError(f"{name} has no option {override!r}{_nearest(override, known)}")
+            raise ModelError(f"{name} has no option {override!r}{nearest(override, known)}")
     return entry.network(**{**entry.settings, **overrides})
 
 
 def _plain(hint: Any) -> type:
     return typing.get_origin(hint) or hint
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known := list(known), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Known: {', '.join(known)}."

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from squeeze_jax import config as config_lib
+from squeeze_jax import console
 from squeeze_jax.data import pipeline
 from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.splits import UNREADABLE
@@ -29,7 +29,6 @@ from squeeze_jax.training.pruning import PruningState
 from squeeze_jax.training.recorder import Recorder, window_means
 from squeeze_jax.training.state import empty_window
 from squeeze_jax.training.stopwatch import Stopwatch
-from squeeze_jax.workdir import console as console_lib
 from squeeze_jax.workdir import folder as folder_lib
 from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
 
@@ -82,16 +81,14 @@ def train_and_evaluate(
     folder = folder_lib.create(folder)
     if not is_main_process():
         with StopRequest() as stop:
-            return _train(experiment, mesh, folder, None, stop)
-    with folder_lib.Lock(folder), console_lib.logging_to(folder) as console, StopRequest() as stop:
+            return _train(experiment, mesh, folder, stop)
+    with folder_lib.Lock(folder), console.logging_to(folder), StopRequest() as stop:
         for key, value in (overrides or {}).items():
             logger.info("changed on the command line: config.%s=%r", key, value)
-        return _train(experiment, mesh, folder, console, stop)
+        return _train(experiment, mesh, folder, stop)
 
 
-def _train(
-    experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, console: Console | None, stop: StopRequest
-) -> Result:
+def _train(experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, stop: StopRequest) -> Result:
     config = experiment.config
     task, plan, splits = experiment.task, experiment.plan, experiment.splits
     checkpoints = Checkpoints(folder, keep=config.run.keep_checkpoints)
@@ -129,7 +126,7 @@ def _train(
     evaluator = Evaluator(experiment.model, task, config, mesh, largest=max(measured, default=1))
     last_step = min(plan.total, config.run.stop_after_steps or plan.total)
 
-    recorder = Recorder(experiment, folder, first_step, console)
+    recorder = Recorder(experiment, folder, first_step)
     recorder.announce(mesh)
     stopwatch = Stopwatch(first_step)
     health = Health(first_step, task.chance_loss)
@@ -176,7 +173,7 @@ def _train(
                 if step == 1 and is_main_process():
                     recorder.first_batch(_augmented(experiment, batch))
                 stopwatch.restart(step)
-            recorder.advance(step)
+            recorder.advance(step, stopwatch.seconds_per_step(step))
 
             logs, evaluates = step % plan.log_every == 0, step % plan.evaluate_every == 0
             if logs or step == plan.total:
