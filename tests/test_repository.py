@@ -53,6 +53,7 @@ FLOORS = [
     {
         "main",
         "predict",
+        "patches",
         "summary",
         "show_data",
         "data.prepare",
