@@ -41,6 +41,8 @@ WITHOUT_RUNS = (
 # Commands of the documentation that nothing here can try, and why. All other commands are checked.
 NOT_RUN = {
     "source .venv/bin/activate": "of the shell",
+    "pip install tensorboard": "downloads",
+    "tensorboard --logdir runs": "is not installed here",
     "python3 -m venv .venv": "of Python; .ci/run makes such an environment by the README's test command",
     "pip install torch onnxruntime onnx": "downloads the peers",
     "pip install torch torchvision": "downloads the peers",
