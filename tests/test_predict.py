@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from squeeze_jax import commands, drawing, predict
@@ -17,6 +18,7 @@ from squeeze_jax.errors import InputError
 from squeeze_jax.experiment import make_task
 from squeeze_jax.network import read_image
 from squeeze_jax.predict import find_images, map_names
+from squeeze_jax.pretrained.imagenet import imagenet_class_names
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
@@ -26,13 +28,16 @@ class Brightness:
     """Stands for a network: the probability of "bright" is the mean of the pixels."""
 
     class_names: tuple[str, ...] = ("dark", "bright")
+    config: ConfigDict = dataclasses.field(default_factory=base_config)
+    image_shape: tuple[int, ...] = (8, 8, 3)
+    preparation: dict = dataclasses.field(default_factory=dict)
 
     @property
     def task(self):
-        return make_task(base_config(), self.class_names)
+        return make_task(self.config, self.class_names)
 
     def read_image(self, path):
-        return read_image(path, base_config(), (8, 8, 3))
+        return read_image(path, self.config, self.image_shape)
 
     def predict(self, images):
         bright = images.mean((1, 2, 3)) / 255
@@ -79,18 +84,85 @@ def test_what_cannot_be_read_is_named_and_the_others_are_classified(run, tmp_pat
     status, out, errors = run("--format=json", tmp_path / "linked", tmp_path / "absent.png")
     folder = tmp_path / "linked" / "images"
     assert status == 1
-    assert [(row["file"], row["top5"][0]["label"]) for row in json.loads(out)] == [
+    rows = json.loads(out)
+    assert [(row["file"], row["top5"][0]["label"] if "top5" in row else "") for row in rows] == [
         (str(folder / "a.png"), "dark"),
+        *((str(folder / name), "") for name in ("b.png", "c.npy", "e.png")),
         (str(folder / "z.png"), "bright"),
+        (str(tmp_path / "absent.png"), ""),
     ]
+    assert all(("error" in row) == ("top5" not in row) for row in rows) and "not a file" in rows[-1]["error"]
     lines = errors.splitlines()
-    assert [line.split(" cannot be read: ")[0] for line in lines[2:]] == [
+    assert [line.split(" cannot be read: ")[0] for line in lines[1:4]] == [
         f"skipped: {folder / name}" for name in ("b.png", "c.npy", "e.png")
     ]
+    assert lines[5] == "4 of 6 could not be classified, see above."
     assert lines[0] == f"left out 2 hidden file(s) and folder(s), such as {folder / '._a.png'}"
-    assert lines[1].startswith(f"skipped: {tmp_path / 'absent.png'} is not a file, a folder with images or a pattern")
+    assert lines[4].startswith(f"skipped: {tmp_path / 'absent.png'} is not a file, a folder with images or a pattern")
     status, _, errors = run(tmp_path / "absent.png")
     assert status == 1 and errors.endswith("InputError: there is no image to classify.\n")
+
+
+def table(text):
+    rows = list(csv.DictReader(io.StringIO(text)))
+    return list(rows[0]), rows
+
+
+def test_a_table_has_a_row_for_each_file(run, tmp_path):
+    paths = [picture(tmp_path / f"{value}.png", value) for value in (51, 153)]
+    broken = tmp_path / "b.png"
+    broken.write_bytes(b"no image")
+    status, out, _ = run("--format=csv", "--batch_size=2", broken, *paths, paths[0])
+    header, rows = table(out)
+    assert status == 1 and header == ["file", "class", "label", "probability", *PER_CLASS, "error"]
+    assert [row["file"] for row in rows] == [str(path) for path in (broken, *paths, paths[0])]
+    assert [row["label"] for row in rows] == ["", "dark", "bright", "dark"]
+    assert [row["error"][:10] for row in rows] == [f"{broken}"[:10], "", "", ""]
+    assert [float(row["probability_bright"]) for row in rows[1:]] == pytest.approx([0.2, 0.6, 0.2])
+    status, out, _ = run("--format=csv", "--top=1", *paths)
+    assert status == 0 and table(out)[0] == ["file", "class", "label", "probability", "error"]
+    status, out, _ = run("--format=json", "--top=1", paths[0])
+    assert [row["label"] for row in json.loads(out)[0]["top1"]] == ["dark"]
+
+
+PER_CLASS = ["probability_dark", "probability_bright"]
+
+
+def test_the_best_of_many_classes_have_columns_and_names_have_their_ids(run, tmp_path, monkeypatch):
+    path = picture(tmp_path / "a.png", 51)
+    many = Brightness(imagenet_class_names()[:30])
+    monkeypatch.setattr(predict, "load", lambda source: many)
+    monkeypatch.setattr(Brightness, "predict", lambda self, images: np.arange(30)[None] / np.float32(435))
+    _, out, _ = run("--format=csv", path)
+    header, (row,) = table(out)
+    names = ["class", "label", "probability", "id"]
+    assert header == ["file", *names, *(f"{name}_{i}" for i in range(2, 6) for name in names), "error"]
+    assert (row["label"], row["id"], row["label_5"]) == (
+        "axolotl",
+        "n01632777",
+        "European fire salamander",
+    )
+    _, out, _ = run("--format=json", path)
+    assert json.loads(out)[0]["top5"][0] == {
+        "class": 29,
+        "label": row["label"],
+        "probability": float(row["probability"]),
+        "id": row["id"],
+    }
+
+
+def test_names_of_classes_reach_the_positive_one(run, tmp_path, monkeypatch):
+    config = base_config()
+    config.task.positive = "dark"
+    renamed = predict.renamed(Brightness(config=config.lock()), ("night", "day"))
+    assert renamed.task.positive_class == 0 and renamed.task.class_names == ("night", "day")
+    assert config.task.positive == "dark"
+
+
+def test_where_files_went_is_said(run, tmp_path):
+    path = picture(tmp_path / "a.png", 51)
+    _, _, errors = run("--cam", tmp_path / "maps", "--report", tmp_path / "case.html", path)
+    assert errors == f"maps: {tmp_path}/maps\nreport: {tmp_path}/case.html\n"
 
 
 def test_what_is_known_is_printed_before_a_failure(run, tmp_path, monkeypatch):
@@ -98,9 +170,7 @@ def test_what_is_known_is_printed_before_a_failure(run, tmp_path, monkeypatch):
     full = OSError(28, "No space left on device", str(tmp_path / "maps/1.png"))
     monkeypatch.setattr(Brightness, "explain", lambda self, path, *_: raise_(full) if path.stem == "1" else None)
     status, out, errors = run("--format=csv", "--cam", tmp_path / "maps", "--batch_size", 1, *paths)
-    assert status == 1 and [row["file"] for row in csv.DictReader(io.StringIO(out)) if row["rank"] == "1"] == [
-        str(path) for path in paths
-    ]
+    assert status == 1 and [row["file"] for row in csv.DictReader(io.StringIO(out))] == [str(path) for path in paths]
     assert errors == (
         f"FileError: {tmp_path}/maps/1.png cannot be written (No space left on device); make room or name another "
         "place.\n"
@@ -152,6 +222,9 @@ def test_a_name_that_is_no_text_ends_nothing(run, tmp_path, monkeypatch):
         (["--report", "{}"], "InputError: --report {} is a folder; expected a file"),
         (["--report", "/proc/case/r.html"], "FileError: the folder /proc/case cannot be made"),
         (["--batch_size", "0"], "InputError: --batch_size 0; expected at least 1"),
+        (["--top", "0"], "InputError: --top 0; expected at least 1"),
+        (["--grid", "-1"], "InputError: --grid -1; expected a positive number of mm"),
+        (["--size", "8"], "InputError: --size is about CT scans; add --candidates LIST.csv or --grid MM"),
         (["--labels", "{}/a.png"], "InputError: {}/a.png cannot be read: it is not text in UTF-8"),
         (["--labels", "{}"], "InputError: {} cannot be read: Is a directory"),
     ],

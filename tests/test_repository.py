@@ -54,6 +54,7 @@ FLOORS = [
     {
         "main",
         "predict",
+        "patches",
         "summary",
         "show_data",
         "data.prepare",
