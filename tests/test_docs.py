@@ -167,6 +167,9 @@ def flags_of(module: str) -> flags.FlagValues:
 
 def check_flags(module: str, arguments: list[str]) -> None:
     """Raises a SqueezeJaxError where this command could not be given."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    if "--config" not in names and any(name.startswith("--config.") for name in names):
+        arguments = ["--config=configs/digits.py", *arguments]  # stands for the config in the workdir
     argv, values = [module, *arguments], flags_of(module)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     if not any(argument.partition("=")[0] == "--config" for argument in arguments):
