@@ -162,7 +162,7 @@ class Recorder:
         _log(f"step {step}/{plan.total}", f"epoch {step / plan.epoch:.2f}", f"{split}: {first}", *others, *timing)
 
     def report(self, step: int, split: str, evaluation: Evaluation) -> None:
-        """Writes the report of an evaluation, such as a confusion matrix, to evaluation/<split>_step_<step>/.
+        """Writes the tables and pictures of an evaluation to evaluation/<split>_step_<step>/.
 
         Args:
           step: the step of the weights.
