@@ -384,6 +384,8 @@ def _report(args: argparse.Namespace, network: Network, case: list[tuple[Example
 
 def _best_of(task: Task, shown: int, of: int) -> str:
     name = "".join(f" of {name}" for name in task.naming.values())
+    if shown == of:
+        return f"{of} candidate{'s' * (of > 1)}, the highest probability{name} first"
     return f"The {shown} of {of:,} candidates with the highest probability{name}"
 
 
