@@ -55,7 +55,7 @@ from experiments.trials import (
     measured,
     status,
 )
-from squeeze_jax import commands
+from squeeze_jax import commands, console
 from squeeze_jax.files import replaced, user_path
 
 OUTPUT_FILE = "output.txt"
@@ -301,7 +301,8 @@ def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
     if args.report:
         check_runs(trials, args.workdir)
     else:
-        check(trials, args.workdir)
+        with console.doing(f"checking {len(trials)} trials"):
+            check(trials, args.workdir)
         runner = Runner(args.workdir, retry=args.retry, metric=sweep.metric)
         if args.index is not None:
             if not 0 <= args.index < len(trials):

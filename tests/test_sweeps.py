@@ -304,14 +304,18 @@ def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tm
     trials = final().trials()
     assert {point["optimizer.learning_rate"] for point in final().points} == {3e-3}
     assert len(trials) == 3 * len(models.list_models()) and not final().overrides
-    measured = [{"trial": trial.name, "step": 7, "sqz_bytes": 5} for trial in trials[: len(models.list_models())]]
+    measured = [
+        {"trial": trial.name, "step": 7, "test_top1": 0.5, "sqz_bytes": 5}
+        for trial in trials[: len(models.list_models())]
+    ]
     write_csv(tmp_path / "compact_networks_costs.csv", measured[1:])
     assert len(final().plots) == 2
     write_csv(tmp_path / "compact_networks_costs.csv", measured)  # of one seed
     assert len(final().plots) == 6
-    assert final().derived({"trial": trials[0].name, "step": 7}) == {"sqz_bytes": 5.0}
-    with pytest.raises(SweepError, match="are not of step 8"):
-        final().derived({"trial": trials[0].name, "step": 8})
+    row = {"trial": trials[0].name, "step": 7, "test_top1": 0.5}
+    assert final().derived(row) == {"sqz_bytes": 5.0}
+    for other in ({"step": 8}, {"test_top1": 0.6}):  # a shorter run, and one on other images
+        assert final().derived({**row, **other}) == {}
 
 
 def test_the_costs_of_a_trained_network(reference):
@@ -475,7 +479,7 @@ def test_a_run_with_a_damaged_result_is_passed_over_in_a_comparison(reference, t
     compare.main()
     found = capsys.readouterr()
     assert f"{other} is skipped: {other / 'result.json'} cannot be read" in found.err
-    assert "| state | finished |" in found.out
+    assert "| 1 | reference | finished |" in found.out
 
 
 def test_runs_are_compared(reference, tmp_path):
@@ -485,12 +489,18 @@ def test_runs_are_compared(reference, tmp_path):
     stored["config"]["optimizer"]["learning_rate"] = 0.5
     (other / "config.json").write_text(json.dumps(stored))
     (other / "metrics.jsonl").write_text((reference / "metrics.jsonl").read_text().splitlines()[0] + "\n")
-    command = [sys.executable, "-m", "experiments.compare", str(reference), str(other), f"--plot={tmp_path / 'a.png'}"]
-    text = Child(command, tmp_path / "log").succeed()
-    assert "| optimizer.learning_rate | 0.05 | 0.5 |" in text and "model.stem" not in text
-    assert "| state | finished | not finished |" in text and "| test top1 | 0." in text
+    (tmp_path / "ratios" / "x=1,seed=0").mkdir(parents=True)  # a sweep beside runs, with its report
+    (tmp_path / "ratios" / "x=1,seed=0" / "config.json").write_text((reference / "config.json").read_text())
+    for name in ("ratios/ratios.csv", "notes.txt", "b.png", "c.png", "d.png"):
+        (tmp_path / name).touch()
+    command = [sys.executable, "-m", "experiments.compare", f"--plot={tmp_path / 'a.png'}", str(reference)]
+    text = Child([*command, *map(str, sorted(tmp_path.iterdir()))], tmp_path / "log").succeed()
+    assert "skipped, because they are not runs: b.png, c.png, d.png and 1 more\n" in text
+    assert "optimizer.learning_rate: 0.05 (1, 3); 0.5 (2)\n" in text and "model.stem" not in text
+    assert "| 1 | " in text and "reference | finished | " in text and "test top1 |" in text
+    assert "other | not finished | " in text and "ratios/x=1,seed=0 | not finished | 0 |" in text
     assert (tmp_path / "a.png").stat().st_size > 1000
-    assert "InputError" in Child([*command[:3], str(tmp_path)], tmp_path / "wrong.log").fail()
+    assert "of a run, or a folder of" in Child([*command[:3], str(tmp_path / "b.png")], tmp_path / "wrong.log").fail()
 
 
 def test_a_difference_has_a_p_value_where_the_seeds_differ():
