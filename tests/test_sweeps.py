@@ -304,14 +304,18 @@ def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tm
     trials = final().trials()
     assert {point["optimizer.learning_rate"] for point in final().points} == {3e-3}
     assert len(trials) == 3 * len(models.list_models()) and not final().overrides
-    measured = [{"trial": trial.name, "step": 7, "sqz_bytes": 5} for trial in trials[: len(models.list_models())]]
+    measured = [
+        {"trial": trial.name, "step": 7, "test_top1": 0.5, "sqz_bytes": 5}
+        for trial in trials[: len(models.list_models())]
+    ]
     write_csv(tmp_path / "compact_networks_costs.csv", measured[1:])
     assert len(final().plots) == 2
     write_csv(tmp_path / "compact_networks_costs.csv", measured)  # of one seed
     assert len(final().plots) == 6
-    assert final().derived({"trial": trials[0].name, "step": 7}) == {"sqz_bytes": 5.0}
-    with pytest.raises(SweepError, match="are not of step 8"):
-        final().derived({"trial": trials[0].name, "step": 8})
+    row = {"trial": trials[0].name, "step": 7, "test_top1": 0.5}
+    assert final().derived(row) == {"sqz_bytes": 5.0}
+    for other in ({"step": 8}, {"test_top1": 0.6}):  # a shorter run, and one on other images
+        assert final().derived({**row, **other}) == {}
 
 
 def test_the_costs_of_a_trained_network(reference):
