@@ -216,9 +216,13 @@ def check_same_experiment(
         if old.get(key) != new.get(key) and (key.partition(".")[0] not in free or key == "task.name")
     ]
     if lines:
+        differing = {line.partition(":")[0].strip() for line in lines}
+        hint = " Without --config, the config in the workdir is used." if len(lines) > 1 else ""
+        if "train.duration" in differing and free == ("run",):
+            hint = f' A longer duration: --extend "{new["train.duration"]}" and no --config.'
         raise ConfigError(
             f"{workdir} holds a run of another config:\n" + "\n".join(lines) + "\nUse another --workdir, or the old "
-            f"values; only {' and '.join(f'config.{section}.*' for section in free)} may change."
+            f"values; only {' and '.join(f'config.{section}.*' for section in free)} may change.{hint}"
         )
 
 

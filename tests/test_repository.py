@@ -42,6 +42,7 @@ FLOORS = [
     {"pretrained"},
     {"network"},
     {
+        "training.extending",
         "training.fine_tuning",
         "training.recorder",
         "compression.bias_correction",
