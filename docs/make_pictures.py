@@ -62,7 +62,7 @@ def main() -> None:
         bypasses = measured("bypass.csv", "model.bypass", **{"model.use_batch_norm": "True"})
         draw(here, ratios, bypasses)
         here.set(ylabel="test top-1 accuracy (%)")
-        here.set_title("here: CIFAR-10, a quarter of the width,\n10 epochs, 3 seeds, SGD (ratios) and AdamW (bypasses)")
+        here.set_title("here: CIFAR-10, a quarter of the width, 10 epochs,\n3 seeds, SGD (ratios), AdamW (bypasses)")
         draw(there, *paper())
         there.set(title="the paper: ImageNet,\nFigure 3a and Table 3", ylabel="top-5 accuracy (%)")
         for axis, ticks in ((here, (50e3, 100e3, 200e3, 400e3)), (there, (1e6, 2e6, 4e6, 8e6))):

@@ -96,6 +96,7 @@ def figure(
 
     with matplotlib.rc_context({**STYLE, "font.family": [name for name, _ in _fonts()]}):
         made = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        made.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
         FigureCanvasAgg(made)
         yield made, made.subplots(rows, columns, squeeze=False)
         _fit(made, legend_title)
