@@ -42,9 +42,10 @@ def draw(axis, ratios, bypasses) -> None:
 
 def paper() -> tuple[list, list]:
     """The points of Figure 3a and Table 3; those of the figure without a label are read from its pixels."""
+    published = {**squeeze_ratio.SIZES, **squeeze_ratio.PUBLISHED}.values()
     ratios = [
         (str(ratio), int(parameters.replace(",", "")), float(str(top5).removeprefix("about ")), 0.0)
-        for ratio, parameters, top5 in zip(squeeze_ratio.RATIOS, *squeeze_ratio.PUBLISHED.values(), strict=True)
+        for ratio, parameters, top5 in zip(squeeze_ratio.RATIOS, *published, strict=True)
     ]
     names = ("squeezenet_v1_0", "squeezenet_v1_0_simple_bypass", "squeezenet_v1_0_complex_bypass")
     sizes = [models.summarize(models.create(name), (224, 224, 3)).parameters for name in names]
