@@ -8,7 +8,8 @@ import pytest
 
 from squeeze_jax.config import base_config
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.training.optimizers import make_optimizer, make_schedule
+from squeeze_jax.training.optimizers import make_optimizer
+from squeeze_jax.training.schedules import make_schedule
 
 
 def schedule(total=100, warmup=0, rate=0.4, **overrides):
