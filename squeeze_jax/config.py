@@ -280,12 +280,14 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
             registry[name]  # raises if the name is unknown
     except SqueezeJaxError as error:
         # The workdir may be a stranger's: it names the modules that it needs, but they are not imported for it.
-        if missing := _missing_modules(stored.get("imports", {})):
-            raise ConfigError(f"{path} needs {'; and '.join(origin.advice for origin in missing)}.") from error
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: {error}") from error
+        missing = _missing_modules(stored.get("imports", {}))
+        if not missing:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
-    return config, stored["resolved"]
+    else:
+        return config, stored["resolved"]
+    raise ConfigError(f"{path} needs {'; and '.join(origin.advice for origin in missing)}.")
 
 
 def _registered(config: ConfigDict) -> list[tuple[Registry[Any], str]]:
