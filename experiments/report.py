@@ -228,7 +228,7 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     points = _points(sweep, rows)
     header = [_title(key) for key in keys]
     replicates = "runs" if _has_folds(sweep) else "seeds"
-    header += ["parameters", "MiB", "M MACs", f"{_title(metric)} (mean ± s. d.)", replicates]
+    header += ["parameters", "MiB", "M MACs", f"{_title(metric) or 'metric'} (mean ± s. d.)", replicates]
     header += ["to the first row", "to the row above"]
     lines = [header + [_title(column) for column in sweep.columns] + list(sweep.published)]
     for i, (place, point, trials) in enumerate(zip(_groups(sweep), _distinct(sweep), points, strict=True)):

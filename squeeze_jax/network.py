@@ -16,7 +16,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
-from squeeze_jax import pretrained, tables
+from squeeze_jax import pretrained
 from squeeze_jax.config import SPLITS, check_same_experiment
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import Identity
@@ -370,8 +370,6 @@ def evaluate(
         ]
         subfolder = "_".join([split, "step", str(network.step), *changed])
         folder = folder_lib.create(pathlib.Path(output or source) / "evaluation" / subfolder)
-        row = {"split": split, "step": network.step, "examples": examples, **naming, **evaluation.values}
-        tables.write_csv(folder / "metrics.csv", [row])
-        evaluation.task.report(folder, evaluation.sums, evaluation.records)
+        evaluation.write(folder, split, network.step)
         logger.info("the tables are in %s", folder)
     return evaluation

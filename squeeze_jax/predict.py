@@ -43,6 +43,7 @@ import jax
 import numpy as np
 
 from squeeze_jax import commands, patches
+from squeeze_jax.console import track
 from squeeze_jax.data.listing import EXTENSIONS, is_left_behind
 from squeeze_jax.data.scans import Assume, add_cut_arguments, cut_of
 from squeeze_jax.data.volumes import is_volume
@@ -167,8 +168,8 @@ class Example(NamedTuple):
     error: str = ""
 
 
-def read_examples(network: Network | Exported, arguments: Sequence[str]) -> Iterator[Example]:
-    """Yields the images that the arguments of the command name, in their order; see `find_images`."""
+def read_examples(network: Network | Exported, arguments: Sequence[str]) -> tuple[int, Iterator[Example]]:
+    """Returns the number of images that the arguments of the command name, and the images; see `find_images`."""
     found: list[tuple[pathlib.Path | str, str]] = []
     for argument in arguments:
         try:
@@ -176,30 +177,37 @@ def read_examples(network: Network | Exported, arguments: Sequence[str]) -> Iter
         except InputError as error:
             found.append((argument, str(error)))
     maps = map_names([path for path, error in found if not error])
-    for path, error in found:
+
+    def read(path: pathlib.Path | str, error: str) -> Example:
         image = None
         if not error:
             try:
                 image = network.read_image(path)
             except InputError as reason:
                 error = str(reason)
-        yield Example({"file": str(path)}, str(path), maps.get(path, ""), image, error)
+        return Example({"file": str(path)}, str(path), maps.get(path, ""), image, error)
+
+    return len(found), (read(*one) for one in found)
 
 
-def cut_examples(network: Network | Exported, args: argparse.Namespace) -> Iterator[Example]:
-    """Yields the patches of the scans that the arguments of the command name; see `squeeze_jax.patches`."""
+def cut_examples(network: Network | Exported, args: argparse.Namespace) -> tuple[int | None, Iterator[Example]]:
+    """Returns the number of candidates (None of a grid) in the scans that the arguments name, and their patches."""
     cut = patches.choose_cut(network, cut_of(args))
     scans, remarks = patches.find_volumes(args.images)
-    candidates = None
+    candidates, count = None, None
     if args.candidates:
         candidates, remark = patches.listed_candidates(args.candidates, scans)
         remarks += [remark] if remark else []
+        count = sum(map(len, candidates.values()))
     for line in remarks:
         print(line, file=sys.stderr)
     assume = Assume(args.assume_hounsfield, args.assume_origin)
-    cutting = patches.cut_patches(network, cut, scans, candidates, args.grid, assume)
-    for number, patch in enumerate(cutting):
-        yield Example(patch.columns, patch.title, f"{patch.scan}/{number}.png", patch.image, patch.error)
+    cutting = enumerate(patches.cut_patches(network, cut, scans, candidates, args.grid, assume))
+    named = (
+        Example(patch.columns, patch.title, f"{patch.scan}/{number}.png", patch.image, patch.error)
+        for number, patch in cutting
+    )
+    return count, named
 
 
 def predictions(
@@ -304,11 +312,11 @@ def main() -> int:
     ids = network.class_names
     network = renamed(network, read_labels(args.labels, ids) if args.labels else readable(ids))
     of_scans = args.candidates is not None or args.grid is not None
-    examples = cut_examples(network, args) if of_scans else read_examples(network, args.images)
+    count, examples = cut_examples(network, args) if of_scans else read_examples(network, args.images)
     results: list[Result] = []
     case: list[tuple[Example, Any]] = []
     try:
-        for example, predicted in predictions(network, examples, args.batch_size):
+        for example, predicted in track(predictions(network, examples, args.batch_size), "classifying", count):
             if predicted is None:
                 print(f"skipped: {example.error}", file=sys.stderr)
                 results.append(Result(example, None, 0.0))
@@ -384,6 +392,8 @@ def _report(args: argparse.Namespace, network: Network, case: list[tuple[Example
 
 def _best_of(task: Task, shown: int, of: int) -> str:
     name = "".join(f" of {name}" for name in task.naming.values())
+    if shown == of:
+        return f"{of} candidate{'s' * (of > 1)}, the highest probability{name} first"
     return f"The {shown} of {of:,} candidates with the highest probability{name}"
 
 

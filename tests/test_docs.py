@@ -50,6 +50,8 @@ NOT_RUN = {
     'pip install -e ".[docs]"': "downloads",
     'pip install "squeeze_jax[export]" openvino nncf torch torchao': "downloads the peers",
     "pip install playwright": "downloads",
+    "pip install jupyterlab": "downloads",
+    "jupyter lab notebooks": "starts a server",
     "python -m venv litert": "of Python",
     "litert/bin/pip install litert-converter==0.5.0 litert-quantizer==0.11.0": "downloads",
     "python -m pytest -n 0 -m browser tests/test_web.py": "needs a browser",

@@ -14,6 +14,9 @@ from PIL import Image
 
 from squeeze_jax import commands, drawing, predict
 from squeeze_jax.config import base_config
+from squeeze_jax.data import synthetic_nodules
+from squeeze_jax.data.scans import Cut
+from squeeze_jax.data.volumes import read_scan
 from squeeze_jax.errors import InputError
 from squeeze_jax.experiment import make_task
 from squeeze_jax.network import read_image
@@ -278,3 +281,109 @@ def test_an_image_that_cannot_be_read_ends_no_calibration(tmp_path, capsys):
     assert capsys.readouterr().err.count("skipped: ") == 2
     with pytest.raises(InputError, match="none of the 2 images can be read"):
         list(predict.read_images(Reader(), paths[1::3], 2))
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    pytest.importorskip("SimpleITK", reason="the extra 'ct' has SimpleITK")
+    folder = tmp_path_factory.mktemp("scans")
+    synthetic_nodules.write(folder, 2)
+    return folder
+
+
+@pytest.fixture
+def run_on_scans(run, monkeypatch):
+    """Like `run`, with a network of slices of 8 x 8 pixels."""
+    recorded = {"cut": dataclasses.asdict(Cut("axial", 8, 2.0))}
+    network = Brightness(image_shape=(8, 8, 1), preparation=recorded)
+    monkeypatch.setattr(predict, "load", lambda source: network)
+    return run
+
+
+def test_candidates_of_scans_have_a_row_each(run_on_scans, scans, tmp_path):
+    first, second = sorted(scans.rglob("*.mhd"))
+    with (scans / "candidates.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    status, out, errors = run_on_scans("--format=csv", "--candidates", scans / "candidates.csv", first)
+    header, rows = table(out)
+    place = ["seriesuid", "coordX", "coordY", "coordZ"]
+    assert header == [*place, "class", "label", "probability", *PER_CLASS, "error"]
+    assert status == 0 and errors == "6 of 12 candidates are of other scans\n" and len(rows) == 6
+    assert [[row[name] for name in place[:1]] + [float(row[name]) for name in place[1:]] for row in rows] == [
+        [row["seriesuid"], *(float(row[name]) for name in place[1:])]
+        for row in listed
+        if row["seriesuid"] == first.stem
+    ]
+    scan = read_scan((str(first),))
+    center = np.array([float(rows[0][name]) for name in place[1:]])
+    bright = Cut("axial", 8, 2.0)(scan, center).mean() / 255
+    assert float(rows[0]["probability_bright"]) == pytest.approx(bright, abs=1e-6)
+
+    # A place outside, and a scan that is damaged, end nothing.
+    damaged = tmp_path / second.name
+    damaged.write_text("NDims = 3")
+    (tmp_path / "list.csv").write_text(
+        f"seriesuid,coordX,coordY,coordZ\n{first.stem},9999,0,0\n{first.stem},{','.join(map(str, center))}\n"
+        f"{second.stem},0,0,0\n"
+    )
+    status, out, errors = run_on_scans("--format=csv", "--candidates", tmp_path / "list.csv", first, damaged)
+    header, rows = table(out)
+    assert status == 1 and [row["label"] for row in rows] == ["", "dark" if bright < 0.5 else "bright", ""]
+    assert "list.csv, line 2: (9999.0, 0.0, 0.0) mm is outside of the scan" in rows[0]["error"]
+    assert str(damaged) in rows[2]["error"] and rows[2]["coordX"] == ""
+    assert errors.endswith("2 of 3 could not be classified, see above.\n")
+
+
+def test_a_grid_in_a_scan_has_a_table_and_a_page_of_the_best(run_on_scans, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(Brightness, "explain", lambda self, path, *_: path.write_bytes(b"drawn") and "note")
+    status, out, errors = run_on_scans(
+        "--grid=30", "--report", tmp_path / "scan.html", "--cam", tmp_path / "maps", scans
+    )
+    title = "The 10 of 96 candidates with the highest probability of bright"
+    assert status == 0 and f"{title}; --format csv has all:" in errors
+    shares = [float(line.split("%")[0]) for line in out.splitlines() if "bright" in line]
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True)
+    page = (tmp_path / "scan.html").read_text()
+    assert f"<h1>{title}</h1>" in page and page.count("<img") == 10 and "mean probability" not in page
+    assert len(list((tmp_path / "maps").rglob("*.png"))) == 96
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid=30", "{}/nothing.mhd"], "InputError: there is no candidate to classify"),
+        (["--grid=30", "{}/nothing"], "InputError: {}/nothing does not exist; expected a scan, or a folder of scans"),
+        (["--grid=30", "{}/candidates.csv"], "InputError: {}/candidates.csv is not a scan: not DICOM"),
+        (
+            ["--grid=30", "--size=9", "--cut=axial", "{}"],
+            "InputError: the network was trained on patches Cut(kind='axial'",
+        ),
+        (["--candidates={}/nothing.csv", "{}"], "DataError: {}/nothing.csv cannot be read: No such file"),
+        (
+            ["--candidates={}/candidates.csv", "{}/other.mhd"],
+            "DataError: {}/candidates.csv has no candidate of the scan",
+        ),
+        (["{}"], "skipped: {} is not a file, a folder with images or a pattern that matches any image. CT scans are"),
+    ],
+)
+def test_what_is_wrong_with_scans_is_one_line(run_on_scans, scans, arguments, message):
+    status, _, errors = run_on_scans(*(word.format(scans) for word in arguments))
+    assert status == 1 and message.format(scans) in errors
+
+
+def test_a_cut_that_is_not_recorded_is_taken_from_options(run_on_scans, scans, monkeypatch):
+    monkeypatch.setattr(predict, "load", lambda source: Brightness(image_shape=(8, 8, 1)))
+    status, _, errors = run_on_scans("--grid=30", scans)
+    assert status == 1 and "does not record how its patches were cut" in errors and "--cut" in errors
+    status, _, errors = run_on_scans("--grid=30", "--cut=axial", scans)
+    assert status == 1 and "takes images of shape (8, 8, 1), but patches" in errors
+    status, out, _ = run_on_scans("--grid=30", "--cut=axial", "--size=8", "--format=csv", scans)
+    assert status == 0 and len(table(out)[1]) == 96
+
+
+@pytest.mark.parametrize("name", ["scan.mhd", "scan.nii.gz", "slice.dcm"])
+def test_a_scan_among_images_is_told_what_it_needs(run, tmp_path, name):
+    (tmp_path / name).write_bytes(b"0")
+    status, out, _ = run("--format=json", tmp_path / name)
+    (row,) = json.loads(out)
+    assert status == 1 and row["error"].endswith("--candidates LIST.csv or --grid MM of python -m squeeze_jax.predict.")

@@ -64,7 +64,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(trained, data_dir, tmp_pa
 def test_it_is_evaluated(trained, data_dir, tmp_path):
     flags = ["--mode=eval", "--split=validation"]
     assert "300 examples" in Child(command(data_dir, trained, *flags), tmp_path / "eval.log").succeed()
-    (folder,) = (trained / "evaluation").iterdir()
+    (folder,) = (trained / "evaluation").glob("validation_*")
     with (folder / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["loss"]) == pytest.approx(json.loads((trained / "result.json").read_text())["validation"]["loss"])

@@ -74,6 +74,9 @@ def test_a_run_leaves_what_the_readme_says(reference):
     assert set(train[-1]["values"]) == expected and train[-1]["speed"]["images_per_second"] > 0
     result = json.loads((reference / "result.json").read_text())
     assert result["test"] == records[-1]["values"] and result["step"] == records[-1]["step"]
+    (report,) = (reference / "evaluation").iterdir()
+    assert report.name == f"test_step_{result['step']}"
+    assert {path.name for path in report.iterdir()} >= {"metrics.csv", "confusion.csv", "confusion.png"}
     assert result["validation"]["top1"] == max(r["values"]["top1"] for r in records if r["split"] == "validation")
     assert result["parameters"] > 0 and result["macs"] > 0
     resolved = json.loads((reference / "config.json").read_text())["resolved"]
@@ -197,7 +200,7 @@ def test_eval_counts_every_example(reference, tmp_path, checkpoint):
     text = Child([*command, "--split=validation", f"--checkpoint={checkpoint}"], tmp_path / "eval.log").succeed()
     assert "validation of digits" in text and "300 examples" in text
     assert snapshot(workdir / "checkpoints") == before
-    folder = next((workdir / "evaluation").iterdir())
+    (folder,) = (workdir / "evaluation").glob("validation_*")
     step = int(folder.name.rsplit("_", 1)[1])
     with (folder / "metrics.csv").open() as file:
         row = next(csv.DictReader(file))
@@ -444,8 +447,8 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
     mirrored = configure(data_dir, **options, **{"task.mirror": ("width",)})
     values = network.evaluate(tmp_path / "skips", config=mirrored).values
     assert set(values) == set(result.metrics["test"]) and values["loss"] != result.metrics["test"]["loss"]
-    folders = [folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()]
-    assert folders == [f"test_step_{result.best_step}_mirror-width"]
+    folders = {folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()}
+    assert folders == {f"test_step_{result.best_step}", f"test_step_{result.best_step}_mirror-width"}
     full = configure(data_dir, **options, **{"task.metrics": "full", "task.calibrate": True})
     evaluation = network.evaluate(tmp_path / "skips", config=full)
     assert evaluation.task.point.temperature != 1 and len(evaluation.values) == 14

@@ -80,7 +80,8 @@ def draw_confusion(path: pathlib.Path, confusion: np.ndarray, class_names: tuple
         axis.grid(visible=False)
         axis.set(xlabel="predicted class", ylabel="true class")
         if named:
-            axis.set_xticks(range(size), names, rotation=90, **letters)
+            upright = 0 if beside < 0.9 * max(cell, 1.5 / size) else 90
+            axis.set_xticks(range(size), names, rotation=upright, **letters)
             axis.set_yticks(range(size), names, **letters)
         if counted:
             for i, j in zip(*np.nonzero(confusion), strict=True):

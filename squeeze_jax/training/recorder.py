@@ -11,8 +11,10 @@ import numpy as np
 
 from squeeze_jax.console import Bar
 from squeeze_jax.experiment import Experiment
+from squeeze_jax.files import make_folder
 from squeeze_jax.runtime.devices import DeviceMesh, is_main_process
 from squeeze_jax.tasks.task import Values
+from squeeze_jax.training.evaluation import Evaluation
 from squeeze_jax.training.stopwatch import clock
 from squeeze_jax.workdir import records
 
@@ -38,6 +40,7 @@ class Recorder:
         self._bar = Bar("training", first_step, experiment.plan.total, "compiling ...") if self._writer else None
         self._shown: list[str] = []  # the last training metrics, in the bar
         self._unreadable: set[str] = set()
+        self._reported: list[str] = []
         self.last_values: dict[str, Values] = {}
 
     def __enter__(self) -> "Recorder":
@@ -158,6 +161,19 @@ class Recorder:
         first, *others = _texts(values)
         _log(f"step {step}/{plan.total}", f"epoch {step / plan.epoch:.2f}", f"{split}: {first}", *others, *timing)
 
+    def report(self, step: int, split: str, evaluation: Evaluation) -> None:
+        """Writes the tables and pictures of an evaluation to evaluation/<split>_step_<step>/.
+
+        Args:
+          step: the step of the weights.
+          split: "test" or "validation".
+          evaluation: of this split.
+        """
+        if self._writer:
+            folder = make_folder(self._folder / "evaluation" / f"{split}_step_{step}")
+            evaluation.write(folder, split, step)
+            self._reported = [str(folder.relative_to(self._folder))]
+
     def close(self, step: int, finished: bool, best: dict[str, Any]) -> None:
         """Draws the curves, logs the outcome and, if the run is finished, writes result.json.
 
@@ -178,7 +194,7 @@ class Recorder:
         if best["best_step"] is not None:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:
-            files = ["result.json", *([curves.name] if curves else []), "checkpoints"]
+            files = ["result.json", *([curves.name] if curves else []), "checkpoints", *self._reported]
             logger.info("finished; %s are in %s", ", ".join(files), os.path.relpath(self._folder))
         else:
             plan = self._experiment.plan

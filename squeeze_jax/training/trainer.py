@@ -214,13 +214,17 @@ def _train(
                     health.check_finite(state, step, learning_rate(step))
                     checkpoints.save(step, state, best)
 
-    # The test split is evaluated once, at the end, with the weights that were best on the validation split.
+    # The test split is evaluated once, at the end, with the weights that were best on the validation split. The report
+    # is about it, or about the validation split if there is no test split.
     finished = step == plan.total or out_of_patience(step)
-    if finished and "test" in splits:
+    reported = next((name for name in ("test", "validation") if name in splits), None)
+    if finished and reported:
         chosen, leaves = checkpoints.read("best")
-        fit_on = splits["validation"] if task.fits_on_validation else None
-        values = evaluator.measure(splits["test"], mesh.replicate(eval_variables(leaves)), fit_on=fit_on).values
-        recorder.write(chosen, "test", values)
+        fit_on = splits["validation"] if task.fits_on_validation and reported == "test" else None
+        evaluation = evaluator.measure(splits[reported], mesh.replicate(eval_variables(leaves)), fit_on=fit_on)
+        if reported == "test":
+            recorder.write(chosen, "test", evaluation.values)
+        recorder.report(chosen, reported, evaluation)
     checkpoints.close()
     recorder.close(step, finished, best)
     wait_for_all("end of the run")
