@@ -387,6 +387,8 @@ def test_python_code_runs(tmp_path, reference, compilation_cache):
     program += "\nfrom squeeze_jax.experiment import build\n"
     program += "from squeeze_jax.config import base_config; config = base_config('robust')\n"
     program += "config.dataset.name = 'fake/32x32x3/10'; config.model.name = 'three_thin_fires'\n"
+    program += "config.schedule.name = 'cosine_restarts'; config.optimizer.name = 'lion'\n"
+    program += "config.augment.own = ('noise',)\n"
     program += "print(build(config).sums)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

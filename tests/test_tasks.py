@@ -101,5 +101,7 @@ def test_a_notebook_predicts_with_it_and_a_process_that_does_not_know_it_says_so
     assert f"{trained / 'config.json'} needs the module brightness: pass --import=" in message
     assert f"{CONFIG.name}, or in Python import brightness first.\n" in message and message.count("\n") == 1
     assert "brightness" in Child([*predict, f"--import={CONFIG}"], tmp_path / "predict.log").succeed()
+    resume = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(trained)]
+    assert "needs the module brightness: pass --import=" in Child(resume, tmp_path / "resume.log").fail()
     with pytest.raises(ConfigError, match="the task 'bright' is unknown; did you mean 'brightness'"):
         tasks.named("bright")
