@@ -24,10 +24,11 @@ def get_config(weights: str = "torchvision/squeezenet1_1") -> ConfigDict:
     config.model.head_relu = False  # some classes of a new head may never pass it
 
     config.train.batch_size = 32
-    config.train.duration = "200 steps"
+    config.train.duration = "150 steps"
     config.task.label_smoothing = 0.1
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate_multipliers = (("^(conv10|fc|fc8)/", 10.0),)  # the new last layer
     config.optimizer.weight_decay = 0.01
     config.schedule.name = "cosine"
     config.schedule.warmup = "10 %"

@@ -42,9 +42,10 @@ def draw(axis, ratios, bypasses) -> None:
 
 def paper() -> tuple[list, list]:
     """The points of Figure 3a and Table 3; those of the figure without a label are read from its pixels."""
+    published = {**squeeze_ratio.SIZES, **squeeze_ratio.PUBLISHED}.values()
     ratios = [
         (str(ratio), int(parameters.replace(",", "")), float(str(top5).removeprefix("about ")), 0.0)
-        for ratio, parameters, top5 in zip(squeeze_ratio.RATIOS, *squeeze_ratio.PUBLISHED.values(), strict=True)
+        for ratio, parameters, top5 in zip(squeeze_ratio.RATIOS, *published, strict=True)
     ]
     names = ("squeezenet_v1_0", "squeezenet_v1_0_simple_bypass", "squeezenet_v1_0_complex_bypass")
     sizes = [models.summarize(models.create(name), (224, 224, 3)).parameters for name in names]
@@ -61,7 +62,7 @@ def main() -> None:
         bypasses = measured("bypass.csv", "model.bypass", **{"model.use_batch_norm": "True"})
         draw(here, ratios, bypasses)
         here.set(ylabel="test top-1 accuracy (%)")
-        here.set_title("here: CIFAR-10, a quarter of the width,\n10 epochs, 3 seeds, SGD (ratios) and AdamW (bypasses)")
+        here.set_title("here: CIFAR-10, a quarter of the width, 10 epochs,\n3 seeds, SGD (ratios), AdamW (bypasses)")
         draw(there, *paper())
         there.set(title="the paper: ImageNet,\nFigure 3a and Table 3", ylabel="top-5 accuracy (%)")
         for axis, ticks in ((here, (50e3, 100e3, 200e3, 400e3)), (there, (1e6, 2e6, 4e6, 8e6))):

@@ -41,12 +41,12 @@ ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 0.003}
 PUBLISHED = {
     "paper: ImageNet top-1": (57.5, 60.4, 58.8, "", "", ""),
     "paper: top-5": (80.3, 82.5, 82.0, "", "", ""),
-    "paper: MB": (4.8, 4.8, 7.7, "", "", ""),
 }
+SIZES = {"paper: MB": (4.8, 4.8, 7.7, "", "", "")}  # of its own network
 
 SETTINGS = {
     "cifar10": Sweep("bypass", "configs/cifar10.py:study", POINTS, overrides=ADAMW, published=PUBLISHED),
-    "imagenet": Sweep("bypass_imagenet", "configs/imagenet_v1_0.py", POINTS, published=PUBLISHED),
+    "imagenet": Sweep("bypass_imagenet", "configs/imagenet_v1_0.py", POINTS, published=PUBLISHED | SIZES),
 }
 
 if __name__ == "__main__":

@@ -59,9 +59,11 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     int8_file = exported(onnx_file.serialize_int8(network, images))
     in_int8 = milliseconds(lambda: int8_file.logits(image))
     compared = compare(network, int8_file, batches(test))
+    result = read_json(folder / RESULT_FILE, "step", "test")
     return {
         TRIAL: folder.name,
-        "step": read_json(folder / RESULT_FILE, "step")["step"],
+        "step": result["step"],
+        "test_top1": result["test"]["top1"],
         "float_bytes": len(sqz.serialize(network)),
         "sqz_bytes": len(sqz.serialize(small)),
         "sqz_top1": round(small.evaluate("test").values["top1"], 4),

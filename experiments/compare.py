@@ -1,6 +1,9 @@
-"""Compares runs: the differences between their configs, their results, and their curves in one plot.
+"""Compares runs: their results, the differences between their configs, and their curves in one plot.
 
-python -m experiments.compare runs/a runs/b --plot comparison.png
+    python -m experiments.compare runs/* --plot comparison.png
+
+The arguments are workdirs, or folders of them such as that of a sweep. A line of the differences has the values of a
+config key, each with the numbers of its runs in the table.
 """
 
 import os
@@ -8,7 +11,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from experiments.trials import read_json
+from experiments.trials import NO_WORKDIR, find_workdirs, read_json
 from squeeze_jax import commands, plotting
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import InputError, SqueezeJaxError
@@ -16,35 +19,51 @@ from squeeze_jax.files import user_path
 from squeeze_jax.tables import markdown
 from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
+NAMED = 3  # of what is no run
 
-def differences(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
-    """Returns one row for each config key whose values are not all equal: the key and the value in each run."""
+
+def differences(workdirs: Sequence[pathlib.Path]) -> list[str]:
+    """Returns a line for each config key whose values are not all equal: each value with the numbers of its runs."""
     configs = [config_lib.flatten(config_lib.read(workdir)[0]) for workdir in workdirs]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    rows = [[key, *(str(config.get(key)) for config in configs)] for key in keys]
-    return [row for row in rows if len(set(row[1:])) > 1]
+    lines = []
+    for key in dict.fromkeys(key for config in configs for key in config):
+        runs: dict[str, list[str]] = {}
+        for number, config in enumerate(configs, 1):
+            runs.setdefault(str(config.get(key)), []).append(str(number))
+        if len(runs) > 1:
+            lines.append(f"{key}: " + "; ".join(f"{value} ({', '.join(numbers)})" for value, numbers in runs.items()))
+    return lines
 
 
-def results(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
-    """Returns one row for each number in the results; for an unfinished run, its last measurements are used."""
-    columns = []
+def results(workdirs: Sequence[pathlib.Path], names: Sequence[str]) -> str:
+    """Returns a table with a row for each run: its size, and the metrics that select the checkpoints.
+
+    For an unfinished run, its last measurements are used.
+
+    Args:
+      workdirs: of the runs.
+      names: how the table calls them.
+    """
+    found = []
     for workdir in workdirs:
         path = workdir / RESULT_FILE
         if path.exists():
-            found = {"state": "finished"} | read_json(path)
+            found.append({"state": "finished"} | read_json(path))
         else:
             records = read_metrics(workdir)
-            found = {"state": "not finished", "step": records[-1]["step"] if records else 0}
-            found |= {record["split"]: record["values"] for record in records}
-        column = {}
-        for name, value in found.items():
-            if isinstance(value, dict):
-                column |= {f"{name} {metric}": f"{number:.4f}" for metric, number in value.items()}
-            else:
-                column[name] = f"{value:,}" if isinstance(value, int) else value
-        columns.append(column)
-    names = dict.fromkeys(name for column in columns for name in column)
-    return [[name, *(column.get(name, "") for column in columns)] for name in names]
+            found.append({"state": "not finished", "step": records[-1]["step"] if records else 0})
+            found[-1] |= {record["split"]: record["values"] for record in records}
+    metrics = list(dict.fromkeys(config_lib.read(workdir)[0].evaluation.best_metric for workdir in workdirs))
+    measured = [(split, metric) for split in ("validation", "test") for metric in metrics]
+    measured = [(split, metric) for split, metric in measured if any(metric in run.get(split, {}) for run in found)]
+    rows = []
+    for number, (name, run) in enumerate(zip(names, found, strict=True), 1):
+        counts = [f"{run[key]:,}" if key in run else "" for key in ("step", "parameters")]
+        values = [run.get(split, {}).get(metric, "") for split, metric in measured]
+        cells = [f"{value:.4f}" if value != "" else "" for value in values]
+        rows.append([str(number), name, run["state"], *counts, *cells])
+    header = ["", "run", "state", "step", "parameters", *(" ".join(column) for column in measured)]
+    return markdown(header, rows)
 
 
 def plot(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
@@ -75,25 +94,29 @@ def short_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
 def main() -> None:
     """Runs the command."""
     parser = commands.parser(__doc__)
-    parser.add_argument("workdirs", nargs="+", type=user_path, help="workdirs; other files and folders are skipped")
+    parser.add_argument("workdirs", nargs="+", type=user_path, help="workdirs, or folders of them such as a sweep's")
     parser.add_argument("--plot", type=user_path, help="file for a plot of the curves")
     args = parser.parse_args()
-    workdirs = []
+    workdirs, others = [], []
     for path in args.workdirs:
-        try:
-            results([path])
-            config_lib.read(path)
-        except SqueezeJaxError as error:
-            print(f"{path} is skipped: {error}", file=sys.stderr)
-        else:
-            workdirs.append(path)
+        found = find_workdirs(path)
+        others += [] if found else [path.name]
+        for workdir in found:
+            try:
+                config_lib.read(workdir)
+                results([workdir], [""])
+            except SqueezeJaxError as error:
+                print(f"{workdir} is skipped: {error}", file=sys.stderr)
+            else:
+                workdirs.append(workdir)
     if not workdirs:
-        raise InputError("none of the arguments is the workdir of a run.")
-    changed = differences(workdirs)
-    names = [str(workdir) for workdir in workdirs]
-    print(markdown(["config", *names], changed) if changed else "The configs are equal.")
+        raise InputError(NO_WORKDIR)
+    if others:
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        print(f"skipped, because they are not runs: {', '.join(others[:NAMED])}{more}", file=sys.stderr)
+    print(results(workdirs, short_names(workdirs)))
     print()
-    print(markdown(["result", *names], results(workdirs)))
+    print("\n".join(differences(workdirs)) or "The configs are equal.")
     if args.plot:
         plot(workdirs, args.plot)
 

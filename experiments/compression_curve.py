@@ -18,7 +18,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from squeeze_jax import commands, load, plotting
+from squeeze_jax import commands, console, load, plotting
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import Compressor
 from squeeze_jax.compression.on_disk import DiskArray
@@ -30,7 +30,6 @@ from squeeze_jax.network import Network
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tables import write_csv
-from squeeze_jax.workdir import console
 
 # File sizes of 1.0 in the SqueezeNet paper (section 3.2) in bytes; the paper gives megabytes and the same accuracy.
 PAPER = {"8-bit file of the paper": 660_000, "6-bit file of the paper": 470_000}

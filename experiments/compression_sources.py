@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from squeeze_jax import commands, load
+from squeeze_jax import commands, console, load
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import BYTES_SLOPE, Compressor
 from squeeze_jax.compression.on_disk import DiskArray
@@ -29,7 +29,6 @@ from squeeze_jax.network import Network
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tables import write_csv
-from squeeze_jax.workdir import console
 
 Half = tuple[str, int]  # a source and half 0 or 1
 

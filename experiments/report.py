@@ -1,5 +1,6 @@
 """Reports a sweep: a CSV with one row per trial, a Markdown table with one row per point, plots with error bars."""
 
+import dataclasses
 import itertools
 import pathlib
 import statistics
@@ -8,7 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from experiments.trials import Sweep, SweepError, Trial, read_json, status
+from experiments.trials import Sweep, SweepError, Trial, measured, read_json, status
 from squeeze_jax import config as config_lib
 from squeeze_jax import plotting
 from squeeze_jax.errors import InputError, SqueezeJaxError
@@ -19,6 +20,11 @@ from squeeze_jax.workdir.records import METRICS_FILE, RESULT_FILE, read_metrics
 
 MIB = 2**20
 SIZES = ("parameters", "macs")
+FOLD = "dataset.fold"  # points that differ in it alone are one row of the table
+ABOUT_FOLDS = (
+    "Mean and standard deviation over the folds. Differences have no p, because folds share training images. "
+    "`python -m experiments.judge` judges all folds of a classifier together, by case."
+)
 PLOT_COLUMNS = 3
 LOG_RANGE = 30  # an axis is logarithmic if its largest value is more than so many times its smallest
 
@@ -53,10 +59,12 @@ def write(
     write_csv(output / f"{sweep.name}.csv", [{key: row.get(key, "") for key in columns} for row in rows])
     missing = [f"- {row['trial']}: {row['status']}" for row in rows if row["status"] != "finished"]
     text = "\n".join([_table(sweep, rows), *(["", "Not in the table:", *missing] if missing else [])])
+    if _has_folds(sweep):
+        text += f"\n\n{ABOUT_FOLDS}"
     with replaced(output / f"{sweep.name}.md") as temporary:
         temporary.write_text(text + "\n")
-    if len(sweep.points) > 1 and len(missing) < len(rows):
-        _plot(sweep, rows, output)
+    if plots := _plots(sweep, rows):
+        _plot(dataclasses.replace(sweep, plots=plots), rows, output)
     return text
 
 
@@ -119,8 +127,8 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _measured(sweep: Sweep, row: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    columns, metric = measured(folder)
     config = config_lib.read(folder)[0]
-    chooser = config.evaluation.best_metric
     result = read_json(folder / RESULT_FILE, "parameters", "macs", "step")
     row = row | {
         "parameters": result["parameters"],
@@ -128,8 +136,7 @@ def _measured(sweep: Sweep, row: dict[str, Any], folder: pathlib.Path) -> dict[s
         "macs": result["macs"],
         "step": result["step"],
     }
-    for split in ("validation", "test"):
-        row |= {f"{split}_{name}": value for name, value in result.get(split, {}).items()}
+    row |= columns
     records = read_metrics(folder)
     if not records:
         raise SweepError(f"{folder / METRICS_FILE} is missing or empty.")
@@ -137,7 +144,7 @@ def _measured(sweep: Sweep, row: dict[str, Any], folder: pathlib.Path) -> dict[s
     if validated:
         row["validation_loss_at_end"] = validated[-1]
     row |= sweep.derived(row)
-    row["metric"] = next((f"{split}_{chooser}" for split in ("test", "validation") if split in result), "")
+    row["metric"] = metric
     made = read_json(folder / VERSIONS_FILE, "cpu_cores", "devices", "versions", "commit")
     return row | {
         "training_seconds": round(_training_seconds(config.train.batch_size, records)),
@@ -160,10 +167,34 @@ def _training_seconds(batch: int, records: Sequence[dict[str, Any]]) -> float:
     return seconds
 
 
+def _has_folds(sweep: Sweep) -> bool:
+    return any(FOLD in point for point in sweep.points)
+
+
+def _groups(sweep: Sweep) -> dict[int, list[int]]:
+    """Returns the points by the first one that differs from them in the fold alone; each is its own without folds."""
+    if not _has_folds(sweep):
+        return {i: [i] for i in range(len(sweep.points))}
+    groups: dict[int, list[int]] = {}
+    first: dict[str, int] = {}
+    for i, point in enumerate(sweep.points):
+        others = repr({key: value for key, value in point.items() if key != FOLD})
+        groups.setdefault(first.setdefault(others, i), []).append(i)
+    return groups
+
+
+def _distinct(sweep: Sweep) -> list[Mapping[str, Any]]:
+    """Returns the points of the rows of the table, without their folds."""
+    return [{key: value for key, value in sweep.points[i].items() if key != FOLD} for i in _groups(sweep)]
+
+
 def _points(sweep: Sweep, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Returns the finished trials of each point, by seed."""
-    per_point = [rows[i :: len(sweep.points)] for i in range(len(sweep.points))]
-    return [[row for row in trials if row["status"] == "finished"] for trials in per_point]
+    """Returns the finished trials of each row of the table, by seed and fold."""
+    step = len(sweep.points)
+    return [
+        [row for i in members for row in rows[i::step] if row["status"] == "finished"]
+        for members in _groups(sweep).values()
+    ]
 
 
 def _metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
@@ -176,14 +207,14 @@ def _metric_of(sweep: Sweep, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _keys(sweep: Sweep) -> list[str]:
-    """Returns the config keys that differ between points."""
-    return list(dict.fromkeys(key for point in sweep.points for key in point))
+    """Returns the config keys that differ between points, without the fold."""
+    return list(dict.fromkeys(key for point in _distinct(sweep) for key in point))
 
 
 def _varies_one_number(sweep: Sweep) -> bool:
     """Returns whether the points form a curve, as in Figure 3 of the SqueezeNet paper."""
     return len(_keys(sweep)) == 1 and all(
-        isinstance(value, int | float) for point in sweep.points for value in point.values()
+        isinstance(value, int | float) for point in _distinct(sweep) for value in point.values()
     )
 
 
@@ -196,10 +227,11 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     keys = _keys(sweep)
     points = _points(sweep, rows)
     header = [_title(key) for key in keys]
-    header += ["parameters", "MiB", "M MACs", f"{_title(metric)} (mean ± s. d.)", "seeds"]
+    replicates = "runs" if _has_folds(sweep) else "seeds"
+    header += ["parameters", "MiB", "M MACs", f"{_title(metric) or 'metric'} (mean ± s. d.)", replicates]
     header += ["to the first row", "to the row above"]
     lines = [header + [_title(column) for column in sweep.columns] + list(sweep.published)]
-    for i, (point, trials) in enumerate(zip(sweep.points, points, strict=True)):
+    for i, (place, point, trials) in enumerate(zip(_groups(sweep), _distinct(sweep), points, strict=True)):
         cells = [str(point.get(key, "")) for key in keys]
         if trials:
             size = [f"{trials[0]['parameters']:,}", f"{trials[0]['mebibytes']:.2f}", f"{trials[0]['macs'] / 1e6:,.1f}"]
@@ -214,7 +246,7 @@ def _table(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
         else:
             cells += [""] * 4 + ["0", "", ""]
         cells += [_mean(_column(trials, column)) for column in sweep.columns]
-        lines.append(cells + [str(column[i]) for column in sweep.published.values()])
+        lines.append(cells + [str(column[place]) for column in sweep.published.values()])
     return markdown(lines[0], lines[1:])
 
 
@@ -231,19 +263,28 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Formats mean and standard deviation over seeds, "0.8123 ± 0.0045"; with one seed only the mean."""
+    """Formats mean and standard deviation over runs, "0.8123 ± 0.0045"; of one run only the value."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
 
 
 def difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric: str) -> str:
-    """Formats the mean difference over common seeds, and p of a paired, two-sided t-test, or why there is none."""
-    baseline = {row["seed"]: row[metric] for row in first}
-    pairs = [(row[metric], baseline[row["seed"]]) for row in trials if row["seed"] in baseline]
+    """Formats the mean difference over common seeds and folds, and p of a paired, two-sided t-test over seeds.
+
+    Without p, the text says why; folds share training images, which the test takes for independent.
+    """
+
+    def run(row: Mapping[str, Any]) -> tuple[Any, Any]:
+        return row["seed"], row.get(FOLD)
+
+    baseline = {run(row): row[metric] for row in first}
+    pairs = [(row[metric], baseline[run(row)]) for row in trials if run(row) in baseline]
     if not pairs:
         return ""
     differences = [ours - theirs for ours, theirs in pairs]
     text = f"{statistics.mean(differences):+.4f}"
+    if len({row.get(FOLD) for row in trials}) > 1:
+        return f"{text}, no p: folds"
     if len(pairs) == 1:
         return f"{text}, no p: one seed"
     if max(differences) - min(differences) < 1e-9:  # but for rounding
@@ -258,13 +299,28 @@ def _lines(sweep: Sweep, rows: list[dict[str, Any]], x: str) -> dict[tuple[str, 
     The key of a line has the other values of its points, without the last ones that no two lines need to differ.
     """
     lines: dict[tuple[str, ...], list[list[dict[str, Any]]]] = {}
-    for point, trials in zip(sweep.points, _points(sweep, rows), strict=True):
+    for point, trials in zip(_distinct(sweep), _points(sweep, rows), strict=True):
         if trials:
             lines.setdefault(tuple(str(value) for key, value in point.items() if key != x), []).append(trials)
     for length in range(1, max(map(len, lines), default=0)):
         if len({key[:length] for key in lines}) == len(lines):
             return {key[:length]: line for key, line in lines.items()}
     return lines
+
+
+def _plots(sweep: Sweep, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns the plots that show something: those whose x differs between points, else over the key that does."""
+
+    def differs(x: str) -> bool:
+        try:
+            places = [_column(trials, x) for trials in _points(sweep, rows) if trials]
+        except ValueError:  # a word
+            return False
+        return len({statistics.mean(place) for place in places if place}) > 1
+
+    plots = [(x, y) for x, y in sweep.plots if differs(x)]
+    keys = _keys(sweep)
+    return plots or ([(keys[0], "")] if len(keys) == 1 and differs(keys[0]) else [])
 
 
 def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> None:
@@ -279,15 +335,18 @@ def _plot(sweep: Sweep, rows: list[dict[str, Any]], output: pathlib.Path) -> Non
             axis.remove()
         for axis, (x, y) in zip(axes.flat, sweep.plots, strict=False):
             _plot_one(axis, sweep, rows, x, y or _metric_of(sweep, rows))
-        figure.suptitle(f"{sweep.name.replace('_', ' ')}: {_over_seeds(_points(sweep, rows))}")
+        over = _over(_points(sweep, rows), "runs of the folds" if _has_folds(sweep) else "seeds")
+        figure.suptitle(f"{sweep.name.replace('_', ' ')}: {over}")
 
 
-def _over_seeds(points: Sequence[Sequence[Any]]) -> str:
+def _over(points: Sequence[Sequence[Any]], replicates: str) -> str:
     """Says what a point of a plot is."""
     counts = sorted({len(trials) for trials in points if trials})
     if counts == [1]:
         return "one seed"
-    return f"mean and standard deviation over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds"
+    return (
+        f"mean and standard deviation over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {replicates}"
+    )
 
 
 def _plot_one(axis: Any, sweep: Sweep, rows: list[dict[str, Any]], x: str, metric: str) -> None:

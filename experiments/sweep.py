@@ -20,6 +20,9 @@ failure.json, and the other trials continue; --retry runs it again.
     ... --reuse FILE.csv  takes the finished trials of an earlier report instead of running them
     ... --output FOLDER   folder of the report, WORKDIR by default; --name NAME sets the names of its files
     ... --metric test_auc metric that its table compares
+
+Each line on the console is one event: what starts, and how many of all trials are done, with the metric of the last
+one and an estimate of the time left.
 """
 
 import concurrent.futures
@@ -29,21 +32,87 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from experiments import report
-from experiments.trials import FAILURE_FILE, Sweep, SweepError, Trial, check, check_runs, claim, is_finished, status
-from squeeze_jax import commands
+from experiments.trials import (
+    FAILURE_FILE,
+    Sweep,
+    SweepError,
+    Trial,
+    check,
+    check_runs,
+    claim,
+    is_finished,
+    measured,
+    status,
+)
+from squeeze_jax import commands, console
 from squeeze_jax.files import replaced, user_path
 
 OUTPUT_FILE = "output.txt"
 POLL_SECONDS = 1.0
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b.*")
+
+
+class Events:
+    """Prints a line for each event of a sweep; in a terminal, none is longer than its width.
+
+    Args:
+      total: the number of trials.
+      done: the number of those that are finished, or have failed, before.
+      jobs: the number of trials at a time.
+    """
+
+    def __init__(self, total: int, done: int, jobs: int):
+        self._total, self._done, self._jobs = total, done, jobs
+        self._seconds: list[float] = []
+        self._lock = threading.RLock()  # a signal may come while a line is printed
+        if done:
+            print(f"{done} of {total} trials are done already", flush=True)
+
+    def say(self, name: str, text: str) -> None:
+        """Prints an event of a trial."""
+        with self._lock:
+            print(fitting(name, text), flush=True)
+
+    def done(self, name: str, text: str, seconds: float) -> None:
+        """Prints the end of a trial, which took so many seconds, and the time left."""
+        with self._lock:
+            self._done += 1
+            self._seconds.append(seconds)
+            rest = self._total - self._done
+            left = rest * statistics.mean(self._seconds) / min(self._jobs, max(rest, 1))
+            count = f"[{self._done}/{self._total}]"
+            self.say(f"{count} {name}", f"{text}, {duration(seconds)}" + (f"; {duration(left)} left" if rest else ""))
+
+
+def fitting(name: str, text: str) -> str:
+    """Returns "NAME: TEXT"; in a terminal, without the middle of the name and the end of the text if it is narrow."""
+    if not sys.stdout.isatty():
+        return f"{name}: {text}"
+    width = shutil.get_terminal_size().columns - 1
+    room = max(width - len(text) - 2, 20)
+    if len(name) > room:
+        name = f"{name[: room // 2]}…{name[len(name) - (room - 1) // 2 :]}"
+    line = f"{name}: {text}"
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration in words, such as "45 s", "3 min" or "1 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Runner:
@@ -52,11 +121,14 @@ class Runner:
     Args:
       workdir: the folder of the sweep.
       retry: whether to run failed trials again.
+      metric: the column of the report that the console shows; if empty, that of `measured`.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, retry: bool):
+    def __init__(self, workdir: pathlib.Path, *, retry: bool, metric: str = ""):
         self._workdir = workdir
         self._retry = retry
+        self._metric = metric
+        self._events = Events(1, 0, 1)
         self._children: set[subprocess.Popen] = set()
         self._stopping = False
 
@@ -70,11 +142,25 @@ class Runner:
             if self._retry:
                 failure.unlink(missing_ok=True)
             if not is_finished(folder) and not failure.exists() and not self._stopping:
+                self._events.say(trial.name, "started")
+                start = time.monotonic()
                 self._train(trial, folder, file)
+                self._tell_end(trial, folder, time.monotonic() - start)
         return status(folder)
 
+    def _tell_end(self, trial: Trial, folder: pathlib.Path, seconds: float) -> None:
+        if is_finished(folder):
+            columns, chosen = measured(folder)
+            metric = self._metric or chosen
+            value = columns.get(metric)
+            text = f"{metric} {value:.4f}" if isinstance(value, int | float) else "finished"
+            self._events.done(trial.name, text, seconds)
+        elif (folder / FAILURE_FILE).exists():
+            self._events.done(trial.name, status(folder), seconds)
+        else:
+            self._events.say(trial.name, "stopped")
+
     def _train(self, trial: Trial, folder: pathlib.Path, claimed: TextIO) -> None:
-        print(f"{trial.name}: started", flush=True)
         output = folder / OUTPUT_FILE
         with output.open("w") as stream:
             # The child keeps the claim if this process is killed, and receives Ctrl-C only from this process.
@@ -107,22 +193,27 @@ class Runner:
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        before = [status(self._workdir / trial.name) for trial in trials]
+        done = sum(text == "finished" or (text.startswith("failed") and not self._retry) for text in before)
+        self._events = Events(len(trials), done, jobs)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            elsewhere = []
-            for trial, outcome in zip(trials, pool.map(self.run, trials), strict=True):
-                print(f"{trial.name}: {outcome}", flush=True)
-                if outcome == "running":
-                    elsewhere.append(trial)
+            outcomes = zip(trials, pool.map(self.run, trials), strict=True)
+            elsewhere = [trial for trial, outcome in outcomes if outcome == "running"]
         # If another process is killed, its trial must still be run.
         for trial in elsewhere:
-            print(f"{trial.name}: waiting for the process that is running it", flush=True)
+            self._events.say(trial.name, "waiting for the process that is running it")
             while (outcome := self.run(trial)) == "running" and not self._stopping:
                 time.sleep(POLL_SECONDS)
-            print(f"{trial.name}: {outcome}", flush=True)
+            self._events.say(trial.name, outcome)
         return all(status(self._workdir / trial.name) == "finished" for trial in trials)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has stopped the trials."""
+        return self._stopping
+
     def _stop(self, *_) -> None:
-        print("stopping; the same command resumes the sweep", flush=True)
+        print("stopping; checkpoints are saved", flush=True)
         self._stopping = True
         for child in list(self._children):
             child.terminate()
@@ -210,16 +301,29 @@ def _main(sweeps: Mapping[str, Sweep | Callable[[], Sweep]] | None) -> int:
     if args.report:
         check_runs(trials, args.workdir)
     else:
-        check(trials, args.workdir)
-        runner = Runner(args.workdir, retry=args.retry)
+        with console.doing(f"checking {len(trials)} trials"):
+            check(trials, args.workdir)
+        runner = Runner(args.workdir, retry=args.retry, metric=sweep.metric)
         if args.index is not None:
             if not 0 <= args.index < len(trials):
-                raise SweepError(f"--index={args.index}; expected 0 to {len(trials) - 1}.")
+                raise SweepError(
+                    f"--index={args.index} is not one of the {len(trials)} trials; expected 0 to {len(trials) - 1}, in "
+                    f"the order of --list."
+                )
             trial = trials[args.index]
             return 0 if runner.run_all([trial], 1) else 1
         finished = runner.run_all(trials, args.jobs)
     print(report.write(sweep, args.workdir, args.output or args.workdir, reused))
+    if not args.report and runner.stopped:
+        done = sum(is_finished(args.workdir / trial.name) for trial in trials)
+        print(f"\nStopped with {done} of {len(trials)} trials finished. The same command continues:\n{_same_command()}")
     return 0 if args.report or finished else 1
+
+
+def _same_command() -> str:
+    """Returns the command that started this program, as it is typed."""
+    _, *arguments = sys.orig_argv
+    return shlex.join([pathlib.Path(sys.executable).name, *arguments])
 
 
 def _stem(config: str) -> str:

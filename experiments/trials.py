@@ -234,6 +234,26 @@ def find_workdirs(path: pathlib.Path, depth: int = DEPTH) -> list[pathlib.Path]:
     return [found for child in sorted(path.iterdir()) for found in find_workdirs(child, depth - 1)]
 
 
+def measured(folder: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """Returns the metrics of a finished run, as columns of a report, and which of them a sweep compares.
+
+    By default this is the metric that selects the checkpoints, on the test split if there is one, else on the
+    validation split; "" if the run has neither.
+
+    Args:
+      folder: the workdir of the run.
+
+    Raises:
+      SweepError, ConfigError: a file of the run is missing or damaged.
+    """
+    result = read_json(folder / RESULT_FILE, "parameters", "macs", "step")
+    chooser = config_lib.read(folder)[0].evaluation.best_metric
+    columns = {
+        f"{split}_{name}": value for split in ("validation", "test") for name, value in result.get(split, {}).items()
+    }
+    return columns, next((f"{split}_{chooser}" for split in ("test", "validation") if split in result), "")
+
+
 def is_finished(folder: pathlib.Path) -> bool:
     """Returns whether a trial has a result. One that cannot be read is none: the trial's command writes it again."""
     try:

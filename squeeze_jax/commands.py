@@ -21,7 +21,8 @@ import ml_collections
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from squeeze_jax.config import PATH_KEYS
+from squeeze_jax import console
+from squeeze_jax.config import CONFIG_FILE, PATH_KEYS
 from squeeze_jax.errors import ConfigError, FileError, InputError, SqueezeJaxError
 from squeeze_jax.extensions import import_module, root_of
 
@@ -36,10 +37,12 @@ FLAG_READERS = (
 PATHS = ("config", "import", "workdir", "output", "weights", "dataset", *(f"config.{key}" for key in PATH_KEYS))
 IMPORT = "a module of your own, such as own.py, that registers networks, tasks and so on; may be repeated"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+STORED = os.path.join(os.path.dirname(__file__), "workdir", "stored_config.py")
 IN_CONFIG_FILE = "Error whilst parsing config file"  # of ml_collections
 OURS = os.path.dirname(__file__) + os.sep
 UNAVAILABLE = "Configuration is not available because of an earlier failure to load: "
 NOT_LOADED = re.compile(r"^Failed loading config file \S+ Attempted \[[^]]*\]: \S+ \[Errno \d+\] ")
+NOT_GIVEN = re.compile(r"^flag (--\w+)=None: .*")
 ALL_FIELDS = re.compile(r"\s*Other fields present: .*?(?=Did you mean|$)", re.DOTALL)
 MALFORMED = re.compile(r"ValueError\('malformed node or string.*", re.DOTALL)  # of ast
 
@@ -71,6 +74,8 @@ def run(main: Callable[[], int | None]) -> int:
     except SqueezeJaxError as error:
         _print_error(error)
         return 1
+    finally:
+        console.clear()
 
 
 def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
@@ -82,6 +87,7 @@ def as_file_error(error: OSError) -> SqueezeJaxError | OSError:
 
 
 def _print_error(error: Exception) -> None:
+    console.clear()
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     try:
         sys.stdout.flush()
@@ -179,14 +185,40 @@ def _flag_error(error: Exception) -> Exception:
     message = " ".join(ALL_FIELDS.sub(" ", message).split())
     message = NOT_LOADED.sub("the config file cannot be loaded: ", message)
     message = MALFORMED.sub("expected a Python value; a section of the config is changed key by key", message)
+    message = NOT_GIVEN.sub(r"pass \1", message)
     if message.startswith("'"):
         message = f"unknown key {message}"
+    if message.startswith("Unknown command line flag 'config."):
+        message = "pass --config, which the other --config.* flags change; without it, --workdir of a run"
     if "get_config() takes" in message:
         message += "; its argument is the text after the colon in --config FILE:ARGUMENT"
     lines = [f for link in chain for f in traceback.extract_tb(link.__traceback__) if f.name == "get_config"]
     if lines:
         message = f"{lines[-1].filename}, line {lines[-1].lineno}: {message}"
     return ConfigError(message)
+
+
+def _with_stored_config(argv: Sequence[str]) -> list[str]:
+    """Adds the config that is stored in the workdir, if there is one and no other is given; overrides apply to it."""
+    given = {name.lstrip("-"): value or following or "" for name, value, following in _words(argv)}
+    if "workdir" not in given or "config" in given or "weights" in given:
+        return [*argv]
+    if not os.path.exists(os.path.join(given["workdir"], CONFIG_FILE)):
+        return [*argv]
+    return [*argv[:1], f"--config={STORED}:{given['workdir']}", *argv[1:]]
+
+
+def is_stored(flag: flags.Flag) -> bool:
+    """Returns whether the config is the one stored in the workdir."""
+    return bool(flag.present) and str(flag.config_filename).startswith(STORED)
+
+
+def _words(argv: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+    """Yields the name, the value and the following argument of each flag."""
+    for word, following in itertools.zip_longest(argv, argv[1:]):
+        name, _, value = word.partition("=")
+        if name.startswith("-"):
+            yield name, value, following
 
 
 def import_first(argv: Sequence[str]) -> None:
@@ -197,8 +229,7 @@ def import_first(argv: Sequence[str]) -> None:
     Args:
       argv: the command's arguments, such as `--config=FILE` or `--config FILE`.
     """
-    for flag, following in itertools.zip_longest(argv, argv[1:]):
-        name, _, value = flag.partition("=")
+    for name, value, following in _words(argv):
         value = value or following or ""
         if name in ("--config", "-config"):
             folder = str(root_of(pathlib.Path(value.partition(":")[0])))
@@ -240,7 +271,7 @@ def _flag_errors(argv: Sequence[str]) -> Iterator[None]:
 
 def _read_flags(argv: Sequence[str]) -> list[str]:
     rest: list[str] = []
-    argv = _expand_home(argv)
+    argv = _with_stored_config(_expand_home(argv))
 
     def read() -> None:
         with _flag_errors(argv):

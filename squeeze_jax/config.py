@@ -11,11 +11,14 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from squeeze_jax import models, tasks
+from squeeze_jax.data.augmentation import AUGMENTATIONS
 from squeeze_jax.errors import ConfigError, SqueezeJaxError, shown
-from squeeze_jax.extensions import Origin
+from squeeze_jax.extensions import Origin, Registry, own_options
 from squeeze_jax.files import read_json, write_json
 from squeeze_jax.models.registry import MODELS, ImageInput
 from squeeze_jax.tasks import TASKS
+from squeeze_jax.training.optimizers import OPTIMIZERS
+from squeeze_jax.training.schedules import SCHEDULES
 from squeeze_jax.validation import UNSET, duration_in_steps, flatten, is_image_shape, lookup, size_of, validate
 
 __all__ = [
@@ -36,7 +39,14 @@ CONFIG_FILE = "config.json"
 LIST_OF_KEYS = re.compile(r" and cannot be added.*")  # of ml_collections
 VERSION = 2  # of the file format; see `_from_version_1`
 SPLITS = ("train", "validation", "test")
-REGISTRIES = {"model.name": MODELS, "task.name": TASKS}  # what the values of these keys name
+# What the values of these keys name, one name or several.
+REGISTRIES = {
+    "model.name": MODELS,
+    "task.name": TASKS,
+    "optimizer.name": OPTIMIZERS,
+    "schedule.name": SCHEDULES,
+    "augment.own": AUGMENTATIONS,
+}
 PATH_KEYS = ("init_from", "dataset.name", "run.data_dir")  # keys whose values may be paths
 
 
@@ -118,6 +128,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.augment.cutout = 0  # side in pixels of the square that is set to the mean
     config.augment.intensity = ()  # (low, high) of a random factor on the pixels; evaluation uses the midpoint
 
+    config.augment.own = ()  # names of registered augmentations, applied in this order after all others
+
     config.train = ConfigDict()
     config.train.duration = "20 epochs"
     config.train.batch_size = 128  # examples per update, over all hosts and devices
@@ -149,6 +161,13 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.schedule.peak_at = 0.3  # "one_cycle": fraction of the duration before the peak
     config.schedule.milestones = (0.5, 0.75)  # "step": fractions of the duration
     config.schedule.factor = 0.1  # "step": the learning rate is multiplied by this at each milestone
+
+    # The options of optimizers and schedules that other modules registered.
+    for section, registry in ((config.optimizer, OPTIMIZERS), (config.schedule, SCHEDULES)):
+        for name, default in own_options(registry).items():
+            if name in section:
+                raise ConfigError(f"the option {name!r} of a registered optimizer or schedule is a key already.")
+            section[name] = default
 
     # Magnitude pruning of the kernels. Checkpoints compete for the best one after the last pruning step, or after the
     # release.
@@ -259,9 +278,13 @@ def check_same_experiment(
         if old.get(key) != new.get(key) and (key.partition(".")[0] not in free or key == "task.name")
     ]
     if lines:
+        differing = {line.partition(":")[0].strip() for line in lines}
+        hint = " Without --config, the config in the workdir is used." if len(lines) > 1 else ""
+        if "train.duration" in differing and free == ("run",):
+            hint = f' A longer duration: --extend "{new["train.duration"]}" and no --config.'
         raise ConfigError(
             f"{workdir} holds a run of another config:\n" + "\n".join(lines) + "\nUse another --workdir, or the old "
-            f"values; only {' and '.join(f'config.{section}.*' for section in free)} may change."
+            f"values; only {' and '.join(f'config.{section}.*' for section in free)} may change.{hint}"
         )
 
 
@@ -274,7 +297,7 @@ def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) ->
       resolved: JSON values that were read from the dataset, such as the class names; `load` needs them without the
         dataset.
     """
-    origins = {registry.origin(lookup(config, key)) for key, registry in REGISTRIES.items()}
+    origins = [registry.origin(name) for registry, name in _registered(config)]
     imports = {origin.module: origin.file for origin in origins if not origin.is_ours}
     content = {"version": VERSION, "config": config.to_dict(), "resolved": resolved, "imports": imports}
     write_json(workdir / CONFIG_FILE, content)
@@ -296,16 +319,27 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
             raise ValueError('expected {"version": ..., "config": {...}, "resolved": {...}}')
         config = from_values(stored.get("config"), path, stored.get("version", 1))
         _check_resolved(stored["resolved"])
-        for key, registry in REGISTRIES.items():
-            registry[lookup(config, key)]  # raises if the name is unknown
+        for registry, name in _registered(config):
+            registry[name]  # raises if the name is unknown
     except SqueezeJaxError as error:
         # The workdir may be a stranger's: it names the modules that it needs, but they are not imported for it.
-        if missing := _missing_modules(stored.get("imports", {})):
-            raise ConfigError(f"{path} needs {'; and '.join(origin.advice for origin in missing)}.") from error
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: {error}") from error
+        missing = _missing_modules(stored.get("imports", {}))
+        if not missing:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read ({error}); restore it, or start a new workdir.") from error
-    return config, stored["resolved"]
+    else:
+        return config, stored["resolved"]
+    raise ConfigError(f"{path} needs {'; and '.join(origin.advice for origin in missing)}.")
+
+
+def _registered(config: ConfigDict) -> list[tuple[Registry[Any], str]]:
+    """Returns the names in a config that may be registered by other modules, each with its registry."""
+    found = []
+    for key, registry in REGISTRIES.items():
+        value = lookup(config, key)
+        found += [(registry, name) for name in (value if isinstance(value, tuple) else (value,))]
+    return found
 
 
 def _missing_modules(imports: Any) -> list[Origin]:

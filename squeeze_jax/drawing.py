@@ -107,8 +107,8 @@ def draw_overlay(
         rows = -(-len(slices) // columns) * maps
         cell = CELL
     else:
-        columns, rows, cell = maps, 1, 2 * CELL
-    size = {"width": columns * cell + 0.8, "height": rows * (cell * height / width + 0.25) + 0.6}
+        columns, rows, cell = maps, 1, 2 * CELL * min(1, width / height)
+    size = {"width": max(columns * cell + 0.8, 2 * CELL), "height": rows * (cell * height / width + 0.25) + 0.6}
     with plotting.figure(path, rows, columns, **size) as (figure, axes):
         for axis in axes.flat:
             axis.axis("off")

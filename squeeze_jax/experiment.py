@@ -21,8 +21,9 @@ from squeeze_jax.errors import ConfigError, ModelError
 from squeeze_jax.extensions import nearest
 from squeeze_jax.models.summary import Summary, summarize
 from squeeze_jax.tasks import Task
-from squeeze_jax.training.optimizers import make_optimizer, make_schedule
+from squeeze_jax.training.optimizers import make_optimizer
 from squeeze_jax.training.pruning import PruningPlan, prune
+from squeeze_jax.training.schedules import make_schedule
 from squeeze_jax.training.state import TrainState, create_state
 from squeeze_jax.training.steps import make_train_step
 from squeeze_jax.training.weight_sharing import share_weights
@@ -238,6 +239,7 @@ def make_preprocessing(config: ConfigDict) -> Preprocessing:
         intensity_shift=config.augment.intensity_shift,
         cutout=config.augment.cutout,
         intensity=tuple(config.augment.intensity),
+        own=tuple(config.augment.own),
         dtype="float64" if config.model.dtype == "float64" else "float32",
     )
 

@@ -95,6 +95,28 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._entries[name][2]
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(Generic[T]):
+    """What is registered with options of its own: a function that makes it, and its keys in the config."""
+
+    make: T
+    options: Mapping[str, Any]
+
+
+def own_options(registry: Mapping[str, Options[Any]]) -> dict[str, Any]:
+    """Returns the options of all entries and their defaults.
+
+    Raises:
+      ConfigError: two entries give one option different defaults.
+    """
+    found: dict[str, Any] = {}
+    for name, entry in registry.items():
+        for key, default in entry.options.items():
+            if found.setdefault(key, default) != default:
+                raise ConfigError(f"the option {key!r} of {name!r} has another default elsewhere; use another name.")
+    return found
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown name: the nearest known one, and all of them."""
     close = difflib.get_close_matches(str(name), known := list(known), n=1)

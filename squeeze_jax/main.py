@@ -12,12 +12,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from squeeze_jax import commands, network
+from squeeze_jax import commands, console, network
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.runtime import compilation_cache, devices
 from squeeze_jax.training import trainer
-from squeeze_jax.workdir import console
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; default: the config stored in the workdir."
@@ -28,6 +27,7 @@ SPLIT = flags.DEFINE_enum("split", "test", config_lib.SPLITS, "Split for --mode=
 WEIGHTS = flags.DEFINE_string("weights", None, "Weight file for --mode=eval, instead of the run in the workdir.")
 DATASET = flags.DEFINE_string("dataset", None, "Dataset for --mode=eval; default: the run's own dataset.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Checkpoint for --mode=eval: best, latest or a step.")
+EXTEND = flags.DEFINE_string("extend", None, 'Continue the run in the workdir to a longer duration, "6 epochs" in all.')
 COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, for a run with several processes."
 )
@@ -43,7 +43,12 @@ def main() -> None:
             "--weights works with --mode=eval only, and the weights contain their own config; leave --config out."
         )
     if config is None and not WEIGHTS.value:
-        config, _ = config_lib.read(WORKDIR.value)
+        raise ConfigError(
+            f"{WORKDIR.value} holds no run that could be continued; pass --config for a new one, such as --config "
+            f"configs/digits.py."
+        )
+    if EXTEND.value and (MODE.value != "train" or not commands.is_stored(flags.FLAGS["config"])):
+        raise ConfigError("--extend continues the run in the workdir by its own config; leave --config and --mode out.")
     if config is not None:
         config_lib.validate(config)
         jax.config.update("jax_enable_x64", config.model.dtype == "float64")
@@ -67,7 +72,7 @@ def main() -> None:
             )
     else:
         changed = config_flags.get_override_values(flags.FLAGS["config"]) if CONFIG.value else {}
-        trainer.train_and_evaluate(config, WORKDIR.value, changed)
+        trainer.train_and_evaluate(config, WORKDIR.value, changed, extend=EXTEND.value)
 
 
 if __name__ == "__main__":

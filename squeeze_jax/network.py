@@ -16,12 +16,13 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
-from squeeze_jax import pretrained, tables
+from squeeze_jax import pretrained
 from squeeze_jax.config import SPLITS, check_same_experiment, complete
 from squeeze_jax.data import decoding
 from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.sources import Dataset, MissingSplitError
 from squeeze_jax.data.splits import NAME, Split
+from squeeze_jax.data.volumes import is_volume
 from squeeze_jax.errors import ConfigError, DataError, InputError
 from squeeze_jax.experiment import (
     find_split,
@@ -42,7 +43,8 @@ from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
 
 logger = logging.getLogger(__name__)
 
-ARRAY = ".npy"
+ARRAY, DICOM = ".npy", ".dcm"
+SCANS = "CT scans are classified with --candidates LIST.csv or --grid MM of python -m squeeze_jax.predict."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +260,8 @@ class Network:
 def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[int, ...]) -> np.ndarray:
     """Reads an image file as for evaluation; see `Network.read_image`."""
     crop, channels = make_crop(config), image_shape[-1]
+    if is_volume(path) or pathlib.Path(path).suffix.lower() == DICOM:
+        raise InputError(f"{path} is a scan, not an image. {SCANS}")
     try:
         if pathlib.Path(path).suffix.lower() == ARRAY:
             image = _open_array(pathlib.Path(path))
@@ -366,8 +370,6 @@ def evaluate(
         ]
         subfolder = "_".join([split, "step", str(network.step), *changed])
         folder = folder_lib.create(pathlib.Path(output or source) / "evaluation" / subfolder)
-        row = {"split": split, "step": network.step, "examples": examples, **naming, **evaluation.values}
-        tables.write_csv(folder / "metrics.csv", [row])
-        evaluation.task.report(folder, evaluation.sums, evaluation.records)
+        evaluation.write(folder, split, network.step)
         logger.info("the tables are in %s", folder)
     return evaluation

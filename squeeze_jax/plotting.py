@@ -95,7 +95,8 @@ def figure(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**STYLE, "font.family": [name for name, _ in _fonts()]}):
-        made = Figure(figsize=(width, height), layout="constrained")
+        made = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        made.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
         FigureCanvasAgg(made)
         yield made, made.subplots(rows, columns, squeeze=False)
         _fit(made, legend_title)
@@ -110,7 +111,7 @@ def save(figure: Any, path: pathlib.Path) -> None:
       FileError: the file cannot be written.
     """
     with replaced(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=DPI)
+        figure.savefig(temporary, format=path.suffix[1:] or "png")
 
 
 def line(index: int) -> dict[str, str]:
@@ -152,9 +153,12 @@ def font_file(text: str) -> pathlib.Path:
 
 def count_ticks(axes: Any, which: str = "x") -> None:
     """Writes the ticks of an axis, "x" or "y", as counts with a prefix: 500k, 1.25M."""
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    getattr(axes, f"{which}axis").set_major_formatter(EngFormatter(sep=""))
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter(EngFormatter(sep=""))
+    if isinstance(locator := axis.get_major_locator(), MaxNLocator):
+        locator.set_params(integer=True)
 
 
 def log_scale(axes: Any, which: str = "x") -> None:
@@ -202,18 +206,17 @@ def _fit(figure: Any, legend_title: str) -> None:
     """Makes titles, ticks and the legend fit."""
     renderer = figure.canvas.get_renderer()
     _add_legend(figure, legend_title, renderer)
-    width = 0.96 * figure.bbox.width
-    if figure._suptitle:
-        _wrap(figure._suptitle, width, renderer)
+    for text in figure.texts:  # titles of the whole figure
+        _wrap(text, 0.96 * figure.bbox.width, renderer)
+    figure.draw_without_rendering()  # lays out, so that the axes have their places
     for axis in figure.axes:
-        place = axis.get_subplotspec()
         for text in (axis.title, axis.xaxis.label):
-            _wrap(text, width / (place.get_gridspec().ncols if place else 1), renderer)
-    figure.canvas.draw()  # lays out, so that labels and ticks have their places
-    for axis in figure.axes:
+            _wrap(text, axis.bbox.width, renderer)
         _wrap(axis.yaxis.label, axis.bbox.height, renderer, vertical=True)
         for side in (axis.xaxis, axis.yaxis):
             _thin(side, renderer)
+    figure.draw_without_rendering()  # a layout starts from the one before
+    figure.set_layout_engine("none")
 
 
 def _add_legend(figure: Any, title: str, renderer: Any) -> None:
@@ -266,7 +269,7 @@ def _thin(side: Any, renderer: Any) -> None:
         if isinstance(locator, LogLocator):
             locator.set_params(subs=(1,), numticks=count)
         elif isinstance(locator, MaxNLocator):
-            side.set_major_locator(MaxNLocator(count - 1))
+            locator.set_params(nbins=count - 1)
         else:
             return
-        side.axes.figure.canvas.draw()
+        side.axes.figure.draw_without_rendering()

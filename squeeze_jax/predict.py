@@ -1,15 +1,23 @@
-"""Classifies photographs with published weights or with a network that you trained.
+"""Classifies photographs, or candidates in CT scans, with published weights or a network that you trained.
 
     python -m squeeze_jax.predict --weights compressed_SqueezeNet.net photographs/ tench.jpg 'more/*.png'
-    python -m squeeze_jax.predict --weights runs/cifar10 --format json image.png
+    python -m squeeze_jax.predict --weights runs/cifar10 --format csv photographs/
     python -m squeeze_jax.predict --weights runs/cifar10 --cam maps image.png
     python -m squeeze_jax.predict --weights runs/nodules --report nodule7.html nodule7/*.png
+    python -m squeeze_jax.predict --weights runs/luna scan.mhd --candidates list.csv --format csv
+    python -m squeeze_jax.predict --weights runs/luna scans/ --grid 10 --report scans.html
 
 --weights is a weight file (see squeeze_jax.pretrained), the workdir of a run, the name of a network that comes with
 this package, such as digits, or that is downloaded, such as torchvision/resnet18, or a file that squeeze_jax.export
 wrote, which is run by its own runtime; it includes the preprocessing. A volume is a uint8 array in a .npy file. With
---report, all images are slices of one case. Images that are missing or cannot be read are reported and skipped; the
-exit status is then 1.
+--report, all images are slices of one case.
+
+With --candidates or --grid, the arguments are CT scans (.mhd, .mha, NIfTI, DICOM) or folders of them. Patches are cut
+as those that the network was trained on. --report and the table then show the ten candidates with the highest
+probability of the positive class.
+
+What is missing or cannot be read is reported, and has its reason in the column "error" of CSV and JSON; the exit status
+is then 1.
 """
 
 from squeeze_jax.files import make_folder, user_path
@@ -23,25 +31,33 @@ import csv
 import dataclasses
 import glob
 import json
+import math
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from squeeze_jax import commands
+from squeeze_jax import commands, patches
+from squeeze_jax.console import track
 from squeeze_jax.data.listing import EXTENSIONS, is_left_behind
+from squeeze_jax.data.scans import Assume, add_cut_arguments, cut_of
+from squeeze_jax.data.volumes import is_volume
 from squeeze_jax.errors import InputError
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.formats import is_exported, open_exported
-from squeeze_jax.network import ARRAY, Network, load
+from squeeze_jax.network import ARRAY, SCANS, Network, load
 from squeeze_jax.pretrained.imagenet import readable
 from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tasks import Task
+
+TOP = 5  # classes of an image that are shown
+MANY = 20  # classes that have a column each in CSV
+BEST = 10  # candidates that are shown
 
 
 def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -62,7 +78,10 @@ def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
         else:
             images = sorted(map(pathlib.Path, glob.glob(str(path), recursive=True)))
         if not images:
-            raise InputError(f"{argument} is not a file, a folder with images or a pattern that matches any image.")
+            hint = f" {SCANS}" if path.is_dir() and any(map(is_volume, path.rglob("*"))) else ""
+            raise InputError(
+                f"{argument} is not a file, a folder with images or a pattern that matches any image.{hint}"
+            )
         found += images
     return found
 
@@ -131,32 +150,96 @@ def read_images(
         raise InputError(f"none of the {len(paths)} images can be read.")
 
 
+class Example(NamedTuple):
+    """What is classified.
+
+    Attributes:
+      columns: what says in a table which one it is.
+      title: the same as a text.
+      map: the path of its class activation map below the folder of the maps.
+      image: uint8 (*spatial, channels); None if there is an error.
+      error: why there is no image.
+    """
+
+    columns: dict[str, Any]
+    title: str
+    map: str
+    image: np.ndarray | None
+    error: str = ""
+
+
+def read_examples(network: Network | Exported, arguments: Sequence[str]) -> tuple[int, Iterator[Example]]:
+    """Returns the number of images that the arguments of the command name, and the images; see `find_images`."""
+    found: list[tuple[pathlib.Path | str, str]] = []
+    for argument in arguments:
+        try:
+            found += [(path, "") for path in find_images([argument])]
+        except InputError as error:
+            found.append((argument, str(error)))
+    maps = map_names([path for path, error in found if not error])
+
+    def read(path: pathlib.Path | str, error: str) -> Example:
+        image = None
+        if not error:
+            try:
+                image = network.read_image(path)
+            except InputError as reason:
+                error = str(reason)
+        return Example({"file": str(path)}, str(path), maps.get(path, ""), image, error)
+
+    return len(found), (read(*one) for one in found)
+
+
+def cut_examples(network: Network | Exported, args: argparse.Namespace) -> tuple[int | None, Iterator[Example]]:
+    """Returns the number of candidates (None of a grid) in the scans that the arguments name, and their patches."""
+    cut = patches.choose_cut(network, cut_of(args))
+    scans, remarks = patches.find_volumes(args.images)
+    candidates, count = None, None
+    if args.candidates:
+        candidates, remark = patches.listed_candidates(args.candidates, scans)
+        remarks += [remark] if remark else []
+        count = sum(map(len, candidates.values()))
+    for line in remarks:
+        print(line, file=sys.stderr)
+    assume = Assume(args.assume_hounsfield, args.assume_origin)
+    cutting = enumerate(patches.cut_patches(network, cut, scans, candidates, args.grid, assume))
+    named = (
+        Example(patch.columns, patch.title, f"{patch.scan}/{number}.png", patch.image, patch.error)
+        for number, patch in cutting
+    )
+    return count, named
+
+
 def predictions(
-    network: Network | Exported, paths: list[pathlib.Path], batch_size: int, unreadable: list[str]
-) -> Iterator:
-    """Yields (path, image, prediction) for every readable image.
+    network: Network | Exported, examples: Iterable[Example], batch_size: int
+) -> Iterator[tuple[Example, Any]]:
+    """Yields each example and its prediction, None without an image, in order.
 
     Args:
       network: the network.
-      paths: the image files.
+      examples: the examples.
       batch_size: images per call of the network.
-      unreadable: the paths of images that cannot be read are appended to this list.
     """
-    batch: list[tuple[pathlib.Path, np.ndarray]] = []
-    for number, path in enumerate(paths, start=1):
-        try:
-            batch.append((path, network.read_image(path)))
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            unreadable.append(str(path))
-        if batch and (len(batch) == batch_size or number == len(paths)):
+    waiting: list[Example] = []
+    sizes = 0  # of the calls before
+
+    def predicted() -> Iterator[tuple[Example, Any]]:
+        images = [example.image for example in waiting if example.image is not None]
+        rows: Iterator[Any] = iter(())
+        if images:
             # The last batch is padded, so that it does not need another compilation.
-            images = np.stack([image for _, image in batch])
-            filled = np.resize(images, (min(batch_size, len(paths)), *images.shape[1:]))
-            predicted = network.predict(filled)
-            for i, (file, image) in enumerate(batch):
-                yield file, image, jax.tree.map(lambda leaf, i=i: leaf[i], predicted)
-            batch = []
+            filled = np.resize(np.stack(images), (max(sizes, len(images)), *images[0].shape))
+            outputs = network.predict(filled)
+            rows = (jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(len(images)))
+        for example in waiting:
+            yield example, (None if example.image is None else next(rows))
+
+    for example in examples:
+        waiting.append(example)
+        if sum(one.image is not None for one in waiting) == batch_size:
+            yield from predicted()
+            waiting, sizes = [], batch_size
+    yield from predicted()
 
 
 def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, ...]:
@@ -183,11 +266,19 @@ def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, 
 def main() -> int:
     """Runs the command and returns its exit status."""
     parser = commands.parser(__doc__)
-    parser.add_argument("images", nargs="+", help="files, folders or glob patterns")
+    parser.add_argument(
+        "images", nargs="+", help="files, folders or glob patterns; CT scans with --candidates or --grid"
+    )
     parser.add_argument(
         "--weights", required=True, type=user_path, help="a weight file, a workdir, a name or an exported file"
     )
     parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    parser.add_argument(
+        "--top",
+        type=int,
+        metavar="K",
+        help=f"show the K most probable classes; default: {TOP}, in CSV all up to {MANY}",
+    )
     parser.add_argument("--labels", type=user_path, help="file with one label per line, in the order of the classes")
     parser.add_argument(
         "--cam",
@@ -196,50 +287,89 @@ def main() -> int:
         help="folder for class activation maps; where two images have one name, all keep their folders and suffixes",
     )
     parser.add_argument("--cam_class", metavar="NAME", help="class of the maps; default: the most probable one")
-    parser.add_argument("--report", type=user_path, metavar="FILE", help="HTML page about the images as one case")
+    parser.add_argument(
+        "--report", type=user_path, metavar="FILE", help="HTML page about the images as one case, or about a scan"
+    )
     parser.add_argument("--batch_size", type=int, default=32)
+    scans = parser.add_argument_group("CT scans")
+    places = scans.add_mutually_exclusive_group()
+    places.add_argument(
+        "--candidates",
+        type=user_path,
+        metavar="CSV",
+        help="seriesuid, coordX, coordY, coordZ in mm; see docs/medical.md",
+    )
+    places.add_argument("--grid", type=float, metavar="MM", help="candidates on a regular grid")
+    add_cut_arguments(scans)
     args = parser.parse_args()
     _check(args)
     compilation_cache.enable()
-    unreadable: list[str] = []
-    paths = []
-    for argument in args.images:
-        try:
-            paths += find_images([argument])
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            unreadable.append(argument)
-    if not paths:
-        raise InputError("there is no image to classify.")
     network = open_exported(args.weights) if is_exported(args.weights) else load(args.weights)
     if (args.cam or args.report) and isinstance(network, Exported):
         raise InputError(
             "--cam and --report need feature maps, which an exported file does not have; use what it was exported from."
         )
-    labels = read_labels(args.labels, network.class_names) if args.labels else readable(network.class_names)
-    network = dataclasses.replace(network, class_names=labels)
-    names = map_names(paths)
-    results, case = [], []
+    ids = network.class_names
+    network = renamed(network, read_labels(args.labels, ids) if args.labels else readable(ids))
+    of_scans = args.candidates is not None or args.grid is not None
+    count, examples = cut_examples(network, args) if of_scans else read_examples(network, args.images)
+    results: list[Result] = []
+    case: list[tuple[Example, Any]] = []
     try:
-        for path, image, predicted in predictions(network, paths, args.batch_size, unreadable):
-            results.append({"file": str(path), **network.task.describe(predicted)})
+        for example, predicted in track(predictions(network, examples, args.batch_size), "classifying", count):
+            if predicted is None:
+                print(f"skipped: {example.error}", file=sys.stderr)
+                results.append(Result(example, None, 0.0))
+                continue
+            score = network.task.score(predicted) if of_scans else 0.0
+            results.append(Result(example._replace(image=None), predicted, score))
             if args.cam:
-                picture = args.cam / names[path]
+                picture = args.cam / example.map
                 make_folder(picture.parent)
-                network.explain(picture, image, predicted, args.cam_class)
+                network.explain(picture, example.image, predicted, args.cam_class)
             if args.report:
-                case.append((str(path), *_picture(network, image, predicted, args.cam_class), predicted))
-        if case:
-            network.task.report_case(args.report, *zip(*case, strict=True))
+                case.append((example, predicted))
+                if of_scans:
+                    case = sorted(case, key=lambda pair: -network.task.score(pair[1]))[:BEST]
+        skipped = sum(result.predicted is None for result in results)
+        if skipped == len(results):
+            raise InputError(f"there is no {'candidate' if of_scans else 'image'} to classify.")
+        if args.report:
+            _report(args, network, case, len(results) - skipped if of_scans else None)
     finally:
-        _print(results, network.task, args.format)
-    return 1 if unreadable else 0
+        _print(results, network.task, ids, args, of_scans)
+    if args.cam:
+        print(f"maps: {args.cam}", file=sys.stderr)
+    if args.report:
+        print(f"report: {args.report}", file=sys.stderr)
+    if skipped:
+        print(f"{skipped:,} of {len(results):,} could not be classified, see above.", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def renamed(network: Network | Exported, names: tuple[str, ...]) -> Network | Exported:
+    """Returns a network with other names of its classes."""
+    config, positive = network.config, network.config.task.get("positive")
+    if positive in network.class_names:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.task.positive = names[network.class_names.index(positive)]
+    return dataclasses.replace(network, class_names=names, config=config)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises InputError or FileError before anything is computed for what cannot be written."""
+    """Raises InputError or FileError before anything is computed for what cannot be written or used."""
     if args.batch_size < 1:
         raise InputError(f"--batch_size {args.batch_size}; expected at least 1.")
+    if args.top is not None and args.top < 1:
+        raise InputError(f"--top {args.top}; expected at least 1.")
+    if args.grid is not None and not 0 < args.grid < math.inf:
+        raise InputError(f"--grid {args.grid:g}; expected a positive number of mm.")
+    about_scans = ("cut", "size", "spacing", "window", "assume_hounsfield", "assume_origin")
+    if args.candidates is None and args.grid is None:
+        for name in about_scans:
+            if getattr(args, name) not in (None, False):
+                raise InputError(f"--{name} is about CT scans; add --candidates LIST.csv or --grid MM.")
     if args.cam:
         make_folder(args.cam)
     if args.report:
@@ -250,6 +380,23 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
+def _report(args: argparse.Namespace, network: Network, case: list[tuple[Example, Any]], of: int | None) -> None:
+    """Writes the page about a case, or about the best of a number of candidates."""
+    pages = [
+        (example.title, *_picture(network, example.image, predicted, args.cam_class), predicted)
+        for example, predicted in case
+    ]
+    title = None if of is None else _best_of(network.task, len(case), of)
+    network.task.report_case(args.report, *zip(*pages, strict=True), title=title)
+
+
+def _best_of(task: Task, shown: int, of: int) -> str:
+    name = "".join(f" of {name}" for name in task.naming.values())
+    if shown == of:
+        return f"{of} candidate{'s' * (of > 1)}, the highest probability{name} first"
+    return f"The {shown} of {of:,} candidates with the highest probability{name}"
+
+
 def _picture(network: Network, image: np.ndarray, predicted: Any, class_name: str | None) -> tuple[bytes, str]:
     """Returns the PNG of `Network.explain`, and its sentence."""
     with tempfile.TemporaryDirectory() as folder:
@@ -258,22 +405,69 @@ def _picture(network: Network, image: np.ndarray, predicted: Any, class_name: st
         return path.read_bytes(), note
 
 
-def _print(results: list[dict[str, Any]], task: Task, form: str) -> None:
-    if form == "json":
-        print(json.dumps(results, indent=2))
-        return
-    lists = [(result["file"], rows) for result in results for name, rows in result.items() if name != "file"]
-    if form == "csv":
-        rows = [{"file": file, "rank": i, **row} for file, rows in lists for i, row in enumerate(rows, start=1)]
-        columns = dict.fromkeys(key for row in rows for key in row) or ["file"]
-        writer = csv.DictWriter(sys.stdout, list(columns))
+class Result(NamedTuple):
+    """An example without its image, its prediction (None with an error), and what candidates are ranked by."""
+
+    example: Example
+    predicted: Any
+    score: float
+
+
+def _print(results: list[Result], task: Task, ids: Sequence[str], args: argparse.Namespace, of_scans: bool) -> None:
+    def described(result: Result, top: int) -> dict[str, list[dict[str, Any]]]:
+        if result.predicted is None:
+            return {}
+        found = task.describe(result.predicted, top)
+        if tuple(ids) == task.class_names:
+            return found
+        return {name: [row | {"id": ids[row["class"]]} for row in rows] for name, rows in found.items()}
+
+    top = args.top or TOP
+    if args.format == "json":
+        errors = [{"error": result.example.error} if result.predicted is None else {} for result in results]
+        rows = [
+            result.example.columns | described(result, top) | error
+            for result, error in zip(results, errors, strict=True)
+        ]
+        print(json.dumps(rows, indent=2))
+    elif args.format == "csv":
+        rows = []
+        for result in results:
+            lists = described(result, args.top or MANY + 1).values()
+            predicted = {key: value for ranking in lists for key, value in cells(ranking, args.top).items()}
+            rows.append(result.example.columns | predicted | {"error": result.example.error})
+        columns = dict.fromkeys(key for row in rows for key in row if key != "error")
+        writer = csv.DictWriter(sys.stdout, [*columns, "error"])
         writer.writeheader()
         writer.writerows(rows)
-        return
-    for file, rows in lists:
-        print(file)
-        for row in rows:
-            print(f"  {task.line(row)}")
+    else:
+        shown = [result for result in results if result.predicted is not None]
+        if of_scans and len(shown) > BEST:
+            print(f"{_best_of(task, BEST, len(shown))}; --format csv has all:", file=sys.stderr)
+            shown = sorted(shown, key=lambda result: -result.score)[:BEST]
+        for result in shown:
+            print(result.example.title)
+            for rows in task.describe(result.predicted, top).values():
+                for row in rows:
+                    print(f"  {task.line(row)}")
+
+
+def cells(rows: Sequence[dict[str, Any]], top: int | None) -> dict[str, Any]:
+    """Returns the cells of a table for one example.
+
+    Up to MANY classes have a column each: label, probability, and probability_NAME in the order of the classes. Of
+    more classes, or with `top`, the most probable ones have columns: label, probability, label_2, probability_2, ...
+
+    Args:
+      rows: of `Task.describe`; more than MANY if the network has more classes.
+      top: the number of classes.
+    """
+    labels = [row.get("label") for row in rows]
+    if top is None and len(set(labels)) == len(rows) <= MANY and None not in labels:
+        by_class = sorted(rows, key=lambda row: row["class"])
+        return rows[0] | {f"probability_{row['label']}": row["probability"] for row in by_class}
+    ranked = enumerate(rows[: top or TOP], start=1)
+    return {key if i == 1 else f"{key}_{i}": value for i, row in ranked for key, value in row.items()}
 
 
 if __name__ == "__main__":

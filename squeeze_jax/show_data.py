@@ -120,11 +120,14 @@ def show(config: ConfigDict, output: pathlib.Path) -> None:
     print(
         f"pixels of training images: mean {np.round(mean, 1).tolist()}, standard deviation {np.round(std, 1).tolist()}"
     )
-    batch = next(pipeline.train_batches(train, batch_size=min(SHOWN, len(train)), seed=config.seed))
-    batch.pop(UNREADABLE, None)
-    keys = jax.random.split(jax.random.key(config.seed), len(batch["image"]))
-    experiment.task.draw(output / "before.png", batch)
-    experiment.task.draw(output / "after.png", jax.device_get(jax.jit(experiment.task.augment)(batch, keys)))
+    indices = np.random.default_rng(config.seed).permutation(len(train))[:SHOWN]
+    rngs = [np.random.default_rng((config.seed, position)) for position in range(len(indices))] if train.crop else None
+    before, after = train.batch(indices), train.batch(indices, rngs)  # central and random crops
+    for batch in (before, after):
+        batch.pop(UNREADABLE, None)
+    keys = jax.random.split(jax.random.key(config.seed), len(indices))
+    experiment.task.draw(output / "before.png", before)
+    experiment.task.draw(output / "after.png", jax.device_get(jax.jit(experiment.task.augment)(after, keys)))
     rate = images_per_second(train, config, SECONDS.value)
     source = f"{config.run.num_workers} workers of" if config.run.num_workers else "no workers,"
     print(

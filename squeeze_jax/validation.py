@@ -13,7 +13,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from squeeze_jax.compression.sharing import BITS, INITIALIZATIONS
+from squeeze_jax.data.augmentation import AUGMENTATIONS
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.training.optimizers import OPTIMIZERS
+from squeeze_jax.training.schedules import SCHEDULES
 
 SIZE = "a number of pixels, or (height, width)"
 LARGEST_SIDE = 4096  # pixels of an image that a network or a crop takes
@@ -28,8 +31,6 @@ LONGEST_SHOWN = 4096
 
 BACKENDS = ("jit", "pmap")
 DTYPES = ("float32", "bfloat16", "float64")
-OPTIMIZERS = ("sgd", "caffe_sgd", "rmsprop", "adamw", "muon")
-SCHEDULES = ("constant", "polynomial", "cosine", "one_cycle", "step")
 CROPS = ("random_resized", "random")
 INTERPOLATIONS = ("bilinear", "bicubic")
 SAMPLINGS = ("uniform", "balanced")
@@ -38,8 +39,6 @@ PRUNING_SCHEDULES = ("cubic", "geometric")
 
 CHOICES = {
     "model.dtype": DTYPES,
-    "optimizer.name": OPTIMIZERS,
-    "schedule.name": SCHEDULES,
     "run.backend": BACKENDS,
     "crop.train": CROPS,
     "crop.interpolation": INTERPOLATIONS,
@@ -110,6 +109,8 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.{key} has the value {_shown(value)}; expected text, a finite number or a tuple of those."
             )
+    for key, registry in (("optimizer.name", OPTIMIZERS), ("schedule.name", SCHEDULES)):
+        registry[lookup(config, key)]  # raises if the name is unknown
     for key, choices in CHOICES.items():
         value = lookup(config, key)
         if value not in choices and not (value is None and key in UNSET):
@@ -197,6 +198,8 @@ def _check_tuples(config: ConfigDict) -> None:
     def is_range(value: Any) -> bool:
         return value == () or (len(value) == 2 and _is_number(*value) and value[0] <= value[1])
 
+    for name in config.augment.own if isinstance(config.augment.own, tuple) else (config.augment.own,):
+        AUGMENTATIONS[name]  # raises if the name is unknown
     for key in ("augment.flip", "task.mirror"):
         names = lookup(config, key) if key != "task.mirror" else config.task.get("mirror", ())
         if not all(isinstance(name, str) for name in names):

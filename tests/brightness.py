@@ -52,7 +52,10 @@ class Brightness:
     def predict(self, outputs):
         return outputs[:, 0]
 
-    def describe(self, predicted):
+    def score(self, predicted):
+        return float(predicted)
+
+    def describe(self, predicted, top=5):
         return {"brightness": [{"value": float(predicted)}]}
 
     def line(self, row):

@@ -82,7 +82,7 @@ def test_a_wrong_config_file_is_one_line(tmp_path, body, message):
             ["--config=configs/cifar100.py:foo"],
             "ConfigError: get_config() takes 0 positional arguments but 1 was given",
         ),
-        ([], "ConfigError: flag --config=None"),
+        ([], "ConfigError: pass --config"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(arguments, message):

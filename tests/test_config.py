@@ -22,7 +22,8 @@ from squeeze_jax.errors import ConfigError, SqueezeJaxError, TrainingError
 from squeeze_jax.experiment import build, find_split, make_crop, make_model, make_task
 from squeeze_jax.training import trainer
 from squeeze_jax.training.fine_tuning import clustered
-from squeeze_jax.training.optimizers import make_optimizer, make_schedule
+from squeeze_jax.training.optimizers import make_optimizer
+from squeeze_jax.training.schedules import make_schedule
 from squeeze_jax.workdir.records import read_metrics
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
@@ -214,8 +215,8 @@ def test_every_key_is_read(data_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"optimizer.name": "sdg"}, "config.optimizer.name='sdg' .* Did you mean 'sgd'"),
-        ({"schedule.name": "linear"}, "config.schedule.name='linear' is unknown; expected one of constant, polynomial"),
+        ({"optimizer.name": "sdg"}, "the optimizer 'sdg' is unknown; did you mean 'sgd'"),
+        ({"schedule.name": "linear"}, "the schedule 'linear' is unknown. Known: constant, polynomial"),
         ({"run.backend": "xmap"}, "Did you mean 'pmap'"),
         ({"seed": 2**31}, "config.seed=2147483648; expected 0 <= value"),
         ({"evaluation.best_metric": "roc"}, "'roc' is not a metric of this task; expected one of top1, loss"),

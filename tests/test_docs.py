@@ -41,6 +41,8 @@ WITHOUT_RUNS = (
 # Commands of the documentation that nothing here can try, and why. All other commands are checked.
 NOT_RUN = {
     "source .venv/bin/activate": "of the shell",
+    "pip install tensorboard": "downloads",
+    "tensorboard --logdir runs": "is not installed here",
     "python3 -m venv .venv": "of Python; .ci/run makes such an environment by the README's test command",
     "pip install torch onnxruntime onnx": "downloads the peers",
     "pip install torch torchvision": "downloads the peers",
@@ -48,6 +50,8 @@ NOT_RUN = {
     'pip install -e ".[docs]"': "downloads",
     'pip install "squeeze_jax[export]" openvino nncf torch torchao': "downloads the peers",
     "pip install playwright": "downloads",
+    "pip install jupyterlab": "downloads",
+    "jupyter lab notebooks": "starts a server",
     "python -m venv litert": "of Python",
     "litert/bin/pip install litert-converter==0.5.0 litert-quantizer==0.11.0": "downloads",
     "python -m pytest -n 0 -m browser tests/test_web.py": "needs a browser",
@@ -165,6 +169,9 @@ def flags_of(module: str) -> flags.FlagValues:
 
 def check_flags(module: str, arguments: list[str]) -> None:
     """Raises a SqueezeJaxError where this command could not be given."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    if "--config" not in names and any(name.startswith("--config.") for name in names):
+        arguments = ["--config=configs/digits.py", *arguments]  # stands for the config in the workdir
     argv, values = [module, *arguments], flags_of(module)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     if not any(argument.partition("=")[0] == "--config" for argument in arguments):
@@ -380,6 +387,8 @@ def test_python_code_runs(tmp_path, reference, compilation_cache):
     program += "\nfrom squeeze_jax.experiment import build\n"
     program += "from squeeze_jax.config import base_config; config = base_config('robust')\n"
     program += "config.dataset.name = 'fake/32x32x3/10'; config.model.name = 'three_thin_fires'\n"
+    program += "config.schedule.name = 'cosine_restarts'; config.optimizer.name = 'lion'\n"
+    program += "config.augment.own = ('noise',)\n"
     program += "print(build(config).sums)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

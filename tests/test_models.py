@@ -53,11 +53,15 @@ def count(model, input_shape):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes(model, input_shape)["params"]))
 
 
-def feature_names(model, variables, images):
+def feature_shapes(model, variables, images):
     """In the order of computation; what a transformed function returns is sorted."""
-    names = []
-    jax.eval_shape(lambda v, x: names.extend(model.apply(v, x, method="features")), variables, images)
-    return names
+    found = {}
+
+    def note(variables, images):
+        found.update({name: value.shape for name, value in model.apply(variables, images, method="features").items()})
+
+    jax.eval_shape(note, variables, images)
+    return found
 
 
 def map_sizes(model, size, channels=3):
@@ -247,9 +251,7 @@ def test_every_model_classifies_small_images_and_volumes(name, input_shape, shor
         with pytest.raises(ModelError, match=r"expected \(batch, height, width, channels\)\."):
             shapes(model, input_shape)
         return
-    images = jnp.ones((2, *input_shape))
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    logits = jax.eval_shape(model.apply, variables, images)
+    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((2, *input_shape)))
     assert logits.shape == (2, 4) and logits.dtype == jnp.float32
 
 
@@ -372,16 +374,21 @@ def test_a_headless_network_has_no_head_and_returns_features(name, short_network
     model, whole = (models.create(name, num_classes=num_classes, **options) for num_classes in (0, 5))
     variables, of_whole = shapes(model, (40, 40, 3)), shapes(whole, (40, 40, 3))
     assert variables["params"].keys() == of_whole["params"].keys() - {whole.head}
-    names = feature_names(model, variables, jnp.zeros((2, 40, 40, 3)))
-    assert [*names, whole.head] == feature_names(whole, of_whole, jnp.zeros((2, 40, 40, 3)))
-    maps = jax.eval_shape(functools.partial(model.apply, method="features"), variables, jnp.zeros((2, 40, 40, 3)))
-    features = jax.eval_shape(model.apply, variables, jnp.zeros((2, 40, 40, 3)))
-    assert features.shape == (2, maps[names[-1]].shape[-1]) and features.dtype == jnp.float32
+    images = jnp.zeros((2, 40, 40, 3))
+    maps = feature_shapes(model, variables, images)
+    assert [*maps, whole.head] == [*feature_shapes(whole, of_whole, images)]
+    features = jax.eval_shape(model.apply, variables, images)
+    *_, last = maps.values()
+    assert features.shape == (2, last[-1]) and features.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("squeezenet_v1_1", {}), ("squeezenodule_v1", {}), ("squeezenext_1_0_23", {"depths": (1,) * 4})],
+    [
+        ("squeezenet_v1_1", {"base_filters": 16, "filter_increment": 16}),
+        ("squeezenodule_v1", {"base_filters": 16, "filter_increment": 16}),
+        ("squeezenext_1_0_23", {"depths": (1,) * 4}),
+    ],
 )
 def test_the_head_is_a_map_of_the_classes(name, options):
     """The features are the mean of the last map, and the logits that of the head's, after SqueezeNet's ReLU."""
@@ -391,7 +398,7 @@ def test_the_head_is_a_map_of_the_classes(name, options):
     backbone = {key: value for key, value in variables["params"].items() if key != whole.head}
     features = jax.jit(model.apply)({**variables, "params": backbone}, images)
     maps = jax.jit(functools.partial(whole.apply, method="features"))(variables, images)
-    last = feature_names(whole, variables, images)[-2]
+    *_, last, _ = feature_shapes(whole, variables, images)
     np.testing.assert_allclose(features, maps[last].mean((1, 2)), rtol=1e-5, atol=1e-6)
     head = jax.nn.relu(maps[whole.head]) if getattr(whole, "head_relu", False) else maps[whole.head]
     np.testing.assert_allclose(jax.jit(whole.apply)(variables, images), head.mean((1, 2)), rtol=1e-4, atol=1e-5)

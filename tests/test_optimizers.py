@@ -6,9 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from squeeze_jax.config import base_config
+from squeeze_jax.config import base_config, validate
+from squeeze_jax.data import augmentation
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.training.optimizers import make_optimizer, make_schedule
+from squeeze_jax.experiment import make_preprocessing
+from squeeze_jax.training import optimizers, schedules
+from squeeze_jax.training.optimizers import make_optimizer
+from squeeze_jax.training.schedules import make_schedule
 
 
 def schedule(total=100, warmup=0, rate=0.4, **overrides):
@@ -156,3 +160,26 @@ def test_a_path_that_fits_nothing_is_named():
     config.learning_rate_multipliers = (("convl", 0.0),)
     with pytest.raises(ConfigError, match="'convl' matches no parameter; expected part of one of conv1/kernel"):
         make_optimizer(config, optax.constant_schedule(0.1)).init({"conv1": {"kernel": jnp.ones((2, 2))}})
+
+
+def test_schedules_optimizers_and_augmentations_can_be_registered(own_names):
+    schedules.register(
+        "half", lambda config, rate, steps, warmup: lambda step: rate * config.share + 0 * step, share=0.5
+    )
+    augmentation.register("brighter", lambda images, keys: images + 10, moves=False)
+    config = base_config()
+    assert config.schedule.share == 0.5
+    config.schedule.name, config.augment.own = "half", ("brighter",)
+    validate(config)
+    assert float(make_schedule(config.schedule, 0.2, 10, 2)(5)) == pytest.approx(0.1)
+    images = jnp.zeros((2, 4, 4, 1))
+    augmented = make_preprocessing(config).augment(images, jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(augmented, images + 10)
+    with pytest.raises(ConfigError, match="another schedule is already registered as 'cosine'"):
+        schedules.register("cosine", lambda *_: None)
+    config.augment.own = ("brigter",)
+    with pytest.raises(ConfigError, match="the augmentation 'brigter' is unknown; did you mean 'brighter'"):
+        validate(config)
+    optimizers.register("other", lambda *_: [], momentum=0.5)
+    with pytest.raises(ConfigError, match="the option 'momentum' of a registered .* is a key already"):
+        base_config()

@@ -255,13 +255,14 @@ def test_predict_names_what_it_cannot_read(small, tmp_path):
     done = predict("--weights", weights, "--format=json", "--cam", tmp_path / "maps", "--batch_size=2", images)
     assert done.returncode == 1 and f"skipped: {images}/broken.png cannot be read" in done.stderr
     answers = json.loads(done.stdout)
-    assert [answer["file"] for answer in answers] == [str(images / f"{i}.png") for i in range(3)]
+    assert [answer["file"] for answer in answers] == [str(images / f"{i}.png") for i in (0, 1, 2, "broken")]
+    assert "cannot be read" in answers.pop()["error"]
     for answer in answers:
         assert sorted(best["label"] for best in answer["top5"]) == ["ant", "bee", "cow"]
         assert sum(best["probability"] for best in answer["top5"]) == pytest.approx(1, abs=1e-5)
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["0.png", "1.png", "2.png"]
     done = predict("--weights", weights, "--format=csv", images / "[01].png")
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + 2 * 3
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + 2
     done = predict("--weights", weights, tmp_path / "nothing*.png")
     assert done.returncode == 1 and "is not a file, a folder with images or a pattern" in done.stderr
 
@@ -269,8 +270,10 @@ def test_predict_names_what_it_cannot_read(small, tmp_path):
 @needs_net
 def test_predict_knows_a_tench(tmp_path):
     image = PHOTOGRAPHS / "n01440764_tench.JPEG"
-    done = predict("--weights", NET, "--labels", PHOTOGRAPHS / "synsets.txt", image)
+    done = predict("--weights", NET, image)
     assert done.returncode == 0 and "tench (0)" in done.stdout.splitlines()[1], done.stderr
+    done = predict("--weights", NET, "--labels", PHOTOGRAPHS / "synsets.txt", "--format=csv", "--top=1", image)
+    assert done.stdout.splitlines()[1].split(",")[2:] == ["tench", done.stdout.split(",")[-3], "n01440764", ""]
 
 
 @needs_net

@@ -19,7 +19,7 @@ from squeeze_jax.models.summary import summarize
 PACKAGE = ROOT / "squeeze_jax"
 # From the ground up; a module may import from its own floor and those below it. A room stands where its files do.
 FLOORS = [
-    {"version", "errors", "extensions", "files", "tables", "plotting", "drawing", "runtime"},
+    {"version", "errors", "extensions", "files", "console", "tables", "plotting", "drawing", "runtime"},
     {"models", "data", "compression.rans", "compression.huffman", "compression.on_disk"},
     {
         "metrics",
@@ -31,17 +31,18 @@ FLOORS = [
         "compression.stage_folder",
         "compression.states",
     },
-    {"tasks"},
+    {"tasks", "training.optimizers", "training.schedules"},
     {"validation"},
     {"config"},
     {"workdir", "training.state", "training.stopwatch", "training.health", "training.profiler"},
-    {"training.optimizers", "training.pruning", "training.weight_sharing", "training.quantization"},
+    {"training.pruning", "training.weight_sharing", "training.quantization"},
     {"training.steps"},
     {"training.evaluation"},
     {"experiment", "commands"},
     {"pretrained"},
     {"network"},
     {
+        "training.extending",
         "training.fine_tuning",
         "training.recorder",
         "compression.bias_correction",
@@ -53,6 +54,7 @@ FLOORS = [
     {
         "main",
         "predict",
+        "patches",
         "summary",
         "show_data",
         "data.prepare",

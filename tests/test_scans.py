@@ -6,18 +6,22 @@ import json
 import locale
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
+from squeeze_jax import patches
+from squeeze_jax.config import base_config
 from squeeze_jax.data import synthetic_nodules
 from squeeze_jax.data.candidates import Candidate, read_candidates
 from squeeze_jax.data.scans import AIR, Cut, Scan, cut_all, grid
 from squeeze_jax.data.sources import open_dataset
 from squeeze_jax.data.volumes import find_scans, locate, read_scan
-from squeeze_jax.errors import DataError, FileError
+from squeeze_jax.errors import DataError, FileError, InputError
+from squeeze_jax.experiment import open_config_dataset
 
 CENTER = np.array([-41.3, 12.7, 133.1])  # of the ball, in world coordinates
 
@@ -214,6 +218,24 @@ def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
         patients.append({dataset.group_names["patient"][i] for i in batch["patient"]})
     assert sum(map(len, patients)) == len(set.union(*patients)) == 6
     from squeeze_jax.data.prepare import cut_scans
+
+    # What `predict` cuts from the same scans are the same images, also of slices that are cropped and become RGB.
+    slices = Cut("axial", 20, 1.5, (-600.0, 200.0))
+    cut_scans("scans/slices", written, written / "candidates.csv", slices, str(tmp_path))
+    config = base_config()
+    config.dataset.name, config.run.data_dir = "scans/slices", str(tmp_path)
+    config.dataset.channels, config.crop.size, config.crop.resize = 3, 16, 18
+    cropped = open_config_dataset(config)
+    for opened, settings, cut in ((dataset, base_config(), Cut(size=16)), (cropped, config, slices)):
+        network = SimpleNamespace(config=settings, image_shape=opened.image_shape, preparation=opened.preparation)
+        assert patches.choose_cut(network, None) == patches.choose_cut(network, cut) == cut
+        scans, _ = patches.find_volumes([written])
+        candidates, _ = patches.listed_candidates(written / "candidates.csv", scans)
+        found = {patch.image.tobytes() for patch in patches.cut_patches(network, cut, scans, candidates)}
+        whole = opened.split("+".join(opened.source.split_sizes))
+        assert found == {image.tobytes() for image in whole.batch(range(len(whole)))["image"]} and len(found) == 36
+        with pytest.raises(InputError, match="was trained on patches .* leave these options out"):
+            patches.choose_cut(network, Cut(size=17))
 
     rows = (written / "candidates.csv").read_text().splitlines(keepends=True)
     fewer = tmp_path / "fewer.csv"

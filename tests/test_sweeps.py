@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import re
 import shlex
 import signal
 import sys
@@ -119,7 +120,10 @@ def test_sigterm_stops_a_sweep_and_its_trials(fake, tmp_path):
     assert child.wait_until(lambda: len(starts(tmp_path)) >= 2)
     child.process.send_signal(signal.SIGTERM)
     assert child.wait() == 1
-    assert "stopping; the same command resumes" in child.text() and "Not in the table" in child.text()
+    assert "stopping; checkpoints are saved" in child.text() and "Not in the table" in child.text()
+    last = child.text().splitlines()[-2:]
+    assert re.fullmatch(r"Stopped with \d+ of 12 trials finished. The same command continues:", last[0])
+    assert last[1].endswith(shlex.join(fake()[1:]))
     assert not list((tmp_path / "w").glob("*/failure.json")) and len(starts(tmp_path)) < 12
 
 
@@ -128,8 +132,37 @@ def test_a_trial_that_fails_is_in_the_report_and_the_others_finish(fake, tmp_pat
     failed = [row for row in rows(tmp_path) if row["status"] != "finished"]
     assert [row["status"] for row in failed] == ["failed: ValueError: two is not allowed"] * 3
     assert "- x=2,seed=1: failed: ValueError: two is not allowed" in (tmp_path / "w" / "fake.md").read_text()
-    assert "x=2,seed=0: finished" in Child([*fake(), "--index=2", "--retry"], tmp_path / "retry.log").succeed()
-    assert "expected 0 to 11" in Child([*fake(), "--index=12"], tmp_path / "wrong.log").fail()
+    retried = Child([*fake(), "--index=2", "--retry"], tmp_path / "retry.log").succeed()
+    assert re.fullmatch(r"x=2,seed=0: started\n\[1/1\] x=2,seed=0: test_top1 0.5020, \d s\n", retried)
+    assert (
+        "--index=12 is not one of the 12 trials; expected 0 to 11, in the order of --list"
+        in Child([*fake(), "--index=12"], tmp_path / "wrong.log").fail()
+    )
+
+
+def test_the_console_has_one_line_per_event_with_count_metric_and_time(fake, tmp_path):
+    text = Child([*fake(), "--seeds=0", "--jobs=2"], tmp_path / "log").succeed()
+    events = text[: text.index("| x |")].splitlines()
+    assert len(events) == 8 and sum(event.endswith(": started") for event in events) == 4
+    ends = [event for event in events if event.startswith("[")]
+    assert [end.split("]")[0] for end in ends] == ["[1/4", "[2/4", "[3/4", "[4/4"]
+    assert all(re.search(r"x=\d,seed=0: test_top1 0.50\d0, \d s(; \d s left)?$", end) for end in ends)
+    assert "left" in ends[0] and "left" not in ends[-1]
+    again = Child([*fake(), "--seeds=0"], tmp_path / "again.log").succeed()
+    assert again.startswith("4 of 4 trials are done already\n| x |")
+
+
+def test_a_line_fits_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    name = ",".join(f"key{i}=0.125" for i in range(9))
+    assert sweep.fitting(name, "started") == f"{name}: started"  # of a file, whole
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert sweep.fitting("short", "started") == "short: started"
+    line = sweep.fitting(f"[1/2] {name}", "test_top1 0.5000, 3 min; 3 min left")
+    assert len(line) < 60 and line.startswith("[1/2] key") and line.endswith("test_top1 0.5000, 3 min; 3 min left")
+    assert len(sweep.fitting(name, "failed: " + "x" * 99)) < 60
+    durations = [sweep.duration(seconds) for seconds in (0.4, 59, 60, 3599, 4800)]
+    assert durations == ["0 s", "59 s", "1 min", "1 h 0 min", "1 h 20 min"]
 
 
 def test_a_trial_killed_from_outside_is_a_failure_with_its_signal():
@@ -166,7 +199,7 @@ def test_the_listed_commands_run_and_a_run_that_diverges_saves_nothing(data_dir,
         ("--config.model.squeeze_rato=0.1,0.2", "Did you mean"),
         ("--config.model.squeeze_ratio=0.1,x", "squeeze_ratio.*x"),
         ("--config.model.squeeze_ratio=0.5,2.0", "more than its"),
-        ("--config.optimizer.name=sgd,sgdd", "Did you mean 'sgd'"),
+        ("--config.optimizer.name=sgd,sgdd", "did you mean 'sgd'"),
         ("--config.dataset.name=digits,dgits", "dgits"),
         ("--config.dataset.image_size=(32, 32),(12, 12)", "smallest legal value"),
         ("--config.dataset.test_split=test,tests", "tests"),
@@ -271,14 +304,18 @@ def test_the_compact_networks_are_all_of_the_registry_and_get_their_best_rate(tm
     trials = final().trials()
     assert {point["optimizer.learning_rate"] for point in final().points} == {3e-3}
     assert len(trials) == 3 * len(models.list_models()) and not final().overrides
-    measured = [{"trial": trial.name, "step": 7, "sqz_bytes": 5} for trial in trials[: len(models.list_models())]]
+    measured = [
+        {"trial": trial.name, "step": 7, "test_top1": 0.5, "sqz_bytes": 5}
+        for trial in trials[: len(models.list_models())]
+    ]
     write_csv(tmp_path / "compact_networks_costs.csv", measured[1:])
     assert len(final().plots) == 2
     write_csv(tmp_path / "compact_networks_costs.csv", measured)  # of one seed
     assert len(final().plots) == 6
-    assert final().derived({"trial": trials[0].name, "step": 7}) == {"sqz_bytes": 5.0}
-    with pytest.raises(SweepError, match="are not of step 8"):
-        final().derived({"trial": trials[0].name, "step": 8})
+    row = {"trial": trials[0].name, "step": 7, "test_top1": 0.5}
+    assert final().derived(row) == {"sqz_bytes": 5.0}
+    for other in ({"step": 8}, {"test_top1": 0.6}):  # a shorter run, and one on other images
+        assert final().derived({**row, **other}) == {}
 
 
 def test_the_costs_of_a_trained_network(reference):
@@ -320,6 +357,27 @@ def test_points_that_differ_in_the_plots_x_alone_are_one_line():
     both = [{"model.name": "a", "train.seed": 1}, {"model.name": "b", "train.ema_decay": 0.5, "train.seed": 1}]
     rows = [{"status": "finished"}] * 2
     assert list(report._lines(Sweep("", "", both, seeds=(0,)), rows, "parameters")) == [("a",), ("b",)]
+
+
+def test_folds_are_one_row_and_plots_without_a_range_are_left_out():
+    points = [{"model.name": name, "dataset.fold": fold} for name in ("a", "b") for fold in (0, 1, 2)]
+    published = {"paper": ["x"] * 3 + ["y"] * 3}
+    folds = Sweep("folds", "c.py", points, seeds=(0, 1), metric="auc", published=published)
+    rows = [
+        {"status": "finished", "seed": trial.seed, "auc": 0.5 + 0.1 * fold + 0.05 * (name == "b"), **size, **point}
+        for trial, point in zip(folds.trials(), [*points, *points], strict=True)
+        for name, fold in [point.values()]
+        for size in [{"parameters": 7, "mebibytes": 0.0, "macs": 10**6 * (1 + (name == "b"))}]
+    ]
+    _, _, first, second = report._table(folds, rows).splitlines()
+    assert first == "| a | 7 | 0.00 | 1.0 | 0.6000 ± 0.0894 | 6 |  |  | x |"
+    assert second == "| b | 7 | 0.00 | 2.0 | 0.6500 ± 0.0894 | 6 | +0.0500, no p: folds |  | y |"
+    assert report._plots(folds, rows) == [("macs", "")]  # not over the parameters, which are equal
+    fixed = [{**row, "macs": 1} for row in rows]
+    assert report._plots(folds, fixed) == []
+    rates = Sweep("rates", "c.py", [{"optimizer.learning_rate": rate} for rate in ("0.1", "0.2")], seeds=(0,))
+    rows = [{"status": "finished", "parameters": 7, "macs": 1, **point} for point in rates.points]
+    assert report._plots(rates, rows) == [("optimizer.learning_rate", "")]
 
 
 def test_a_column_that_only_some_trials_have_is_their_mean(tmp_path):
@@ -421,7 +479,7 @@ def test_a_run_with_a_damaged_result_is_passed_over_in_a_comparison(reference, t
     compare.main()
     found = capsys.readouterr()
     assert f"{other} is skipped: {other / 'result.json'} cannot be read" in found.err
-    assert "| state | finished |" in found.out
+    assert "| 1 | reference | finished |" in found.out
 
 
 def test_runs_are_compared(reference, tmp_path):
@@ -431,12 +489,18 @@ def test_runs_are_compared(reference, tmp_path):
     stored["config"]["optimizer"]["learning_rate"] = 0.5
     (other / "config.json").write_text(json.dumps(stored))
     (other / "metrics.jsonl").write_text((reference / "metrics.jsonl").read_text().splitlines()[0] + "\n")
-    command = [sys.executable, "-m", "experiments.compare", str(reference), str(other), f"--plot={tmp_path / 'a.png'}"]
-    text = Child(command, tmp_path / "log").succeed()
-    assert "| optimizer.learning_rate | 0.05 | 0.5 |" in text and "model.stem" not in text
-    assert "| state | finished | not finished |" in text and "| test top1 | 0." in text
+    (tmp_path / "ratios" / "x=1,seed=0").mkdir(parents=True)  # a sweep beside runs, with its report
+    (tmp_path / "ratios" / "x=1,seed=0" / "config.json").write_text((reference / "config.json").read_text())
+    for name in ("ratios/ratios.csv", "notes.txt", "b.png", "c.png", "d.png"):
+        (tmp_path / name).touch()
+    command = [sys.executable, "-m", "experiments.compare", f"--plot={tmp_path / 'a.png'}", str(reference)]
+    text = Child([*command, *map(str, sorted(tmp_path.iterdir()))], tmp_path / "log").succeed()
+    assert "skipped, because they are not runs: b.png, c.png, d.png and 1 more\n" in text
+    assert "optimizer.learning_rate: 0.05 (1, 3); 0.5 (2)\n" in text and "model.stem" not in text
+    assert "| 1 | " in text and "reference | finished | " in text and "test top1 |" in text
+    assert "other | not finished | " in text and "ratios/x=1,seed=0 | not finished | 0 |" in text
     assert (tmp_path / "a.png").stat().st_size > 1000
-    assert "InputError" in Child([*command[:3], str(tmp_path)], tmp_path / "wrong.log").fail()
+    assert "of a run, or a folder of" in Child([*command[:3], str(tmp_path / "b.png")], tmp_path / "wrong.log").fail()
 
 
 def test_a_difference_has_a_p_value_where_the_seeds_differ():

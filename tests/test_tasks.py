@@ -64,7 +64,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(trained, data_dir, tmp_pa
 def test_it_is_evaluated(trained, data_dir, tmp_path):
     flags = ["--mode=eval", "--split=validation"]
     assert "300 examples" in Child(command(data_dir, trained, *flags), tmp_path / "eval.log").succeed()
-    (folder,) = (trained / "evaluation").iterdir()
+    (folder,) = (trained / "evaluation").glob("validation_*")
     with (folder / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["loss"]) == pytest.approx(json.loads((trained / "result.json").read_text())["validation"]["loss"])
@@ -101,5 +101,7 @@ def test_a_notebook_predicts_with_it_and_a_process_that_does_not_know_it_says_so
     assert f"{trained / 'config.json'} needs the module brightness: pass --import=" in message
     assert f"{CONFIG.name}, or in Python import brightness first.\n" in message and message.count("\n") == 1
     assert "brightness" in Child([*predict, f"--import={CONFIG}"], tmp_path / "predict.log").succeed()
+    resume = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(trained)]
+    assert "needs the module brightness: pass --import=" in Child(resume, tmp_path / "resume.log").fail()
     with pytest.raises(ConfigError, match="the task 'bright' is unknown; did you mean 'brightness'"):
         tasks.named("bright")

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, Child, configure, main_command
 from PIL import Image
 
+from squeeze_jax import config as config_lib
 from squeeze_jax import load, network
 from squeeze_jax.errors import ConfigError, DataError, WorkdirError
 from squeeze_jax.training import trainer
@@ -73,12 +74,15 @@ def test_a_run_leaves_what_the_readme_says(reference):
     assert set(train[-1]["values"]) == expected and train[-1]["speed"]["images_per_second"] > 0
     result = json.loads((reference / "result.json").read_text())
     assert result["test"] == records[-1]["values"] and result["step"] == records[-1]["step"]
+    (report,) = (reference / "evaluation").iterdir()
+    assert report.name == f"test_step_{result['step']}"
+    assert {path.name for path in report.iterdir()} >= {"metrics.csv", "confusion.csv", "confusion.png"}
     assert result["validation"]["top1"] == max(r["values"]["top1"] for r in records if r["split"] == "validation")
     assert result["parameters"] > 0 and result["macs"] > 0
     resolved = json.loads((reference / "config.json").read_text())["resolved"]
     assert resolved["image_shape"] == [8, 8, 1] and resolved["dataset_version"] == "1.0.0"
     assert json.loads((reference / "versions.json").read_text())["versions"]["jax"]
-    for phrase in ("changed on the command line", "parameters", "images/s", "ETA", "finished"):
+    for phrase in ("changed on the command line", "parameters", "images/s", " left", "finished"):
         assert phrase in (reference / "log.txt").read_text()
         assert phrase in reference.with_name("reference.log").read_text()
 
@@ -196,7 +200,7 @@ def test_eval_counts_every_example(reference, tmp_path, checkpoint):
     text = Child([*command, "--split=validation", f"--checkpoint={checkpoint}"], tmp_path / "eval.log").succeed()
     assert "validation of digits" in text and "300 examples" in text
     assert snapshot(workdir / "checkpoints") == before
-    folder = next((workdir / "evaluation").iterdir())
+    (folder,) = (workdir / "evaluation").glob("validation_*")
     step = int(folder.name.rsplit("_", 1)[1])
     with (folder / "metrics.csv").open() as file:
         row = next(csv.DictReader(file))
@@ -443,8 +447,8 @@ def test_a_folder_of_photographs_trains_and_an_unreadable_one_stops_it_or_is_cou
     mirrored = configure(data_dir, **options, **{"task.mirror": ("width",)})
     values = network.evaluate(tmp_path / "skips", config=mirrored).values
     assert set(values) == set(result.metrics["test"]) and values["loss"] != result.metrics["test"]["loss"]
-    folders = [folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()]
-    assert folders == [f"test_step_{result.best_step}_mirror-width"]
+    folders = {folder.name for folder in (tmp_path / "skips" / "evaluation").iterdir()}
+    assert folders == {f"test_step_{result.best_step}", f"test_step_{result.best_step}_mirror-width"}
     full = configure(data_dir, **options, **{"task.metrics": "full", "task.calibrate": True})
     evaluation = network.evaluate(tmp_path / "skips", config=full)
     assert evaluation.task.point.temperature != 1 and len(evaluation.values) == 14
@@ -469,3 +473,66 @@ def test_the_look_at_the_data_is_a_command(tmp_path, data_dir):
     assert sum(int(row["train"]) for row in rows) == 1197 and len(rows) == 10
     assert (tmp_path / "report" / "before.png").exists() and (tmp_path / "report" / "after.png").exists()
     assert "DataError" in Child([*command, "--config.dataset.name=dgits"], tmp_path / "wrong.log").fail()
+
+
+def extended(data_dir, workdir, before, after, caplog=None, **overrides):
+    """A run that is finished and extended, and a run of the longer duration from the start."""
+    config = configure(data_dir, **{"train.duration": before, "schedule.name": "constant", **overrides})
+    trainer.train_and_evaluate(config, workdir / "extended")
+    stored = config_lib.read(workdir / "extended")[0]
+    trainer.train_and_evaluate(stored, workdir / "extended", extend=after)
+    config.train.duration = after
+    trainer.train_and_evaluate(config, workdir / "whole")
+    return workdir / "extended", workdir / "whole"
+
+
+def test_an_extended_run_has_the_bits_of_a_longer_one(data_dir, tmp_path, compilation_cache):
+    """Also if the last step of the shorter run lies between two measurements, and the warm-up is a share of the run."""
+    overrides = {"run.log_every": "5 steps", "run.evaluate_every": "4 steps", "schedule.warmup": "2 steps"}
+    first, second = extended(data_dir, tmp_path, "11 steps", "16 steps", **overrides)
+    assert ending(first) == ending(second)
+    assert (first / "result.json").read_text() == (second / "result.json").read_text()
+    stored = json.loads((first / "config.json").read_text())
+    assert stored["config"]["train"]["duration"] == "16 steps"
+    assert stored["resolved"]["extended_from"] == ["11 steps"]
+    text = (first / "log.txt").read_text()
+    assert "extended from 11 steps (11 steps) to 16 steps (16 steps), from step 10 on; the test split" in text
+    assert "and so are the bits" in text
+    config = config_lib.read(first)[0]
+    for duration in ("3 steps", "1 %", "long"):  # nothing changes
+        with pytest.raises(ConfigError, match=f"--extend={duration}"):
+            trainer.train_and_evaluate(config, first, extend=duration)
+    assert ending(first) == ending(second)
+    trainer.train_and_evaluate(config, first, extend="16 steps")  # the same command again
+    assert ending(first) == ending(second)
+    assert json.loads((first / "config.json").read_text())["resolved"]["extended_from"] == ["11 steps"]
+
+
+def test_what_depends_on_the_duration_is_said_when_a_run_is_extended(data_dir, tmp_path, compilation_cache):
+    workdir = tmp_path / "w"
+    overrides = {"train.duration": "10 steps", "schedule.name": "polynomial", "schedule.warmup": "20 %"}
+    trainer.train_and_evaluate(configure(data_dir, **overrides), workdir)
+    trainer.train_and_evaluate(config_lib.read(workdir)[0], workdir, extend="15 steps")
+    text = (workdir / "log.txt").read_text()
+    assert "config.schedule.warmup='20 %' remains 2 steps" in text
+    assert "the schedule 'polynomial' depends on the duration: the learning rate was" in text
+    (rate,) = [r["values"]["learning_rate"] for r in read_metrics(workdir) if r["step"] == 15 and r["split"] == "train"]
+    assert rate == pytest.approx(config_lib.read(workdir)[0].optimizer.learning_rate / 13)
+
+
+def test_without_a_config_file_overrides_apply_to_the_config_in_the_workdir(reference, tmp_path):
+    workdir = shutil.copytree(reference, tmp_path / "w")
+    command = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(workdir)]
+    flags = ["--mode=eval", "--split=validation", "--config.task.auc=True"]
+    assert "auc" in Child([*command, *flags], tmp_path / "eval.log").succeed()
+    before = snapshot(workdir / "checkpoints")
+    for flag, message in [
+        ("--config.train.duration=50 steps", '--extend "50 steps" and no --config'),
+        ("--config.run.log_evry=3", 'Did you mean "log_every"'),
+        ("--extend=3 steps", "expected a longer duration"),
+    ]:
+        assert message in Child([*command, flag], tmp_path / "refused.log").fail()
+    assert snapshot(workdir / "checkpoints") == before
+    (tmp_path / "new").mkdir()
+    command[-1] = str(tmp_path / "new")
+    assert "pass --config for a new one" in Child(command, tmp_path / "new.log").fail()

@@ -457,6 +457,8 @@ def test_photographs_in_the_browser(paper, demo, tab):
     function, variables = forward(paper)
     expected = np.asarray(jax.jit(function)(variables, images))
     heads = paper.features(images)["conv10"]
+    problems = []
+    tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     tab.goto(address)
     tab.wait_for_selector("#file:enabled")
     assert not tab.is_visible("#result")
@@ -474,6 +476,8 @@ def test_photographs_in_the_browser(paper, demo, tab):
         np.testing.assert_allclose(drawn, head[1:-1, 1:-1, best], atol=LOGITS)
         assert tab.inner_text("#caption") == f"Class activation map of {readable(paper.class_names)[best]}"
         assert tab.evaluate(COLORS) > 1000
+        assert tab.is_visible("#photograph") and tab.is_visible("#canvas")
+    assert not problems  # such as an icon that the page's own policy refuses
     assert max(differences) < LOGITS, differences
     print(f"largest difference of a logit: {max(differences):.2g}")
 

@@ -8,10 +8,10 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from squeeze_jax import load
+from squeeze_jax import console, load
 from squeeze_jax.errors import FileError, ModelError, WeightError, WorkdirError
-from squeeze_jax.workdir import console, records
 from squeeze_jax.workdir import folder as folder_lib
+from squeeze_jax.workdir import records
 
 
 def snapshot(path):

@@ -23,7 +23,7 @@ import math
 import sys
 from collections.abc import Mapping
 
-from squeeze_jax import commands, tables
+from squeeze_jax import commands, console, tables
 from squeeze_jax.compression import report
 from squeeze_jax.compression.compressor import Compressor
 from squeeze_jax.compression.on_disk import DiskArray, check_room
@@ -36,7 +36,6 @@ from squeeze_jax.network import Network, load
 from squeeze_jax.predict import find_images, read_images
 from squeeze_jax.pretrained import deep_compression, sqz
 from squeeze_jax.runtime import compilation_cache
-from squeeze_jax.workdir import console
 
 LAYOUTS = ("sqz", "net")
 

@@ -6,15 +6,44 @@ Every random choice uses the key of its example, so it depends neither on the de
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.extensions import Registry
 
 SCALE, INTENSITY_SHIFT = 2**20, 2**20 + 1  # folded into an example's key, which is split for the other augmentations
+OWN = 2**20 + 2  # of the first augmentation in `own`; the next ones follow
 AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """A registered augmentation; see `register`."""
+
+    function: Callable[[jax.Array, jax.Array], jax.Array]
+    moves: bool
+
+
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation")
+
+
+def register(name: str, function: Callable[[jax.Array, jax.Array], jax.Array], *, moves: bool) -> None:
+    """Registers an augmentation under a name for `config.augment.own`.
+
+    Args:
+      name: the new name.
+      function: maps images, float (batch, *spatial, channels) in 0..255, and one random key per example to images of
+        the same shape. It is compiled, and what becomes of an example must depend on its own image and key only.
+      moves: whether it moves what is in an image, which targets with positions would have to follow.
+
+    Raises:
+      ConfigError: another augmentation has this name.
+    """
+    AUGMENTATIONS.add(name, Augmentation(function, moves), (getattr(function, "__qualname__", repr(function)), moves))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +66,7 @@ class Preprocessing:
       intensity_shift: largest value that is added to all pixels, in either direction.
       cutout: side in pixels of a square (cube) at a random place that is set to `mean`.
       intensity: (low, high) of a factor on the pixels; random in training, the midpoint in evaluation; empty for none.
+      own: names of registered augmentations, applied in this order after all others.
       dtype: dtype of the result.
     """
 
@@ -51,6 +81,7 @@ class Preprocessing:
     intensity_shift: float = 0.0
     cutout: int = 0
     intensity: tuple[float, ...] = ()
+    own: tuple[str, ...] = ()
     dtype: str = "float32"
 
     def evaluate(self, images: jax.Array) -> jax.Array:
@@ -90,6 +121,11 @@ class Preprocessing:
             images = images * factors.reshape(-1, *(1,) * (images.ndim - 1))
         if self.cutout:
             images = random_cutout(images, cut, self.cutout, jnp.array(self.mean, images.dtype))
+        for i, name in enumerate(self.own):
+            changed = AUGMENTATIONS[name].function(images, _folded(keys, OWN + i))
+            if changed.shape != images.shape:
+                raise ConfigError(f"the augmentation {name!r} maps {images.shape} to {changed.shape}; keep the shape.")
+            images = changed.astype(images.dtype)
         return images
 
     def resize(self, images: jax.Array) -> jax.Array:

@@ -195,7 +195,7 @@ class Cut:
 def grid(scan: Scan, step: float) -> np.ndarray:
     """Returns points of a regular grid in a scan, in world coordinates, float (points, 3), slice by slice.
 
-    The grid is parallel to the patient's axes, and its middle is that of the scan.
+    The grid is parallel to the patient's axes, and its middle is that of the scan, rounded to 0.001 mm.
 
     Args:
       scan: the scan.
@@ -211,7 +211,8 @@ def grid(scan: Scan, step: float) -> np.ndarray:
     corners = scan.origin + corners @ (scan.direction * scan.spacing).T
     low, high = corners.min(0), corners.max(0)
     counts = np.floor((high - low) / step + ROUNDING).astype(int)
-    lines = [(low[i] + high[i] - counts[i] * step) / 2 + step * np.arange(counts[i] + 1) for i in range(3)]
+    first = np.round((low + high - counts * step) / 2, 3)
+    lines = [np.round(first[i] + step * np.arange(counts[i] + 1), 3) for i in range(3)]
     points = np.stack(np.meshgrid(*lines[::-1], indexing="ij")[::-1], axis=-1).reshape(-1, 3)
     return points[scan.contains(points)]
 

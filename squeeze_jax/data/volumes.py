@@ -74,7 +74,7 @@ def find_scans(root: pathlib.Path) -> Found:
             path = os.path.join(folder, name)
             extension = _extension(name)
             if extension in READERS:
-                uid = name[: -len(extension)]
+                uid = scan_name(name)
                 if uid in volumes:
                     raise _twice(root, uid, volumes[uid].files[0], path)
                 volumes[uid] = Stored((path,), split)
@@ -98,6 +98,17 @@ def _extension(name: str) -> str:
     """Returns the extension in lower case, .nii.gz as one."""
     suffixes = pathlib.PurePath(name.lower()).suffixes
     return "".join(suffixes[-2:]) if suffixes[-2:] == [".nii", ".gz"] else "".join(suffixes[-1:])
+
+
+def is_volume(path: str | os.PathLike) -> bool:
+    """Returns whether a file has the extension of a scan in one file: .mhd, .mha or NIfTI."""
+    return _extension(os.path.basename(path)) in READERS
+
+
+def scan_name(path: str | os.PathLike) -> str:
+    """Returns the series instance UID of a scan in one file, which is its name."""
+    name = os.path.basename(path)
+    return name[: -len(_extension(name))]
 
 
 def _series_uid(path: str) -> str:

@@ -57,16 +57,22 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
         if binary:
             text = "at the threshold of each fold, which may lie off the pooled curve" if apart else "at the threshold"
             roc.plot([], [], "o", markersize=6, color="gray", label=text)
-        for index, cases in enumerate(judged.values()):
+        for index, (name, cases) in enumerate(judged.items()):
             confidences, hits, _ = reliability(*confidence_and_hit(cases))
-            reliable.plot(confidences, hits, **plotting.points(index))
+            # That of many classes is of all of them together, so it has a color that no class has alone.
+            style = plotting.points(index) if binary else {**plotting.points(index), "color": "gray"}
+            label = f"{plain(name)} (reliability)" if name and not binary else None
+            reliable.plot(confidences, hits, label=label, **style)
         for axis in (roc, reliable):
             axis.plot((0, 1), (0, 1), ":", color="gray", zorder=0)
-        of = f" of {plain(class_names[positive])}" if binary else ""
+        of = f" of {plain(class_names[positive])}" if binary else ", each class against the rest"
+        if len(class_names) > CURVES:
+            of = f" of the first {CURVES} of {len(class_names)} classes"
         limits = {"xlim": (-0.02, 1.02), "ylim": (-0.02, 1.02)}
         roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC{of}", **limits)
         precision_recall.set(xlabel="recall", ylabel="precision", title=f"precision-recall{of}", **limits)
-        reliable.set(xlabel="mean probability", ylabel="share of cases", title=f"reliability{of}", **limits)
+        reliable.set(xlabel="mean probability", ylabel="share of cases", **limits)
+        reliable.set_title(f"reliability{of}" if binary else "reliability of the best class")
     return path
 
 

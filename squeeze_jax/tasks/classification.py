@@ -347,11 +347,15 @@ class Classification:
         """Returns the probabilities, float32 (batch, classes)."""
         return jax.nn.softmax(self.class_logits(outputs)).astype(jnp.float32)
 
-    def describe(self, predicted: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-        """Returns the five most probable classes of one example as rows of "top5"."""
-        order = np.argsort(-predicted, kind="stable")[:TOP_K]
+    def score(self, predicted: np.ndarray) -> float:
+        """Returns the probability of the positive one of two classes, else of the most probable class."""
+        return float(predicted[self.positive_class] if self.num_classes == 2 else predicted.max())
+
+    def describe(self, predicted: np.ndarray, top: int = TOP_K) -> dict[str, list[dict[str, Any]]]:
+        """Returns the most probable classes of one example as rows of "top5"."""
+        order = np.argsort(-predicted, kind="stable")[:top]
         rows = [{"class": int(i), "label": self.class_names[i], "probability": float(predicted[i])} for i in order]
-        return {"top5": rows}
+        return {f"top{top}": rows}
 
     def line(self, row: Mapping[str, Any]) -> str:
         """Returns a row of `describe` as text, such as "99.3%  tench (0)"."""
@@ -419,15 +423,16 @@ class Classification:
         pictures: Sequence[bytes],
         notes: Sequence[str],
         predicted: Sequence[np.ndarray],
+        title: str | None = None,
     ) -> None:
-        """Writes an HTML page: the mean probability over the images, and each image with its map and probability."""
+        """Writes an HTML page: each image with its map and probability and, of a case, the mean over its images."""
 
         def best(probability: np.ndarray) -> list[tuple[str, float]]:
             return [(row["label"], row["probability"]) for row in self.describe(probability)["top5"]]
 
         files = [pathlib.PurePath(name).name for name in names]
-        mean = best(np.mean(predicted, axis=0))
-        write_case(path, files, pictures, notes, list(map(best, predicted)), mean)
+        mean = best(np.mean(predicted, axis=0)) if title is None else None
+        write_case(path, files, pictures, notes, list(map(best, predicted)), mean, title or "")
 
     def explain(
         self,

@@ -24,8 +24,7 @@ body {{ font: 16px/1.4 sans-serif; margin: 2em auto; max-width: 68em; padding: 0
 td {{ padding-right: 1em }} img {{ max-width: 100% }} h2 {{ overflow-wrap: anywhere }}
 </style></head><body>
 <h1>{title}</h1>
-<p>The mean probability over {count} of the case:</p><table>{rows}</table>
-<p>For research only.</p>
+{mean}<p>For research only.</p>
 {images}</body></html>
 """
 
@@ -77,11 +76,12 @@ def draw_confusion(path: pathlib.Path, confusion: np.ndarray, class_names: tuple
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = max(size * cell, 1.5) + beside
     with plotting.figure(path, width=side + 1.8, height=side + 1) as (figure, ((axis,),)):
-        shaded = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        shaded = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axis.grid(visible=False)
         axis.set(xlabel="predicted class", ylabel="true class")
         if named:
-            axis.set_xticks(range(size), names, rotation=90, **letters)
+            upright = 0 if beside < 0.9 * max(cell, 1.5 / size) else 90
+            axis.set_xticks(range(size), names, rotation=upright, **letters)
             axis.set_yticks(range(size), names, **letters)
         if counted:
             for i, j in zip(*np.nonzero(confusion), strict=True):
@@ -126,9 +126,10 @@ def write_case(
     pictures: Sequence[bytes],
     notes: Sequence[str],
     probabilities: Sequence[Sequence[tuple[str, float]]],
-    mean: Sequence[tuple[str, float]],
+    mean: Sequence[tuple[str, float]] | None,
+    title: str = "",
 ) -> None:
-    """Writes an HTML page about a case.
+    """Writes an HTML page about a case, or about several things.
 
     Args:
       path: the file to write.
@@ -136,7 +137,8 @@ def write_case(
       pictures: of each image, as the bytes of a PNG.
       notes: a sentence about each picture.
       probabilities: the names and probabilities of the best classes of each image.
-      mean: those of the case.
+      mean: those of the case; None if the images are of different things.
+      title: the heading of a page about different things.
     """
 
     def table(rows: Sequence[tuple[str, float]]) -> str:
@@ -148,8 +150,11 @@ def write_case(
         f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">\n'
         for name, picture, note, rows in zip(names, pictures, notes, probabilities, strict=True)
     )
-    (label, share), count = mean[0], "1 image" if len(names) == 1 else f"{len(names)} images"
-    title = f"Most probable class: {label}, with a probability of {share:.1%}"
-    page = CASE_PAGE.format(title=html.escape(title), count=count, rows=table(mean), images=images)
+    over = ""
+    if mean is not None:
+        (label, share), count = mean[0], "1 image" if len(names) == 1 else f"{len(names)} images"
+        title = f"Most probable class: {label}, with a probability of {share:.1%}"
+        over = f"<p>The mean probability over {count} of the case:</p>{table(mean)}\n"
+    page = CASE_PAGE.format(title=html.escape(title), mean=over, images=images)
     with replaced(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # of file names that are not UTF-8

@@ -141,8 +141,11 @@ class Task(Protocol):
     def predict(self, outputs: Any) -> Any:
         """Returns the predictions for the user, (batch, ...)."""
 
-    def describe(self, predicted: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-        """Returns the prediction for one example as named lists of rows."""
+    def score(self, predicted: np.ndarray) -> float:
+        """Returns what candidates are ranked by, the most important ones having the highest score."""
+
+    def describe(self, predicted: np.ndarray, top: int = 5) -> dict[str, list[dict[str, Any]]]:
+        """Returns the prediction for one example as named lists of rows, each of at most `top` rows."""
 
     def line(self, row: Mapping[str, Any]) -> str:
         """Returns a row of `describe` as one line of text."""
@@ -160,15 +163,17 @@ class Task(Protocol):
         pictures: Sequence[bytes],
         notes: Sequence[str],
         predicted: Sequence[np.ndarray],
+        title: str | None = None,
     ) -> None:
-        """Writes an HTML page about one case.
+        """Writes an HTML page about one case, or about several things.
 
         Args:
           path: the file to write.
-          names: of the images, all slices of one case.
+          names: of the images.
           pictures: what `explain` drew for each image, as the bytes of a PNG.
           notes: what `explain` returned for each image.
           predicted: the prediction for each image, rows of the output of `predict`.
+          title: the heading, if the images are of different things; None if all are slices of one case.
         """
 
     def explain(

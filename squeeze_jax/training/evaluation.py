@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from squeeze_jax import tables
 from squeeze_jax.data import pipeline
 from squeeze_jax.data.splits import UNREADABLE, VALID, Split
 from squeeze_jax.runtime.devices import DeviceMesh
@@ -38,6 +40,12 @@ class Evaluation:
     sums: Sums
     records: Records
     task: Task
+
+    def write(self, folder: pathlib.Path, split: str, step: int) -> None:
+        """Writes metrics.csv and the task's report to an existing folder."""
+        row = {"split": split, "step": step, "examples": int(self.sums["examples"]), **self.task.naming, **self.values}
+        tables.write_csv(folder / "metrics.csv", [row])
+        self.task.report(folder, self.sums, self.records)
 
 
 class Evaluator:

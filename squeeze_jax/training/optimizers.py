@@ -1,7 +1,7 @@
-"""Learning-rate schedules and optimizers, made from a config."""
+"""Optimizers, by name. One of your own is added with `register`."""
 
-import collections
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,46 +10,31 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.extensions import Options, Registry
+
+Rules = list[optax.GradientTransformation]
+Make = Callable[[ConfigDict, optax.Schedule], Rules]
+OPTIMIZERS: Registry[Options[Make]] = Registry("optimizer")
 
 
-def make_schedule(config: ConfigDict, learning_rate: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
-    """Makes the learning-rate schedule.
+def register(name: str, make: Make, **options: Any) -> None:
+    """Registers an optimizer under a name for `config.optimizer.name`.
 
     Args:
-      config: the `schedule` section of the config.
-      learning_rate: the peak learning rate.
-      total_steps: the number of steps of the run, including the warm-up.
-      warmup_steps: the number of steps in which the rate rises linearly from zero to `learning_rate`.
+      name: the new name.
+      make: called with the `optimizer` section of the config and the learning rate at each step; returns the
+        transformations of gradients to updates, to be chained, with the learning rate and the weight decay.
+      **options: new keys of `config.optimizer` and their defaults.
 
     Raises:
-      ConfigError: the warm-up is as long as the run or longer, or is used with "one_cycle".
+      ConfigError: another optimizer has this name.
     """
-    if warmup_steps >= total_steps:
-        raise ConfigError(
-            f"config.schedule.warmup is {warmup_steps} steps, but the run has only {total_steps}; shorten it."
-        )
-    steps = total_steps - warmup_steps
-    if config.name == "constant":
-        schedule = optax.constant_schedule(learning_rate)
-    elif config.name == "polynomial":
-        schedule = optax.polynomial_schedule(learning_rate, 0.0, config.power, steps)
-    elif config.name == "cosine":
-        schedule = optax.cosine_decay_schedule(learning_rate, steps)
-    elif config.name == "one_cycle":
-        if warmup_steps:
-            raise ConfigError("config.schedule.warmup must be '0 steps' with 'one_cycle', which has its own warm-up.")
-        schedule = optax.cosine_onecycle_schedule(steps, learning_rate, pct_start=config.peak_at)
-    elif config.name == "step":
-        # The milestones are fractions of the whole duration, including the warm-up.
-        steps = collections.Counter(round(share * total_steps) - warmup_steps for share in config.milestones)
-        boundaries = {step: config.factor**count for step, count in steps.items()}  # in a short run they coincide
-        schedule = optax.piecewise_constant_schedule(learning_rate, boundaries)
-    else:
-        raise ConfigError(f"config.schedule.name={config.name!r} is unknown.")
-    if warmup_steps:
-        warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-        schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
-    return schedule
+    OPTIMIZERS.add(name, Options(make, options), (make.__qualname__, options))
+
+
+def weight_decay(config: ConfigDict) -> optax.GradientTransformation:
+    """Adds the weight decay of the config's `optimizer` section to the gradients."""
+    return optax.add_decayed_weights(config.weight_decay, None if config.decay_biases else _kernels)
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -71,45 +56,51 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
       ConfigError: the name is unknown; or, when the optimizer is initialized, a pattern in
         `learning_rate_multipliers` matches no parameter.
     """
-    mask = None if config.decay_biases else _kernels
-    decay = optax.add_decayed_weights(config.weight_decay, mask)
-    if config.name == "sgd":
-        rule = [decay, optax.trace(config.momentum, config.nesterov), optax.scale_by_learning_rate(schedule)]
-    elif config.name == "caffe_sgd":
-        rule = [decay, optax.scale_by_learning_rate(schedule), optax.trace(config.momentum, config.nesterov)]
-    elif config.name == "rmsprop":
-        rule = [
-            decay,
-            optax.scale_by_rms(config.rms_decay, config.epsilon, initial_scale=1.0, eps_in_sqrt=True),
-            optax.scale_by_learning_rate(schedule),
-            optax.trace(config.momentum, config.nesterov),
-        ]
-    elif config.name == "adamw":
-        rule = [
-            optax.scale_by_adam(b1=config.momentum, nesterov=config.nesterov),
-            decay,
-            optax.scale_by_learning_rate(schedule),
-        ]
-    elif config.name == "muon":
-        rule = [
-            optax.contrib.muon(
-                schedule,
-                beta=config.momentum,
-                nesterov=config.nesterov,
-                weight_decay=config.weight_decay,
-                adam_b1=config.momentum,
-                adam_weight_decay=config.weight_decay if config.decay_biases else 0.0,
-                muon_weight_dimension_numbers=_matrices,
-                consistent_rms=0.2,
-            )
-        ]
-    else:
-        raise ConfigError(f"config.optimizer.name={config.name!r} is unknown.")
+    rule = list(OPTIMIZERS[config.name].make(config, schedule))
     if config.gradient_clip:
         rule.insert(0, optax.clip_by_global_norm(config.gradient_clip))
     if config.learning_rate_multipliers:
         rule.append(_scale_by_path(config.learning_rate_multipliers))
     return optax.chain(*rule)
+
+
+def _sgd(config: ConfigDict, schedule: optax.Schedule) -> Rules:
+    trace = optax.trace(config.momentum, config.nesterov)
+    return [weight_decay(config), trace, optax.scale_by_learning_rate(schedule)]
+
+
+def _caffe_sgd(config: ConfigDict, schedule: optax.Schedule) -> Rules:
+    trace = optax.trace(config.momentum, config.nesterov)
+    return [weight_decay(config), optax.scale_by_learning_rate(schedule), trace]
+
+
+def _rmsprop(config: ConfigDict, schedule: optax.Schedule) -> Rules:
+    return [
+        weight_decay(config),
+        optax.scale_by_rms(config.rms_decay, config.epsilon, initial_scale=1.0, eps_in_sqrt=True),
+        optax.scale_by_learning_rate(schedule),
+        optax.trace(config.momentum, config.nesterov),
+    ]
+
+
+def _adamw(config: ConfigDict, schedule: optax.Schedule) -> Rules:
+    adam = optax.scale_by_adam(b1=config.momentum, nesterov=config.nesterov)
+    return [adam, weight_decay(config), optax.scale_by_learning_rate(schedule)]
+
+
+def _muon(config: ConfigDict, schedule: optax.Schedule) -> Rules:
+    return [
+        optax.contrib.muon(
+            schedule,
+            beta=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            adam_b1=config.momentum,
+            adam_weight_decay=config.weight_decay if config.decay_biases else 0.0,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+    ]
 
 
 def _scale_by_path(learning_rate_multipliers: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
@@ -159,3 +150,10 @@ def _matrices(params: Any) -> Any:
         lambda leaf: optax.contrib.MuonDimensionNumbers(range(leaf.ndim - 1), leaf.ndim - 1) if leaf.ndim > 1 else None,
         params,
     )
+
+
+register("sgd", _sgd)
+register("caffe_sgd", _caffe_sgd)
+register("rmsprop", _rmsprop)
+register("adamw", _adamw)
+register("muon", _muon)

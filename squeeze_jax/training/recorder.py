@@ -1,19 +1,22 @@
 """The visible output of a run: log lines, metrics, the progress bar. Only the main process writes files."""
 
 import logging
+import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
+from squeeze_jax.console import Bar
 from squeeze_jax.experiment import Experiment
+from squeeze_jax.files import make_folder
 from squeeze_jax.runtime.devices import DeviceMesh, is_main_process
 from squeeze_jax.tasks.task import Values
+from squeeze_jax.training.evaluation import Evaluation
 from squeeze_jax.training.stopwatch import clock
 from squeeze_jax.workdir import records
-from squeeze_jax.workdir.console import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +30,17 @@ class Recorder:
       experiment: the experiment.
       folder: the workdir.
       first_step: the step that the run starts from.
-      console: the console of the progress bar; None for no progress bar.
     """
 
-    def __init__(self, experiment: Experiment, folder: pathlib.Path, first_step: int, console: Console | None):
+    def __init__(self, experiment: Experiment, folder: pathlib.Path, first_step: int):
         self._experiment = experiment
         self._folder = folder
         self._first_step = first_step
         self._writer = records.MetricsWriter(folder, first_step) if is_main_process() else None
-        self._bar = ProgressBar(console, first_step, experiment.plan.total) if console else None
+        self._bar = Bar("training", first_step, experiment.plan.total, "compiling ...") if self._writer else None
+        self._shown: list[str] = []  # the last training metrics, in the bar
         self._unreadable: set[str] = set()
+        self._reported: list[str] = []
         self.last_values: dict[str, Values] = {}
 
     def __enter__(self) -> "Recorder":
@@ -56,30 +60,28 @@ class Recorder:
         dataset, splits, summary = experiment.dataset, experiment.splits, experiment.summary
         device = mesh.mesh.devices.flat[0]
         logger.info("workdir %s", self._folder)
-        logger.info(
-            "%d %s device(s) (%s), %d process(es), %s",
-            mesh.num_devices,
-            device.platform,
-            device.device_kind,
-            jax.process_count(),
+        _log(
+            f"{mesh.num_devices} {device.platform} device(s) ({device.device_kind})",
+            f"{jax.process_count()} process(es)",
             mesh.backend,
         )
-        logger.info(
-            "dataset %s %s: images %s, %d training examples%s",
-            dataset.name,
-            dataset.version,
-            "x".join(map(str, dataset.image_shape)),
-            len(splits["train"]),
-            "" if "validation" in splits else ", no validation split",
+        _log(
+            f"dataset {dataset.name} {dataset.version}: images {'x'.join(map(str, dataset.image_shape))}",
+            f"{len(splits['train'])} training examples",
+            *([] if "validation" in splits else ["no validation split"]),
         )
         for note in dataset.notes:
             logger.info("dataset: %s", note)
-        logger.info("model %s at %s: %s", config.model.name, "x".join(map(str, summary.input_shape)), summary.totals())
+        logger.info("model %s at %s", config.model.name, "x".join(map(str, summary.input_shape)))
+        _log(*summary.totals().split(", "))
         logger.info(
-            "%d steps of %d examples (%s); log every %d, evaluate every %d, checkpoint every %d steps",
+            "%d steps of %d examples (%s)",
             plan.total,
             config.train.batch_size,
             config.train.duration,
+        )
+        logger.info(
+            "log every %d, evaluate every %d, checkpoint every %d steps",
             plan.log_every,
             plan.evaluate_every,
             plan.checkpoint_every,
@@ -92,10 +94,20 @@ class Recorder:
         if self._writer and self._first_step == 0:
             self._experiment.task.draw(self._folder / "first_batch.png", batch)
 
-    def advance(self, step: int) -> None:
-        """Moves the progress bar."""
+    def advance(self, step: int, seconds_per_step: float | None) -> None:
+        """Moves the progress bar.
+
+        Args:
+          step: the current step.
+          seconds_per_step: the time per step since the last log line; None if no step was timed.
+        """
         if self._bar:
-            self._bar.update(step)
+            self._bar.update(step, [*self._timing(step, seconds_per_step), *self._shown] if seconds_per_step else ())
+
+    def _timing(self, step: int, seconds_per_step: float) -> list[str]:
+        speed = self._experiment.config.train.batch_size / seconds_per_step
+        left = (self._experiment.plan.total - step) * seconds_per_step
+        return [f"{speed:.{0 if speed >= 10 else 2}f} images/s", f"{clock(left)} left"]
 
     def count_unreadable(self, rows: list[tuple[int, str]]) -> None:
         """Logs each example that was replaced because it could not be decoded, once, and the first ones by name.
@@ -122,14 +134,16 @@ class Recorder:
         speed = {"seconds": seconds}
         if self._unreadable:
             speed["unreadable_examples"] = len(self._unreadable)
-        suffix = ""
+        timing = []
         if seconds_per_step is not None:
             speed["images_per_second"] = self._experiment.config.train.batch_size / seconds_per_step
-            left = (self._experiment.plan.total - step) * seconds_per_step
-            suffix = f", {speed['images_per_second']:.0f} images/s, ETA {clock(left)}"
-        self.write(step, "train", values, speed, suffix)
+            timing = self._timing(step, seconds_per_step)
+        self._shown = _texts(values)
+        self.write(step, "train", values, speed, timing)
 
-    def write(self, step: int, split: str, values: Values, speed: Values | None = None, suffix: str = "") -> None:
+    def write(
+        self, step: int, split: str, values: Values, speed: Values | None = None, timing: Sequence[str] = ()
+    ) -> None:
         """Records one measurement.
 
         Args:
@@ -137,19 +151,28 @@ class Recorder:
           split: "train", "validation" or "test".
           values: the metrics.
           speed: timings, which differ between runs and are recorded separately.
-          suffix: text for the end of the log line.
+          timing: texts for the end of the log line.
         """
         self.last_values[split] = values
         if not self._writer:
             return
         self._writer.write(step, split, values, speed)
-        hidden = ("learning_rate", "_norm")  # in metrics.jsonl and TensorBoard
-        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(hidden))
         plan = self._experiment.plan
-        epoch = step / plan.epoch
-        logger.info("step %d/%d, epoch %.2f, %s: %s%s", step, plan.total, epoch, split, text, suffix)
-        if self._bar and split == "train":
-            self._bar.update(step, f"epoch {epoch:.2f}, {text}{suffix}")
+        first, *others = _texts(values)
+        _log(f"step {step}/{plan.total}", f"epoch {step / plan.epoch:.2f}", f"{split}: {first}", *others, *timing)
+
+    def report(self, step: int, split: str, evaluation: Evaluation) -> None:
+        """Writes the tables and pictures of an evaluation to evaluation/<split>_step_<step>/.
+
+        Args:
+          step: the step of the weights.
+          split: "test" or "validation".
+          evaluation: of this split.
+        """
+        if self._writer:
+            folder = make_folder(self._folder / "evaluation" / f"{split}_step_{step}")
+            evaluation.write(folder, split, step)
+            self._reported = [str(folder.relative_to(self._folder))]
 
     def close(self, step: int, finished: bool, best: dict[str, Any]) -> None:
         """Draws the curves, logs the outcome and, if the run is finished, writes result.json.
@@ -171,14 +194,21 @@ class Recorder:
         if best["best_step"] is not None:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:
-            logger.info(
-                "finished; result.json, metrics.jsonl%s, checkpoints and TensorBoard events are in %s",
-                f", {curves.name}" if curves else "",
-                self._folder,
-            )
+            files = ["result.json", *([curves.name] if curves else []), "checkpoints", *self._reported]
+            logger.info("finished; %s are in %s", ", ".join(files), os.path.relpath(self._folder))
         else:
             plan = self._experiment.plan
             logger.info("stopped at step %d of %d; the same command resumes the run", step, plan.total)
+
+
+def _log(*parts: str) -> None:
+    """Logs a line; a terminal shows those of the first parts that fit."""
+    logger.info("%s", ", ".join(parts), extra={"parts": parts})
+
+
+def _texts(values: Values) -> list[str]:
+    hidden = ("learning_rate", "_norm")  # in metrics.jsonl and TensorBoard
+    return [f"{name} {value:.4f}" for name, value in values.items() if not name.endswith(hidden)] or ["no metrics"]
 
 
 def window_means(window: dict[str, Any], task: Any) -> Values:

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from squeeze_jax import config as config_lib
+from squeeze_jax import console
 from squeeze_jax.data import pipeline
 from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.splits import UNREADABLE
@@ -22,6 +22,7 @@ from squeeze_jax.runtime.devices import DeviceMesh, any_process, compile_once, i
 from squeeze_jax.runtime.signals import StopRequest
 from squeeze_jax.tasks.task import Batch, Values
 from squeeze_jax.training.evaluation import Evaluator
+from squeeze_jax.training.extending import extended, rewind
 from squeeze_jax.training.fine_tuning import start_from, with_weights
 from squeeze_jax.training.health import Health
 from squeeze_jax.training.profiler import Profiler
@@ -29,7 +30,6 @@ from squeeze_jax.training.pruning import PruningState
 from squeeze_jax.training.recorder import Recorder, window_means
 from squeeze_jax.training.state import empty_window
 from squeeze_jax.training.stopwatch import Stopwatch
-from squeeze_jax.workdir import console as console_lib
 from squeeze_jax.workdir import folder as folder_lib
 from squeeze_jax.workdir.checkpoints import Checkpoints, eval_variables
 
@@ -56,7 +56,11 @@ class Result:
 
 
 def train_and_evaluate(
-    config: ConfigDict, folder: str | pathlib.Path, overrides: Mapping[str, Any] | None = None
+    config: ConfigDict,
+    folder: str | pathlib.Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    extend: str | None = None,
 ) -> Result:
     """Trains an experiment in a workdir, and evaluates the best checkpoint on the test split.
 
@@ -66,6 +70,7 @@ def train_and_evaluate(
       config: the config of the experiment, with overrides applied.
       folder: the workdir.
       overrides: the values that were overridden on the command line; for the log only.
+      extend: a longer duration of the run in the workdir, whose config is `config`; see `extending.extended`.
 
     Raises:
       ConfigError, ModelError, DataError, WorkdirError, CheckpointError, TrainingError: the message says what is wrong
@@ -76,6 +81,10 @@ def train_and_evaluate(
         raise ConfigError("config.sharing.bits needs trained weights to share: set config.init_from.")
     config = with_weights(config, folder)
     experiment = build(config)  # fails before the folder is changed
+    before = experiment
+    if extend:
+        config = extended(config, extend, len(experiment.splits["train"]))
+        experiment = build(config, before.dataset)
     if not (user_path(folder) / config_lib.CONFIG_FILE).exists():  # a run of an earlier version may be resumed
         experiment.dataset.check_learnable(stored_splits(experiment.dataset, config, "train"))
     mesh = DeviceMesh.create(config.run.backend, config.run.num_devices)
@@ -83,27 +92,29 @@ def train_and_evaluate(
     folder = folder_lib.create(folder)
     if not is_main_process():
         with StopRequest() as stop:
-            return _train(experiment, mesh, folder, None, stop)
-    with folder_lib.Lock(folder), console_lib.logging_to(folder) as console, StopRequest() as stop:
+            return _train(experiment, before, mesh, folder, stop)
+    with folder_lib.Lock(folder), console.logging_to(folder), StopRequest() as stop:
         for key, value in (overrides or {}).items():
             logger.info("changed on the command line: config.%s=%r", key, value)
-        return _train(experiment, mesh, folder, console, stop)
+        return _train(experiment, before, mesh, folder, stop)
 
 
 def _train(
-    experiment: Experiment, mesh: DeviceMesh, folder: pathlib.Path, console: Console | None, stop: StopRequest
+    experiment: Experiment, before: Experiment, mesh: DeviceMesh, folder: pathlib.Path, stop: StopRequest
 ) -> Result:
     config = experiment.config
     task, plan, splits = experiment.task, experiment.plan, experiment.splits
     checkpoints = Checkpoints(folder, keep=config.run.keep_checkpoints)
     identity = _identity(experiment)
-    if checkpoints.steps():
-        _check_same_run(experiment, identity, folder)
+    former = _check_same_run(before, identity, folder) if checkpoints.steps() else []
     schedule = jax.jit(experiment.schedule)
     seed = mesh.replicate(np.int32(config.seed))
     traced = compile_once(experiment.initial_state, out_shardings=mesh.replicated).trace(seed)
 
-    _write_config(experiment, identity, folder)
+    if experiment.plan.total > before.plan.total:
+        rewind(before, experiment, checkpoints, folder)
+        former.append(before.config.train.duration)
+    _write_config(experiment, former, identity, folder)
 
     # The initial state, or the state of the last checkpoint.
     restored = checkpoints.restore_latest(traced.out_info)
@@ -129,7 +140,7 @@ def _train(
     evaluator = Evaluator(experiment.model, task, config, mesh, largest=max(measured, default=1))
     last_step = min(plan.total, config.run.stop_after_steps or plan.total)
 
-    recorder = Recorder(experiment, folder, first_step, console)
+    recorder = Recorder(experiment, folder, first_step)
     recorder.announce(mesh)
     stopwatch = Stopwatch(first_step)
     health = Health(first_step, task.chance_loss)
@@ -176,7 +187,7 @@ def _train(
                 if step == 1 and is_main_process():
                     recorder.first_batch(_augmented(experiment, batch))
                 stopwatch.restart(step)
-            recorder.advance(step)
+            recorder.advance(step, stopwatch.seconds_per_step(step))
 
             logs, evaluates = step % plan.log_every == 0, step % plan.evaluate_every == 0
             if logs or step == plan.total:
@@ -203,13 +214,17 @@ def _train(
                     health.check_finite(state, step, learning_rate(step))
                     checkpoints.save(step, state, best)
 
-    # The test split is evaluated once, at the end, with the weights that were best on the validation split.
+    # The test split is evaluated once, at the end, with the weights that were best on the validation split. The report
+    # is about it, or about the validation split if there is no test split.
     finished = step == plan.total or out_of_patience(step)
-    if finished and "test" in splits:
+    reported = next((name for name in ("test", "validation") if name in splits), None)
+    if finished and reported:
         chosen, leaves = checkpoints.read("best")
-        fit_on = splits["validation"] if task.fits_on_validation else None
-        values = evaluator.measure(splits["test"], mesh.replicate(eval_variables(leaves)), fit_on=fit_on).values
-        recorder.write(chosen, "test", values)
+        fit_on = splits["validation"] if task.fits_on_validation and reported == "test" else None
+        evaluation = evaluator.measure(splits[reported], mesh.replicate(eval_variables(leaves)), fit_on=fit_on)
+        if reported == "test":
+            recorder.write(chosen, "test", evaluation.values)
+        recorder.report(chosen, reported, evaluation)
     checkpoints.close()
     recorder.close(step, finished, best)
     wait_for_all("end of the run")
@@ -231,8 +246,8 @@ def _identity(experiment: Experiment) -> Identity:
     return dataset.identity(dict.fromkeys(used))
 
 
-def _check_same_run(experiment: Experiment, identity: Identity, folder: pathlib.Path) -> None:
-    """Checks that a run that is resumed has the same config and dataset.
+def _check_same_run(experiment: Experiment, identity: Identity, folder: pathlib.Path) -> list[str]:
+    """Checks that a run that is resumed has the same config and dataset, and returns its former durations.
 
     Raises:
       ConfigError: the config differs.
@@ -256,10 +271,15 @@ def _check_same_run(experiment: Experiment, identity: Identity, folder: pathlib.
             f"{experiment.dataset.name} is not what the run in {folder} was trained on: {changes}. Restore it, or use "
             f"another --workdir."
         )
+    former = resolved.get("extended_from")
+    return former if isinstance(former, list) else []
 
 
-def _write_config(experiment: Experiment, identity: Identity, folder: pathlib.Path) -> None:
-    """Writes config.json, dataset.json and versions.json, which a later start compares."""
+def _write_config(experiment: Experiment, former: list[str], identity: Identity, folder: pathlib.Path) -> None:
+    """Writes config.json, dataset.json and versions.json, which a later start compares.
+
+    A run that was extended has its former durations in config.json, as "extended_from".
+    """
     if is_main_process():
         dataset = experiment.dataset
         resolved = {
@@ -267,6 +287,7 @@ def _write_config(experiment: Experiment, identity: Identity, folder: pathlib.Pa
             "num_classes": dataset.num_classes,
             "image_shape": dataset.image_shape,
             "dataset_version": dataset.version,
+            **({"extended_from": former} if former else {}),
             **({"preparation": dict(dataset.preparation)} if dataset.preparation else {}),
         }
         identity.write(folder)

@@ -105,6 +105,14 @@ class Checkpoints:
         """Returns the steps of the stored checkpoints, in increasing order."""
         return sorted(self._manager.all_steps())
 
+    def delete(self, step: int) -> None:
+        """Deletes a checkpoint, for all processes."""
+        if devices.is_main_process():
+            shutil.rmtree(self._root / str(step))
+        devices.wait_for_all("checkpoint deleted")
+        self.close()
+        self._manager = self._open()
+
     @_without_tracebacks()
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Saves a checkpoint, unless this step is already saved.

@@ -2,8 +2,10 @@ import {Classifier, activationMap} from "./classifier.js";
 import {ImageError} from "./pixels.js";
 
 const BEST = 5; // classes
-const SIDE = 454; // pixels of the picture, at least
+const SIDE = 336; // pixels of a picture, at least
 const OPACITY = 0.6; // of the map
+const NO_MAP = "No class activation map is shown, because the last feature map of this network has a single cell: it " +
+  "does not tell places apart.";
 // Matplotlib's inferno at nine equidistant points.
 const COLORS = ["000004", "1f0c48", "550f6d", "88226a", "ba3655", "e35933", "f98c0a", "f9c932", "fcffa4"].map(
   (hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
@@ -47,10 +49,12 @@ function show({image, probabilities, maps}) {
 
   function select(index) {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(best[i] === index)));
-    drawImage(image);
-    drawMap(activationMap(maps, index));
-    const name = classifier.network.class_names[index];
-    element("caption").textContent = `Class activation map of ${name}`;
+    const name = classifier.network.class_names[index], map = activationMap(maps, index);
+    const isMap = map.values.length > 1;
+    drawImage("canvas", image);
+    if (isMap) drawMap(map);
+    element("canvas").hidden = !isMap;
+    element("caption").textContent = isMap ? `Class activation map of ${name}` : NO_MAP;
     element("canvas").setAttribute("aria-label", `The photograph with the class activation map of ${name}`);
   }
 
@@ -64,21 +68,22 @@ function show({image, probabilities, maps}) {
     cell.append(bar, ` ${(100 * probabilities[index]).toFixed(1)} %`);
     return row;
   }));
+  drawImage("photograph", image);
   element("result").hidden = false;
   select(best[0]);
 }
 
 // Draws what the network saw, enlarged by a whole number.
-function drawImage({pixels, width, height, channels}) {
+function drawImage(id, {pixels, width, height, channels}) {
   const rgba = new ImageData(width, height);
   for (let i = 0; i < width * height; i++) {
     for (let k = 0; k < 3; k++) rgba.data[4 * i + k] = pixels[i * channels + (channels === 1 ? 0 : k)];
     rgba.data[4 * i + 3] = 255;
   }
-  const canvas = element("canvas"), factor = Math.max(1, Math.round(SIDE / Math.max(width, height)));
+  const canvas = element(id), factor = Math.max(1, Math.round(SIDE / Math.max(width, height)));
   canvas.width = width * factor;
   canvas.height = height * factor;
-  drawScaled(rgba, 1, factor < 4);
+  drawScaled(canvas, rgba, 1, factor < 4);
 }
 
 // Draws a map over the image, from its smallest to its largest value.
@@ -93,13 +98,13 @@ function drawMap({values, rows, columns}) {
     }
     rgba.data[4 * i + 3] = 255;
   });
-  drawScaled(rgba, OPACITY, true);
+  drawScaled(element("canvas"), rgba, OPACITY, true);
 }
 
-function drawScaled(rgba, opacity, smooth) {
+function drawScaled(canvas, rgba, opacity, smooth) {
   const small = new OffscreenCanvas(rgba.width, rgba.height);
   small.getContext("2d").putImageData(rgba, 0, 0);
-  const canvas = element("canvas"), context = canvas.getContext("2d");
+  const context = canvas.getContext("2d");
   context.globalAlpha = opacity;
   context.imageSmoothingEnabled = smooth;
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
