@@ -23,8 +23,8 @@ from squeeze_jax.validation import UNSET, duration_in_steps, flatten, is_image_s
 
 __all__ = [
     "base_config",
-    "complete",
     "check_same_experiment",
+    "complete",
     "duration_in_steps",
     "flatten",
     "from_values",

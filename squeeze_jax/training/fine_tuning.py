@@ -27,8 +27,7 @@ FREE = ("num_classes", "dropout_rate", "dtype", "axis_name", "head_relu", "paren
 
 
 def with_weights(config: ConfigDict, workdir: str | pathlib.Path | None = None) -> ConfigDict:
-    """Returns a config with what it leaves to the weights of `init_from`: their preprocessing and, without a name, their
-    network.
+    """Returns a config with what it leaves to the weights of `init_from`: their preprocessing and their network.
 
     Args:
       config: the config.
