@@ -100,6 +100,7 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.dataset.channels = config_dict.placeholder(int)  # 3 converts gray images to RGB; UNSET: as stored
     config.dataset.mean = config_dict.placeholder(tuple)  # of the pixels in 0..255; one value per channel, or one
     config.dataset.std = config_dict.placeholder(tuple)  # for all channels. UNSET: 0 and 255
+    config.dataset.exif_orientation = True  # turn photographs as their EXIF data say; False takes them as stored
     config.dataset.skip_unreadable = False  # replace an image that cannot be decoded by the next one and count it
     config.dataset.max_unreadable = 0.1  # largest share of such images in a split; above it, the run ends
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
@@ -382,6 +383,7 @@ def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:
     try:
         values = _from_version_1(values) if version == 1 else values
         config = base_config(values["task"]["name"])
+        config.dataset.exif_orientation = False  # before there was this key
         config.update(_tuples(values))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -250,7 +250,8 @@ def make_crop(config: ConfigDict) -> Crop | None:
     if not crop.size:
         return None
     size = crop.size if isinstance(crop.size, tuple) else (crop.size, crop.size)
-    return Crop(size, crop.train, crop.resize, crop.keep_aspect, crop.smallest_area, crop.interpolation)
+    exif = config.dataset.exif_orientation
+    return Crop(size, crop.train, crop.resize, crop.keep_aspect, crop.smallest_area, crop.interpolation, exif)
 
 
 def make_task(config: ConfigDict, class_names: tuple[str, ...], train_split: Split | None = None) -> Task:
@@ -305,6 +306,7 @@ def open_config_dataset(config: ConfigDict) -> Dataset:
         skip_unreadable=config.dataset.skip_unreadable,
         max_unreadable=config.dataset.max_unreadable,
         shares=_shares(config),
+        exif=config.dataset.exif_orientation,
     )
 
 

@@ -1,6 +1,7 @@
 """Images from anybody: read as Pillow reads them, or refused with one of two errors, whatever they are."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import struct
@@ -8,10 +9,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from squeeze_jax import config as config_lib
-from squeeze_jax import network
+from squeeze_jax import experiment, network
 from squeeze_jax.data import decoding
 from squeeze_jax.data.decoding import Crop, Undecodable, Unsuitable
 from squeeze_jax.errors import InputError
@@ -146,3 +147,66 @@ def test_a_file_of_any_size_is_not_read_whole(tmp_path):
         file.truncate(decoding.LARGEST_FILE + 1)
     with pytest.raises(Unsuitable, match="has 1,073,741,825 bytes; expected at most 1,073,741,824"):
         decoding.read_file(tmp_path / "sparse.png")
+
+
+def with_orientation(pixels, turn, kind):
+    stored = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(pixels).save(stored, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_images_are_turned_as_their_exif_data_say(kind, turn):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    stored = with_orientation(pixels, turn, kind)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(stored))))
+    assert expected.shape[:2] == ((80, 48) if turn > 4 else (48, 80))
+    np.testing.assert_array_equal(decoding.decode(stored, 3), expected)
+    assert decoding.oriented_size(decoding.open_image(stored, 3)) == expected.shape[1::-1]
+    upright = io.BytesIO()
+    Image.fromarray(expected).save(upright, "PNG")
+    whole = decoding.Crop((24, 24), "random_resized", 32, True, 0.999)
+    for crop in (whole, dataclasses.replace(whole, size=(40, 40), resize=(48, 60), keep_aspect=False)):
+        found, box = crop.for_evaluation(stored, 3)
+        wanted, wanted_box = crop.for_evaluation(upright.getvalue(), 3)
+        np.testing.assert_array_equal(found, wanted)
+        assert box == wanted_box
+        found, box = crop.for_training(stored, 3, np.random.default_rng(4))
+        wanted, wanted_box = crop.for_training(upright.getvalue(), 3, np.random.default_rng(4))
+        assert box == wanted_box and np.abs(found.astype(int) - wanted).mean() < 12  # of two decoders of JPEG
+    if kind != "TIFF":  # which Pillow turns itself
+        np.testing.assert_array_equal(
+            decoding.decode(stored, 3, exif=False), np.asarray(Image.open(io.BytesIO(stored)))
+        )
+
+
+def test_damaged_exif_data_turn_nothing():
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    stored = (
+        with_orientation(pixels, 6, "JPEG").replace(b"Exif\0\0II", b"Exif\0\0??").replace(b"Exif\0\0MM", b"Exif\0\0??")
+    )
+    assert decoding.decode(stored, 3).shape == (4, 6, 3)
+    assert decoding.decode(with_orientation(pixels, 99, "JPEG"), 3).shape == (4, 6, 3)
+
+
+def test_folders_and_prediction_are_turned_unless_the_config_says_otherwise(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "pets" / name / f"{i}.png").write_bytes(with_orientation(np.roll(pixels, i, 0), 6, "PNG"))
+    config = config_lib.base_config()
+    config.dataset.name = str(tmp_path / "pets")
+    path = tmp_path / "pets" / "cat" / "0.png"
+    for exif, shape in ((True, (6, 4, 3)), (False, (4, 6, 3))):
+        config.dataset.exif_orientation = exif
+        dataset = experiment.open_config_dataset(config)
+        assert dataset.image_shape == dataset.split("train").read(0)["image"].shape == shape
+        expected = np.rot90(pixels, -1) if exif else pixels
+        np.testing.assert_array_equal(network.read_image(path, config, shape), expected)
+    values = config.to_dict()
+    del values["dataset"]["exif_orientation"]
+    assert not config_lib.from_values(values, tmp_path, config_lib.VERSION).dataset.exif_orientation, "of an old run"

@@ -33,6 +33,10 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST_IMAGE
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a random resized crop (Szegedy et al. 2015, "Going deeper with convolutions")
 CROP_TRIALS = 10
+ORIENTATION_TAG = 0x0112  # of EXIF
+# How to read the rows and columns of pixels, after exchanging both where the camera lay on its side.
+TURNS = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
+SIDEWAYS = (5, 6, 7, 8)
 GRAY_MODES = ("L", "LA", "1")
 
 
@@ -100,6 +104,37 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
     return image
 
 
+def orientation(image: Image.Image, exif: bool = True) -> int:
+    """Returns how the pixels of an opened image lie, by its EXIF data: 1 (upright) to 8; 1 if they do not say.
+
+    Pillow turns TIFF itself.
+
+    Args:
+      image: an opened image.
+      exif: False takes every image as upright.
+    """
+    if not exif or image.format == "TIFF":
+        return 1
+    try:
+        found = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # of damaged EXIF data, which say nothing of the pixels
+        return 1
+    return found if found in TURNS else 1
+
+
+def oriented_size(image: Image.Image, exif: bool = True) -> tuple[int, int]:
+    """Returns (width, height) of an opened image as it is shown; arguments are those of `orientation`."""
+    return image.size[::-1] if orientation(image, exif) in SIDEWAYS else image.size
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Returns (height, width, channels) as it is shown, for an orientation of 1 to 8."""
+    if turn in SIDEWAYS:
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = TURNS[turn]
+    return pixels[::rows, ::columns]
+
+
 def to_array(image: Image.Image, channels: int) -> np.ndarray:
     """Decodes to uint8 (height, width, channels); with 3 channels, gray, palette and CMYK images become RGB.
 
@@ -118,13 +153,23 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
         return image if image.mode == mode else image.convert(mode)
 
 
-def decode(stored: bytes, channels: int) -> np.ndarray:
-    """Decodes the whole image to uint8 (height, width, channels); errors are those of `open_image`."""
-    return to_array(open_image(stored, channels), channels)
+def decode(stored: bytes, channels: int, exif: bool = True) -> np.ndarray:
+    """Decodes the whole image to uint8 (height, width, channels).
+
+    Args:
+      stored: the encoded bytes.
+      channels: 1 or 3.
+      exif: turn the image as its EXIF data say.
+
+    Raises:
+      Undecodable, Unsuitable: see `open_image`.
+    """
+    image = open_image(stored, channels)
+    return np.ascontiguousarray(_upright(to_array(image, channels), orientation(image, exif)))
 
 
 class Box(NamedTuple):
-    """The part of a stored image that a crop shows, in pixels of the stored image.
+    """The part of a stored image that a crop shows, in pixels of the stored image, after turning it upright.
 
     Targets with positions, such as bounding boxes and segmentation maps, must be cropped alike.
     """
@@ -148,6 +193,7 @@ class Crop:
       keep_aspect: if True, a `resize` of one number is the shorter side; else both sides, as in Caffe's ImageNet LMDBs.
       smallest_area: the smallest fraction of the image area covered by a random resized crop.
       interpolation: how Pillow resizes an image before the central crop, and before "random": "bilinear" or "bicubic".
+      exif: turn an image as its EXIF data say, before anything else.
     """
 
     size: tuple[int, int]
@@ -156,6 +202,7 @@ class Crop:
     keep_aspect: bool
     smallest_area: float
     interpolation: str = "bilinear"
+    exif: bool = True
 
     def for_training(self, stored: bytes, channels: int, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
         """Returns a random crop, uint8 (height, width, channels), and the part of the stored image that it shows.
@@ -171,17 +218,20 @@ class Crop:
         image = open_image(stored, channels)
         if self.train == "random":
             return self._cut(image, channels, lambda margin: int(rng.integers(margin + 1)))
-        full_width, full_height = image.size
+        turn, (full_width, full_height) = orientation(image, self.exif), oriented_size(image, self.exif)
         box = left, top, width, height = self.random_box(full_width, full_height, rng)
         # A JPEG decodes faster at 1/2, 1/4 or 1/8 of its size, which is enough if the crop is still larger than the
         # output. The remaining reduction is less than 2, so bilinear interpolation skips no pixel.
         out_height, out_width = self.size
         smallest = math.ceil(full_width * out_width / width), math.ceil(full_height * out_height / height)
-        pixels = _decode_at_least(image, stored, channels, smallest)
+        smallest = smallest[::-1] if turn in SIDEWAYS else smallest
+        pixels = _upright(_decode_at_least(image, stored, channels, smallest), turn)
         across, down = pixels.shape[1] / full_width, pixels.shape[0] / full_height
         rows = slice(round(top * down), max(round((top + height) * down), round(top * down) + 1))
         columns = slice(round(left * across), max(round((left + width) * across), round(left * across) + 1))
-        cut = cv2.resize(pixels[rows, columns], (out_width, out_height), interpolation=cv2.INTER_LINEAR)
+        cut = cv2.resize(
+            np.ascontiguousarray(pixels[rows, columns]), (out_width, out_height), interpolation=cv2.INTER_LINEAR
+        )
         return cut[..., None] if channels == 1 else cut, box
 
     def for_evaluation(self, stored: bytes, channels: int) -> tuple[np.ndarray, Box]:
@@ -189,12 +239,16 @@ class Crop:
         return self._cut(open_image(stored, channels), channels, lambda margin: round(margin / 2))
 
     def _cut(self, image: Image.Image, channels: int, offset: Callable[[int], int]) -> tuple[np.ndarray, Box]:
+        turn = orientation(image, self.exif)
+        image = _convert(image, channels)
+        if turn != 1:
+            image = Image.fromarray(_upright(np.asarray(image), turn))
         width, height = self.resized(*image.size)
         across, down = image.width / width, image.height / height
         out_height, out_width = self.size
         left, top = offset(width - out_width), offset(height - out_height)
         box = Box(left * across, top * down, out_width * across, out_height * down)
-        image, filter_ = _convert(image, channels), Image.Resampling[self.interpolation.upper()]
+        filter_ = Image.Resampling[self.interpolation.upper()]
         if width * height > LARGEST_IMAGE:  # of a thin image: only what the crop shows; pixels may differ by rounding
             right, bottom = min(box.left + box.width, image.width), min(box.top + box.height, image.height)
             image = image.resize((out_width, out_height), filter_, (box.left, box.top, right, bottom))

@@ -58,6 +58,7 @@ class ImageFolder:
       root: the folder.
       shares: splits that are taken from the split "train" if the folder lacks them, such as {"test": 0.15}; see
         `dividing.divide`. An image and its copies, and all images of a patient, stay in one split.
+      exif: whether images are turned as their EXIF data say, which `image_shape` needs to know.
 
     Attributes:
       group_names: see `Source`.
@@ -70,8 +71,8 @@ class ImageFolder:
     version = "folder"
     preparation: ClassVar = {}
 
-    def __init__(self, root: pathlib.Path, shares: Mapping[str, float] | None = None):
-        self.root = root
+    def __init__(self, root: pathlib.Path, shares: Mapping[str, float] | None = None, exif: bool = True):
+        self.root, self._exif = root, exif
         pictures, notes = list_pictures(root)
         layout = _Layout(root, _top(pictures), notes)
         rows, levels = layout.read(pictures)
@@ -169,7 +170,8 @@ class ImageFolder:
                     continue
                 except (decoding.Unsuitable, OSError) as error:
                     raise DataError(f"{shown(path)} cannot be read: {error}") from error
-                return image.height, image.width, 1 if image.mode in decoding.GRAY_MODES else 3
+                width, height = decoding.oriented_size(image, self._exif)
+                return height, width, 1 if image.mode in decoding.GRAY_MODES else 3
         raise DataError(f"none of the {len(reasons)} images of {self.root} can be decoded, such as {reasons[0]}")
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:

@@ -72,6 +72,7 @@ class Dataset:
       crop: crops photographs to that shape; None if all images already have it.
       skip_unreadable: see `Split`.
       max_unreadable: see `Split`.
+      exif: see `Split`.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Dataset:
     crop: Crop | None = None
     skip_unreadable: bool = False
     max_unreadable: float = 1.0
+    exif: bool = True
 
     @property
     def version(self) -> str:
@@ -139,8 +141,8 @@ class Dataset:
         if len(examples) == 0:
             raise DataError(f"the split {name!r} of {self.name} is empty; expected at least one example.")
         label = f"{self.name}/{name}"
-        skipping = self.skip_unreadable, self.max_unreadable
-        return Split(label, examples, self.image_shape, self.num_classes, self.crop, *skipping)
+        options = self.crop, self.skip_unreadable, self.max_unreadable, self.exif
+        return Split(label, examples, self.image_shape, self.num_classes, *options)
 
     def check_learnable(self, stored: Sequence[str]) -> None:
         """Checks that stored splits hold what it takes to learn to tell the classes apart.
@@ -188,6 +190,7 @@ def open_dataset(
     skip_unreadable: bool = False,
     max_unreadable: float = 1.0,
     shares: Mapping[str, float] | None = None,
+    exif: bool = True,
 ) -> Dataset:
     """Opens a dataset; a dataset of this project is prepared first if it is missing.
 
@@ -201,12 +204,13 @@ def open_dataset(
       max_unreadable: see `Split`.
       shares: of a folder of images, the splits that it gets from its training images if it lacks them, see
         `folders.ImageFolder`.
+      exif: turn images as their EXIF data say.
 
     Raises:
       DataError: the dataset is unknown or not prepared (the message includes the command that prepares it), does not
         have one image and one label per example, or its images do not fit `channels` and `crop`.
     """
-    source = _source(name, data_dir, shares or {})
+    source = _source(name, data_dir, shares or {}, exif)
     stored_shape = source.image_shape
     *spatial, own_channels = stored_shape
     if channels not in (None, own_channels) and (len(spatial) != 2 or isinstance(source, Fake)):
@@ -224,7 +228,7 @@ def open_dataset(
             f"the images of {name} differ in size or channels ({stored_shape}); set config.crop.size, and "
             f"config.dataset.channels=3 if gray and color images are mixed."
         )
-    return Dataset(name, source, (*spatial, channels), crop, skip_unreadable, max_unreadable)
+    return Dataset(name, source, (*spatial, channels), crop, skip_unreadable, max_unreadable, exif)
 
 
 def default_data_dir(data_dir: str | None) -> pathlib.Path:
@@ -232,14 +236,14 @@ def default_data_dir(data_dir: str | None) -> pathlib.Path:
     return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def _source(name: str, data_dir: str | None, shares: Mapping[str, float]) -> Source:
+def _source(name: str, data_dir: str | None, shares: Mapping[str, float], exif: bool) -> Source:
     if name.startswith("fake/"):
         return Fake(name)
     if is_archive(name):
         raise DataError(f"{name} is an archive; unpack it first, with\n  {prepare_command(name, data_dir)}")
     for folder in (pathlib.Path(name).expanduser(), default_data_dir(data_dir) / name):
         if folder.is_dir() and name.split("/")[0] not in BUILDERS and not _is_tfds_root(folder):
-            return _folder(name, folder, shares)
+            return _folder(name, folder, shares, exif)
     return prepared.Prepared(name, _builder(name, data_dir))
 
 
@@ -248,9 +252,9 @@ def _is_tfds_root(folder: pathlib.Path) -> bool:
     return any(folder.glob("*/dataset_info.json")) or any(folder.glob("*/*/dataset_info.json"))
 
 
-def _folder(name: str, folder: pathlib.Path, shares: Mapping[str, float]) -> Source:
+def _folder(name: str, folder: pathlib.Path, shares: Mapping[str, float], exif: bool) -> Source:
     if not (folder / prepared.INFO).exists():
-        return ImageFolder(folder, shares)
+        return ImageFolder(folder, shares, exif)
     import tensorflow_datasets as tfds
 
     builder = prepared.builder_of(folder)

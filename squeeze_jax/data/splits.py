@@ -44,6 +44,7 @@ class Split:
       crop: crops photographs to `image_shape`; None if all images already have this shape.
       skip_unreadable: replace an image that cannot be decoded by the next one and report it, instead of raising an
         error. Whatever else is wrong is an error still.
+      exif: without `crop`, turn an image as its EXIF data say.
       max_unreadable: the largest share of such images; above it, `check_unreadable` raises an error.
     """
 
@@ -54,6 +55,7 @@ class Split:
     crop: Crop | None = None
     skip_unreadable: bool = False
     max_unreadable: float = 1.0
+    exif: bool = True
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -176,7 +178,7 @@ class Split:
     def _decode(self, stored: bytes, rng: np.random.Generator | None) -> np.ndarray:
         channels = self.image_shape[-1]
         if self.crop is None:
-            return decoding.decode(stored, channels)
+            return decoding.decode(stored, channels, self.exif)
         # No dataset has targets yet that would have to be cropped like the image, so the box is not used.
         if rng is None:
             return self.crop.for_evaluation(stored, channels)[0]
