@@ -50,22 +50,25 @@ def _counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.bincount(labels, minlength=num_classes) if labels.ndim == 1 else np.sum(labels, axis=0)
 
 
-def pixel_statistics(split: Split, examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean and standard deviation of the pixels in 0..255, float64 (channels,).
+def pixel_statistics(split: Split, examples: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the mean and standard deviation of the pixels in 0..255, float64 (channels,), and how many examples could
+    not be decoded and were replaced by the next one.
 
     Args:
       split: the split; its images are read as for evaluation.
       examples: the maximum number of examples, which are evenly spaced in the split.
     """
     indices = np.unique(np.linspace(0, len(split) - 1, min(examples, len(split))).astype(int))
-    total, squares, count = 0.0, 0.0, 0
+    total, squares, count, replaced = 0.0, 0.0, 0, 0
     for part in np.array_split(indices, max(1, len(indices) // 100)):
-        pixels = split.batch(part)["image"].astype(np.float64)
+        batch = split.batch(part)
+        replaced += len(batch.get(UNREADABLE, ()))
+        pixels = batch["image"].astype(np.float64)
         axes = tuple(range(pixels.ndim - 1))
         total, squares = total + pixels.sum(axes), squares + (pixels**2).sum(axes)
         count += pixels.size // pixels.shape[-1]
     mean = total / count
-    return mean, np.sqrt(squares / count - mean**2)
+    return mean, np.sqrt(squares / count - mean**2), replaced
 
 
 def images_per_second(split: Split, config: ConfigDict, seconds: float) -> float:
@@ -116,7 +119,12 @@ def show(config: ConfigDict, output: pathlib.Path) -> None:
     if rows:
         tables.write_csv(output / "counts.csv", rows)
 
-    mean, std = pixel_statistics(train, EXAMPLES.value)
+    mean, std, replaced = pixel_statistics(train, EXAMPLES.value)
+    if replaced:
+        print(
+            f"{replaced} of {min(EXAMPLES.value, len(train))} training images cannot be decoded and are skipped; "
+            f"`python -m squeeze_jax.data.check {dataset.name}` lists all that is wrong"
+        )
     print(
         f"pixels of training images: mean {np.round(mean, 1).tolist()}, standard deviation {np.round(std, 1).tolist()}"
     )

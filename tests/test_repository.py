@@ -57,6 +57,7 @@ FLOORS = [
         "patches",
         "summary",
         "show_data",
+        "data.check",
         "data.prepare",
         "data.generate_scans",
         "compression.__main__",

@@ -1,5 +1,7 @@
 """The training and the evaluation step on their own."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,6 +248,17 @@ def test_a_state_that_is_not_finite_is_seen():
     bad = state.replace(params=jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params))
     with pytest.raises(TrainingError, match="not finite between steps 3 and 3"):
         health.check_finite(bad, 3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "warns"),
+    [(1.1, 1.0986, True), (1.2, None, True), (0.9, 1.5, False), (1.0986, 0.7, False), (0.4, None, False)],
+)
+def test_a_run_that_ends_at_chance_level_says_so(caplog, train, validation, warns):
+    values = {"train": {"loss": train}} | ({} if validation is None else {"validation": {"loss": validation}})
+    Health(0, math.log(3)).warn_at_end(values)
+    assert ("this run ended at chance level: its loss is no better than 1.099" in caplog.text) == warns
+    Health(0, None).warn_at_end(values)
 
 
 def test_a_volume_gets_all_rotations_of_the_cube_equally_often():

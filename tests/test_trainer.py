@@ -364,7 +364,9 @@ def test_a_dead_run_is_warned_of_and_nothing_is_compiled_twice(data_dir, tmp_pat
     unequal = {"dataset.validation_split": "", "dataset.held_out": 97, "run.evaluate_every": "10 steps"}
     result = trainer.train_and_evaluate(configure(data_dir, **dead, **unequal), tmp_path / "w")
     assert result.finished and result.step == 20
-    assert "the loss has stayed at chance level (2.303) for 3 log lines" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "the loss has stayed at chance level (2.303) for 3 log lines" in said
+    assert "this run ended at chance level" in said.partition("finished; ")[2], "the last line"
     splits, counts = zip(*records, strict=True)
     assert splits == ("train", "train", "validation", "train", "train", "validation", "test")
     assert len(set(counts[2:])) == 1 and counts[0] > 0

@@ -92,6 +92,8 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
       Unsuitable: the image is in color but `channels` is 1, it has more than 8 bits per channel, or more than
         LARGEST_IMAGE pixels.
     """
+    if not stored:
+        raise Undecodable("it is empty.")
     with _decoding():
         image = Image.open(io.BytesIO(stored), formats=FORMATS)
     if image.width * image.height > LARGEST_IMAGE:

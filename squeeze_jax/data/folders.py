@@ -178,6 +178,10 @@ class ImageFolder:
         """Returns the examples of a split: dicts of "image" (encoded bytes), "label" and, if grouped, the groups."""
         return Files(self._files[split])
 
+    def paths(self, split: str) -> list[str]:
+        """Returns the paths of the images of a split, in the order of `examples`."""
+        return [path for path, _ in self._files[split]]
+
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells these splits from changed ones, see `Source`.
 

@@ -1,6 +1,7 @@
 """Detects runs that do not learn: values that are not finite, and a loss that stays at chance level."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,4 +62,20 @@ class Health:
                 "docs/troubleshooting.md.",
                 chance,
                 STUCK_LOG_LINES,
+            )
+
+    def warn_at_end(self, last_values: Mapping[str, Mapping[str, float]]) -> None:
+        """Logs a warning if a run ends at chance level, however few lines its log has.
+
+        Args:
+          last_values: the last metrics of "train" and, if they were measured, of "validation" and "test".
+        """
+        chance = self._chance_loss
+        measured = [values["loss"] for values in last_values.values() if "loss" in values]
+        # Above chance level, too: but a network that has learned its training images by heart has learned something.
+        if chance is not None and "train" in last_values and min(measured) > (1 - STUCK_TOLERANCE) * chance:
+            logger.warning(
+                "this run ended at chance level: its loss is no better than %.3f, that of guessing. It has learned "
+                "nothing; see 'A run that does not learn' in docs/troubleshooting.md.",
+                chance,
             )

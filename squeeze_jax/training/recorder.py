@@ -191,6 +191,12 @@ class Recorder:
             summary = self._experiment.summary
             size = {"parameters": summary.parameters, "macs": summary.macs}
             records.write_result(self._folder, best["best_step"], size)
+        if self._unreadable:
+            logger.warning(
+                "%d training images could not be decoded and were replaced; `python -m squeeze_jax.data.check FOLDER` "
+                "lists them all",
+                len(self._unreadable),
+            )
         if best["best_step"] is not None:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:

@@ -227,6 +227,8 @@ def _train(
         recorder.report(chosen, reported, evaluation)
     checkpoints.close()
     recorder.close(step, finished, best)
+    if finished:
+        health.warn_at_end(recorder.last_values)
     wait_for_all("end of the run")
     return Result(step, finished, best["best_step"], recorder.last_values)
 
