@@ -179,7 +179,8 @@ def check_flags(module: str, arguments: list[str]) -> None:
         return
     config = commands.read_config(values, argv)
     config_lib.validate(config)
-    models.create(config.model.name, **network_options(config))
+    if config.model.name is not None:  # else the network of the weights
+        models.create(config.model.name, **network_options(config))
 
 
 def test_the_documentation_builds_without_warnings(tmp_path):
