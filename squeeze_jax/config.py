@@ -22,6 +22,7 @@ from squeeze_jax.training.schedules import SCHEDULES
 from squeeze_jax.validation import UNSET, duration_in_steps, flatten, is_image_shape, lookup, size_of, validate
 
 __all__ = [
+    "as_stored",
     "base_config",
     "check_same_experiment",
     "complete",
@@ -100,7 +101,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.dataset.channels = config_dict.placeholder(int)  # 3 converts gray images to RGB; UNSET: as stored
     config.dataset.mean = config_dict.placeholder(tuple)  # of the pixels in 0..255; one value per channel, or one
     config.dataset.std = config_dict.placeholder(tuple)  # for all channels. UNSET: 0 and 255
-    config.dataset.exif_orientation = True  # turn photographs as their EXIF data say; False takes them as stored
+    # Turn photographs as their EXIF data say (UNSET); False takes them as stored.
+    config.dataset.exif_orientation = config_dict.placeholder(bool)
     config.dataset.skip_unreadable = False  # replace an image that cannot be decoded by the next one and count it
     config.dataset.max_unreadable = 0.1  # largest share of such images in a split; above it, the run ends
     config.dataset.image_size = ()  # size that images are resized to on the device; () keeps their size
@@ -239,6 +241,19 @@ def complete(config: ConfigDict, weights: ConfigDict | None = None) -> ConfigDic
     return filled.lock()
 
 
+def as_stored(given: ConfigDict, stored: ConfigDict) -> ConfigDict:
+    """Returns a copy of a config with everything that it leaves open as in the workdir of a run, see `complete`.
+
+    Args:
+      given: the config of this call.
+      stored: the config in the workdir.
+    """
+    filled = complete(given, stored if given.init_from else None)
+    if given.dataset.exif_orientation is None:  # False in runs that began before there was this key
+        filled.dataset.exif_orientation = complete(stored).dataset.exif_orientation
+    return filled
+
+
 def _scaled(size: int | tuple[int, int], theirs: ConfigDict) -> int | tuple[int, int]:
     """Returns the size before a crop of `size` that is to it as in the preprocessing `theirs`."""
     pairs = zip(size_of(size), size_of(theirs.size), size_of(theirs.resize or UNSET["crop.resize"]), strict=True)
@@ -270,9 +285,9 @@ def check_same_experiment(
 
     Raises:
       ConfigError: the configs differ outside the sections `free`; the message lists the keys. What `given` leaves to
-        the weights of `init_from` does not differ.
+        the weights of `init_from` does not differ, nor does a default that is another one now.
     """
-    old, new = flatten(complete(stored)), flatten(complete(given, stored if given.init_from else None))
+    old, new = flatten(complete(stored)), flatten(as_stored(given, stored))
     lines = [
         f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now"
         for key in sorted(old | new)
@@ -383,7 +398,8 @@ def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:
     try:
         values = _from_version_1(values) if version == 1 else values
         config = base_config(values["task"]["name"])
-        config.dataset.exif_orientation = False  # before there was this key
+        if isinstance(values.get("dataset"), dict) and "exif_orientation" not in values["dataset"]:
+            config.dataset.exif_orientation = False  # written before there was this key
         config.update(_tuples(values))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

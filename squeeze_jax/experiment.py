@@ -306,7 +306,7 @@ def open_config_dataset(config: ConfigDict) -> Dataset:
         skip_unreadable=config.dataset.skip_unreadable,
         max_unreadable=config.dataset.max_unreadable,
         shares=_shares(config),
-        exif=config.dataset.exif_orientation,
+        exif=complete(config).dataset.exif_orientation,
     )
 
 

@@ -268,7 +268,7 @@ def read_image(path: str | pathlib.Path, config: ConfigDict, image_shape: tuple[
             if image_shape == (*image.shape, 1):
                 image = image[..., None]
         elif crop is None:
-            image = decoding.decode(decoding.read_file(path), channels, config.dataset.exif_orientation)
+            image = decoding.decode(decoding.read_file(path), channels, complete(config).dataset.exif_orientation)
         else:
             image, _ = crop.for_evaluation(decoding.read_file(path), channels)
     except (OSError, decoding.Undecodable, decoding.Unsuitable) as error:

@@ -50,6 +50,7 @@ CHOICES = {
 # What None stands for in the keys that may be left to the weights of `init_from`.
 UNSET = {
     "dataset.channels": None,
+    "dataset.exif_orientation": True,
     "dataset.mean": (0.0,),
     "dataset.std": (255.0,),
     "crop.size": 0,

@@ -16,6 +16,7 @@ from squeeze_jax import experiment, network
 from squeeze_jax.data import decoding
 from squeeze_jax.data.decoding import Crop, Undecodable, Unsuitable
 from squeeze_jax.errors import InputError
+from squeeze_jax.training.fine_tuning import with_weights
 
 CROP = Crop((224, 224), "random", 256, True, 0.08)
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
@@ -211,4 +212,11 @@ def test_folders_and_prediction_are_turned_unless_the_config_says_otherwise(tmp_
         np.testing.assert_array_equal(network.read_image(path, config, shape), expected)
     values = config.to_dict()
     del values["dataset"]["exif_orientation"]
-    assert not config_lib.from_values(values, tmp_path, config_lib.VERSION).dataset.exif_orientation, "of an old run"
+    old = config_lib.from_values(values, tmp_path, config_lib.VERSION)
+    assert old.dataset.exif_orientation is False, "of a run before there was this key"
+    config.dataset.exif_orientation = None
+    config_lib.check_same_experiment(old, config, tmp_path)
+    config_lib.save(tmp_path, old, {"class_names": ["cat", "dog"], "image_shape": [4, 6, 3]})
+    assert not with_weights(config, tmp_path).dataset.exif_orientation and with_weights(config).dataset.exif_orientation
+    again = config_lib.from_values(config.to_dict(), tmp_path, config_lib.VERSION)
+    assert again.dataset.exif_orientation is None, "of weights that were published without any of ours"

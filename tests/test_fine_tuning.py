@@ -99,7 +99,7 @@ def test_preprocessing_and_network_come_with_the_weights(flat, tmp_path):
     given.init_from, given.model.name = str(tmp_path / "w.safetensors"), None
     full = with_weights(given)
     for key in UNSET:
-        assert lookup(full, key) == lookup(config, key), key
+        assert lookup(full, key) == lookup(complete(config), key), key
     assert full.model.name == "squeezenet_v1_1" and full.model.use_batch_norm and full.model.num_classes is None
     assert [full.model[key] for key in MODEL] == list(MODEL.values()) and given.dataset.mean is None
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax.compression.sharing import share
-from squeeze_jax.config import CONFIG_FILE, complete, read, validate
+from squeeze_jax.config import CONFIG_FILE, as_stored, complete, read, validate
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.files import user_path
 from squeeze_jax.models.variables import differences
@@ -38,10 +38,10 @@ def with_weights(config: ConfigDict, workdir: str | pathlib.Path | None = None) 
         those of `config.read` and `load`.
     """
     validate(config)
+    if workdir is not None and (user_path(workdir) / CONFIG_FILE).exists():
+        return as_stored(config, read(user_path(workdir))[0])
     if not config.init_from:
         return complete(config)
-    if workdir is not None and (user_path(workdir) / CONFIG_FILE).exists():
-        return complete(config, read(user_path(workdir))[0])
     weights = complete(load(config.init_from).config)
     for key in ("mean", "std"):
         ours, theirs = config.dataset[key], weights.dataset[key]
