@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from squeeze_jax.config import base_config
 from squeeze_jax.data import check
 from squeeze_jax.errors import DataError
+from squeeze_jax.experiment import open_config_dataset
 
 
 def save(path, size=(8, 6), mode="RGB", **options):
@@ -62,3 +64,14 @@ def test_a_good_folder_and_none(tmp_path, capsys):
     assert rows[1:4] == [["class", "train", "validation", "test"], ["a", "10", "12", "2"], ["b", "10", "12", "2"]]
     with pytest.raises(DataError, match="is not a folder; expected a folder of images"):
         check.check(tmp_path / "nowhere")
+
+
+def test_a_picture_of_another_size_is_never_skipped(tmp_path):
+    for i in range(10):
+        save(tmp_path / "a" / f"{i}.png")
+        save(tmp_path / "b" / f"{i}.png", size=(9, 6))
+    config = base_config()
+    config.dataset.update({"name": str(tmp_path), "skip_unreadable": True, "image_size": (32, 32)})
+    split = open_config_dataset(config).split("train")
+    with pytest.raises(DataError, match=r"b/.*png has shape \(6, 9, 3\); expected \(6, 8, 3\).*set config.crop.size"):
+        split.batch(range(len(split)))
