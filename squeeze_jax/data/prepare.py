@@ -105,7 +105,8 @@ def _download_and_prepare(builder: Any, name: str, folder: pathlib.Path, *, bars
             address = getattr(getattr(error, "request", None), "url", None)  # of requests
             if address is None:
                 raise
-            reason = str(error).rsplit(": ", 1)[-1].strip("()\"' ")
+            reason = str(getattr(error.args[0] if error.args else None, "reason", error))  # of urllib3
+            reason = reason.partition("): ")[2] or reason
             raise DataError(_not_downloaded(builder, name, folder, address, reason)) from error
         except DownloadError as error:  # an answer that is not the file
             raise DataError(f"{name} could not be downloaded: {error}") from error

@@ -316,10 +316,8 @@ def _prepare_in_child(name: str, data_dir: str | None) -> None:
     if child.returncode and shown:
         raise DataError(f"{name} could not be prepared, as said above, by `{shlex.join(command)}`.")
     if child.returncode:
-        *others, last = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
-        reason = child.stderr.strip()[-2000:] if any(map(_is_traceback, others)) else last
-        raise DataError(f"{name} could not be prepared by `{shlex.join(command)}`: {reason}")
-
-
-def _is_traceback(line: str) -> bool:
-    return line.startswith("Traceback (most recent call last)")
+        last = child.stderr.strip().rpartition("\n")[2]
+        if last.startswith(f"{DataError.__name__}: "):
+            raise DataError(last.partition(": ")[2])
+        reason = child.stderr.strip()[-2000:]
+        raise DataError(f"{name} could not be prepared by `{shlex.join(command)}`:\n{reason}")

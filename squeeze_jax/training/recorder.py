@@ -40,6 +40,7 @@ class Recorder:
         self._writer = records.MetricsWriter(folder, first_step) if is_main_process() else None
         self._bar = Bar("training", first_step, experiment.plan.total, "compiling ...") if self._writer else None
         self._shown: list[str] = []  # the last training metrics, in the bar
+        self._seconds_per_step: float | None = None  # up to the last log line
         self._unreadable: set[str] = set()
         self._reported: list[str] = []
         self.last_values: dict[str, Values] = {}
@@ -100,10 +101,12 @@ class Recorder:
 
         Args:
           step: the current step.
-          seconds_per_step: the time per step since the last log line; None if no step was timed.
+          seconds_per_step: the time per step since the last log line; None if no step was timed. It is shown before the
+            first log line only: steps are dispatched faster than they are computed, and a log line waits for them.
         """
         if self._bar:
-            self._bar.update(step, [*self._timing(step, seconds_per_step), *self._shown] if seconds_per_step else ())
+            seconds = self._seconds_per_step or seconds_per_step
+            self._bar.update(step, [*self._timing(step, seconds), *self._shown] if seconds else ())
 
     def _timing(self, step: int, seconds_per_step: float) -> list[str]:
         speed = self._experiment.config.train.batch_size / seconds_per_step
@@ -139,6 +142,7 @@ class Recorder:
         if seconds_per_step is not None:
             speed["images_per_second"] = self._experiment.config.train.batch_size / seconds_per_step
             timing = self._timing(step, seconds_per_step)
+            self._seconds_per_step = seconds_per_step
         self._shown = _texts(values)
         self.write(step, "train", values, speed, timing)
 
