@@ -24,27 +24,27 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.report import mean_and_spread
 from experiments.trials import NO_WORKDIR, find_workdirs
-from squeeze_jax import commands, load
+from squeeze_jax import commands, console
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import InputError, MetricError
-from squeeze_jax.experiment import make_task
 from squeeze_jax.files import make_folder, replaced, user_path
 from squeeze_jax.metrics import delong
 from squeeze_jax.metrics.cases import Cases, groups_of, pool
 from squeeze_jax.metrics.froc import Froc, candidates, competition_interval, froc
 from squeeze_jax.metrics.plots import draw_curves, draw_froc
 from squeeze_jax.metrics.scores import available, scores
-from squeeze_jax.runtime import compilation_cache
 from squeeze_jax.tables import markdown, write_csv
-from squeeze_jax.tasks import Classification
-from squeeze_jax.tasks.task import Records
 from squeeze_jax.workdir.records import RESULT_FILE
+
+if TYPE_CHECKING:
+    from squeeze_jax.tasks import Classification
+    from squeeze_jax.tasks.task import Records
 
 ENSEMBLE = "ensemble"
 NAMING = (
@@ -87,12 +87,12 @@ class Run:
     seed: int | str
     fold: int
     folds: int
-    task: Classification
-    validation: Records | None
-    test: Records
+    task: "Classification"
+    validation: "Records | None"
+    test: "Records"
 
     @functools.cached_property
-    def _fitted(self) -> Classification:
+    def _fitted(self) -> "Classification":
         return self.task if self.validation is None else self.task.fitted(self.validation)
 
     def cases(self, first: int) -> Cases:
@@ -123,6 +123,10 @@ def evaluate(workdir: pathlib.Path, options: Mapping[str, Any], named: str = "")
     """
     if not (workdir / RESULT_FILE).exists():
         raise InputError(f"the run {workdir} is not finished; start its command again.")
+    from squeeze_jax import load
+    from squeeze_jax.experiment import make_task
+    from squeeze_jax.tasks import Classification
+
     network = load(workdir)
     if not isinstance(network.task, Classification):
         raise InputError(f"{workdir} is not the run of a classifier.")
@@ -141,7 +145,7 @@ def evaluate(workdir: pathlib.Path, options: Mapping[str, Any], named: str = "")
     return Run(workdir, named, model, seed, fold, count, task, records.get("validation"), records["test"])
 
 
-def _splits(task: Classification) -> Iterable[str]:
+def _splits(task: "Classification") -> Iterable[str]:
     return ("validation", "test") if task.fits_on_validation else ("test",)
 
 
@@ -152,7 +156,7 @@ def averaged(runs: Sequence[Run]) -> Run:
       InputError: the runs have other examples.
     """
 
-    def mean(parts: Sequence[Records]) -> Records:
+    def mean(parts: "Sequence[Records]") -> "Records":
         if any(not np.array_equal(part["label"], parts[0]["label"]) for part in parts):
             raise InputError("the seeds of a model were tested on different examples, so they make no ensemble.")
         return {**parts[0], "probability": np.mean([part["probability"] for part in parts], axis=0)}
@@ -279,7 +283,7 @@ def _shown(key: str, value: Any) -> str:
     """Returns a value of a config as a part of a model's name: the name of a network as it is, the end of a path."""
     if value is None or value == "":
         return ""
-    last = pathlib.PurePath(value).name if key in config_lib.PATH_KEYS else value
+    last = pathlib.PurePath(value).name if key in commands.PATH_KEYS else value
     return str(value) if key == "model.name" else f"{key.rsplit('.', 2)[-2 if key.endswith('.name') else -1]}={last}"
 
 
@@ -420,7 +424,10 @@ def main() -> None:
     for flag, count in (("nodules", args.nodules), ("scans", args.scans)):
         if count is not None and count < 1:
             raise InputError(f"--{flag}={count}; expected at least 1.")
-    compilation_cache.enable()
+    with console.doing("importing JAX"):
+        from squeeze_jax.runtime import compilation_cache
+
+        compilation_cache.enable()
     options: dict[str, Any] = {}
     if args.positive:
         options["positive"] = args.positive
@@ -433,7 +440,7 @@ def main() -> None:
     given = [named_path(argument) for argument in args.workdirs]
     if not (workdirs := [(name, workdir) for name, path in given for workdir in find_workdirs(path)]):
         raise InputError(NO_WORKDIR)
-    runs = [evaluate(workdir, options, name) for name, workdir in workdirs]
+    runs = [evaluate(workdir, options, name) for name, workdir in console.track(workdirs, "evaluating runs")]
     task = runs[0].task
     if any(run.task.class_names != task.class_names for run in runs):
         raise InputError("the runs have different classes; judge runs on one dataset.")
@@ -453,7 +460,7 @@ def named_path(argument: str) -> tuple[str, pathlib.Path]:
 
 def write(
     found: Mapping[Key, Sequence[Run]],
-    task: Classification,
+    task: "Classification",
     output: pathlib.Path,
     name: str,
     *,
@@ -506,7 +513,7 @@ def _text(
     curves: Mapping[Key, tuple[Froc, str]],
     folds: Sequence[Mapping[str, Any]],
     tests: Sequence[Sequence[str]],
-    task: Classification,
+    task: "Classification",
 ) -> str:
     parts = [f"{name.capitalize()}: {value}." for name, value in task.naming.items()] + [table(scores, curves)]
     if folds:

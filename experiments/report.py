@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 from experiments.trials import Sweep, SweepError, Trial, measured, read_json, status
 from squeeze_jax import config as config_lib
 from squeeze_jax import plotting
@@ -289,6 +287,8 @@ def difference(first: list[dict[str, Any]], trials: list[dict[str, Any]], metric
         return f"{text}, no p: one seed"
     if max(differences) - min(differences) < 1e-9:  # but for rounding
         return f"{text}, no p: all seeds differ alike"
+    from scipy import stats  # not at the top: it takes longer than --help
+
     p = stats.ttest_rel(*zip(*pairs, strict=True)).pvalue
     return text + (", p < 0.001" if p < 0.001 else f", p = {p:.3f}")
 

@@ -7,19 +7,19 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from squeeze_jax import commands, files
 from squeeze_jax import config as config_lib
-from squeeze_jax.data.sources import Dataset
 from squeeze_jax.errors import ConfigError, SqueezeJaxError
-from squeeze_jax.experiment import build, open_config_dataset
-from squeeze_jax.training.fine_tuning import with_weights
 from squeeze_jax.workdir.folder import LOCK_FILE
 from squeeze_jax.workdir.records import RESULT_FILE
+
+if TYPE_CHECKING:
+    from squeeze_jax.data.sources import Dataset
 
 CLAIM_FILE = "claim"
 FAILURE_FILE = "failure.json"
@@ -116,6 +116,9 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
       SweepError: a key, a value or a dataset is invalid, two trials have the same name, or a folder contains a run of
         another config.
     """
+    from squeeze_jax.experiment import build, open_config_dataset
+    from squeeze_jax.training.fine_tuning import with_weights
+
     datasets: dict[str, Dataset] = {}
     traced: set[str] = set()
 

@@ -22,9 +22,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from squeeze_jax import console
-from squeeze_jax.config import CONFIG_FILE, PATH_KEYS
 from squeeze_jax.errors import ConfigError, FileError, InputError, SqueezeJaxError
-from squeeze_jax.extensions import import_module, root_of
+from squeeze_jax.extensions import import_module, nearest, root_of
+from squeeze_jax.files import CONFIG_FILE
 
 # Files that parse flags. An exception raised in any other file is not a flag error.
 FLAG_READERS = (
@@ -33,6 +33,7 @@ FLAG_READERS = (
     ast.__file__,
     "<frozen ",
 )
+PATH_KEYS = ("init_from", "dataset.name", "run.data_dir")  # of the config
 # Flags whose values are paths.
 PATHS = ("config", "import", "workdir", "output", "weights", "dataset", *(f"config.{key}" for key in PATH_KEYS))
 IMPORT = "a module of your own, such as own.py, that registers networks, tasks and so on; may be repeated"
@@ -44,6 +45,7 @@ UNAVAILABLE = "Configuration is not available because of an earlier failure to l
 NOT_LOADED = re.compile(r"^Failed loading config file \S+ Attempted \[[^]]*\]: \S+ \[Errno \d+\] ")
 NOT_GIVEN = re.compile(r"^flag (--\w+)=None: .*")
 ALL_FIELDS = re.compile(r"\s*Other fields present: .*?(?=Did you mean|$)", re.DOTALL)
+ABSL_REMARKS = re.compile(r"^<.*?>: |;\s+repeat this option to specify a list of values$")  # in the help of a flag
 MALFORMED = re.compile(r"ValueError\('malformed node or string.*", re.DOTALL)  # of ast
 
 
@@ -118,9 +120,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     Args:
       description: the docstring of the command, which --help prints.
     """
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = _plain_parser(description)
     made.add_argument("--import", dest="imports", metavar="MODULE", action=_Import, default=(), help=IMPORT)
     return made
+
+
+def _plain_parser(description: str | None) -> argparse.ArgumentParser:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return argparse.ArgumentParser(
+        prog=f"python -m {spec.name.removesuffix('.__main__')}" if spec else None,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 class _Import(argparse.Action):
@@ -269,20 +280,64 @@ def _flag_errors(argv: Sequence[str]) -> Iterator[None]:
         raise meant.with_traceback(meant.__traceback__) from None
 
 
+def _is_required(flag: flags.Flag) -> bool:
+    return bool(flag.validators) and flag.default is None
+
+
+def _print_help() -> None:
+    """Prints the flags of this command as the other commands print theirs."""
+    parser = _plain_parser(sys.modules["__main__"].__doc__)
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        default = f" Default: {flag.default}." if flag.default not in (None, []) else ""
+        parser.add_argument(
+            f"--{flag.name}",
+            required=_is_required(flag),
+            choices=getattr(flag.parser, "enum_values", None),
+            help=f"{ABSL_REMARKS.sub('', flag.help)}{default}".replace("%", "%%"),
+        )
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", help="Another value in the config; squeeze_jax/config.py has all keys."
+    )
+    parser.print_help()
+
+
+def _check_names(argv: Sequence[str]) -> None:
+    """Checks which flags are given, before the config is loaded, which takes longer than a person wants to wait.
+
+    Raises:
+      ConfigError: a flag is unknown, or one is missing.
+    """
+    words = itertools.takewhile(lambda word: word != "--", argv[1:])
+    given = [word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")]
+    if "flagfile" in given:
+        return
+    own = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    for name in given:
+        if name not in flags.FLAGS and name.removeprefix("no") not in flags.FLAGS and not name.startswith("config."):
+            raise ConfigError(f"the flag --{name} is unknown{nearest(f'--{name}', own)}")
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        if name not in given and _is_required(flag):
+            raise ConfigError(f"pass --{name}: {flag.help}")
+
+
 def _read_flags(argv: Sequence[str]) -> list[str]:
     rest: list[str] = []
+    if {"-h", "--help"} & {*argv}:
+        sys.exit(run(_print_help))
     argv = _with_stored_config(_expand_home(argv))
 
     def read() -> None:
-        with _flag_errors(argv):
-            rest.extend(flags.FLAGS(["--helpshort" if word == "-h" else word for word in argv]))
+        _check_names(argv)
+        with _flag_errors(argv), console.doing("reading the config"):
+            rest.extend(flags.FLAGS(argv))
             if len(rest) > 1:
                 raise InputError(f"unknown arguments: {' '.join(rest[1:])}; arguments begin with --.")
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-                import jax  # not at the top: it takes longer than some commands
-
                 config = flags.FLAGS.config
                 config["seed"]  # raises if the file could not be loaded
+                import jax
+
                 jax.config.update("jax_enable_x64", config.model.dtype == "float64")
 
     status = run(read)

@@ -4,22 +4,20 @@ A config file imports `base_config`, changes the values its experiment needs and
 The base config defines every key and is locked, so a misspelt key is an error that suggests the right one.
 """
 
+import functools
 import pathlib
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
-from squeeze_jax import models, tasks
-from squeeze_jax.data.augmentation import AUGMENTATIONS
 from squeeze_jax.errors import ConfigError, SqueezeJaxError, shown
 from squeeze_jax.extensions import Origin, Registry, own_options
-from squeeze_jax.files import read_json, write_json
-from squeeze_jax.models.registry import MODELS, ImageInput
-from squeeze_jax.tasks import TASKS
-from squeeze_jax.training.optimizers import OPTIMIZERS
-from squeeze_jax.training.schedules import SCHEDULES
+from squeeze_jax.files import CONFIG_FILE, read_json, write_json
 from squeeze_jax.validation import UNSET, duration_in_steps, flatten, is_image_shape, lookup, size_of, validate
+
+if TYPE_CHECKING:
+    from squeeze_jax.models.registry import ImageInput
 
 __all__ = [
     "as_stored",
@@ -36,19 +34,27 @@ __all__ = [
     "validate",
 ]
 
-CONFIG_FILE = "config.json"
 LIST_OF_KEYS = re.compile(r" and cannot be added.*")  # of ml_collections
 VERSION = 2  # of the file format; see `_from_version_1`
-SPLITS = ("train", "validation", "test")
-# What the values of these keys name, one name or several.
-REGISTRIES = {
-    "model.name": MODELS,
-    "task.name": TASKS,
-    "optimizer.name": OPTIMIZERS,
-    "schedule.name": SCHEDULES,
-    "augment.own": AUGMENTATIONS,
-}
-PATH_KEYS = ("init_from", "dataset.name", "run.data_dir")  # keys whose values may be paths
+
+
+@functools.cache
+def registries() -> dict[str, Registry[Any]]:
+    """Returns the registries of what the values of these keys name, one name or several."""
+    # Here and not at the top, because importing JAX and Flax takes longer than a command without a config.
+    from squeeze_jax.data.augmentation import AUGMENTATIONS
+    from squeeze_jax.models.registry import MODELS
+    from squeeze_jax.tasks import TASKS
+    from squeeze_jax.training.optimizers import OPTIMIZERS
+    from squeeze_jax.training.schedules import SCHEDULES
+
+    return {
+        "model.name": MODELS,
+        "task.name": TASKS,
+        "optimizer.name": OPTIMIZERS,
+        "schedule.name": SCHEDULES,
+        "augment.own": AUGMENTATIONS,
+    }
 
 
 def base_config(task: str = "classification") -> ConfigDict:
@@ -63,6 +69,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     Raises:
       ConfigError: the task is not registered.
     """
+    from squeeze_jax import models, tasks
+
     config = ConfigDict()
     config.seed = 0
     config.init_from = ""  # weight file or workdir to initialize the weights from; "" for random weights
@@ -166,7 +174,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.schedule.factor = 0.1  # "step": the learning rate is multiplied by this at each milestone
 
     # The options of optimizers and schedules that other modules registered.
-    for section, registry in ((config.optimizer, OPTIMIZERS), (config.schedule, SCHEDULES)):
+    for section, key in ((config.optimizer, "optimizer.name"), (config.schedule, "schedule.name")):
+        registry = registries()[key]
         for name, default in own_options(registry).items():
             if name in section:
                 raise ConfigError(f"the option {name!r} of a registered optimizer or schedule is a key already.")
@@ -261,7 +270,7 @@ def _scaled(size: int | tuple[int, int], theirs: ConfigDict) -> int | tuple[int,
     return scaled if isinstance(size, tuple) else scaled[0]
 
 
-def use_images(config: ConfigDict, images: ImageInput) -> None:
+def use_images(config: ConfigDict, images: "ImageInput") -> None:
     """Sets the crop, channels and normalization in `config` to those of published weights."""
     config.dataset.channels = 3
     config.dataset.mean = images.mean
@@ -352,7 +361,7 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
 def _registered(config: ConfigDict) -> list[tuple[Registry[Any], str]]:
     """Returns the names in a config that may be registered by other modules, each with its registry."""
     found = []
-    for key, registry in REGISTRIES.items():
+    for key, registry in registries().items():
         value = lookup(config, key)
         found += [(registry, name) for name in (value if isinstance(value, tuple) else (value,))]
     return found
@@ -362,7 +371,7 @@ def _missing_modules(imports: Any) -> list[Origin]:
     """Returns those modules of "imports", see `save`, that have registered nothing."""
     if not isinstance(imports, dict) or not all(isinstance(file, str) for file in imports.values()):
         return []
-    known = {registry.origin(name).module for registry in REGISTRIES.values() for name in registry}
+    known = {registry.origin(name).module for registry in registries().values() for name in registry}
     return [Origin(module, file) for module, file in imports.items() if module not in known]
 
 

@@ -12,7 +12,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from squeeze_jax import models, tasks
-from squeeze_jax.config import SPLITS, complete
+from squeeze_jax.config import complete
+from squeeze_jax.data import SPLITS
 from squeeze_jax.data.augmentation import Preprocessing
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.sources import Dataset, MissingSplitError, open_dataset

@@ -9,6 +9,8 @@ from typing import Any
 
 from squeeze_jax.errors import FileError
 
+CONFIG_FILE = "config.json"  # of a workdir
+
 
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:

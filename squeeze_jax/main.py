@@ -8,22 +8,19 @@ from squeeze_jax.runtime.memory import keep_freed_memory
 if __name__ == "__main__":
     keep_freed_memory()  # before the imports below
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from squeeze_jax import commands, console, network
-from squeeze_jax import config as config_lib
+from squeeze_jax import commands, console
+from squeeze_jax.data import SPLITS
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.runtime import compilation_cache, devices
-from squeeze_jax.training import trainer
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/digits.py; default: the config stored in the workdir."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate a checkpoint.")
-SPLIT = flags.DEFINE_enum("split", "test", config_lib.SPLITS, "Split for --mode=eval.")
+SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Split for --mode=eval.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Weight file for --mode=eval, instead of the run in the workdir.")
 DATASET = flags.DEFINE_string("dataset", None, "Dataset for --mode=eval; default: the run's own dataset.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Checkpoint for --mode=eval: best, latest or a step.")
@@ -49,12 +46,19 @@ def main() -> None:
         )
     if EXTEND.value and (MODE.value != "train" or not commands.is_stored(flags.FLAGS["config"])):
         raise ConfigError("--extend continues the run in the workdir by its own config; leave --config and --mode out.")
-    if config is not None:
-        config_lib.validate(config)
-        jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     hosts = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if None in hosts and any(value is not None for value in hosts):
         raise ConfigError("a run of several processes needs --coordinator_address, --num_processes and --process_id.")
+    with console.doing("importing JAX"):
+        import jax
+
+        from squeeze_jax import network
+        from squeeze_jax.runtime import compilation_cache, devices
+        from squeeze_jax.training import trainer
+        from squeeze_jax.validation import validate
+    if config is not None:
+        validate(config)
+        jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     compilation_cache.enable()
     if COORDINATOR.value:
         devices.join_hosts(*hosts)

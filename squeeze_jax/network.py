@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from squeeze_jax import config as config_lib
 from squeeze_jax import pretrained
-from squeeze_jax.config import SPLITS, check_same_experiment, complete
-from squeeze_jax.data import decoding
+from squeeze_jax.config import check_same_experiment, complete
+from squeeze_jax.data import SPLITS, decoding
 from squeeze_jax.data.identity import Identity
 from squeeze_jax.data.sources import Dataset, MissingSplitError
 from squeeze_jax.data.splits import NAME, Split

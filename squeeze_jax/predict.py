@@ -20,7 +20,6 @@ What is missing or cannot be read is reported, and has its reason in the column 
 is then 1.
 """
 
-from squeeze_jax.files import make_folder, user_path
 from squeeze_jax.runtime.memory import keep_freed_memory
 
 if __name__ == "__main__":
@@ -37,23 +36,21 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
-from squeeze_jax import commands, patches
-from squeeze_jax.console import track
+from squeeze_jax import commands
+from squeeze_jax.console import doing, track
 from squeeze_jax.data.listing import EXTENSIONS, is_left_behind
 from squeeze_jax.data.scans import Assume, add_cut_arguments, cut_of
-from squeeze_jax.data.volumes import is_volume
 from squeeze_jax.errors import InputError
-from squeeze_jax.export.exported import Exported
-from squeeze_jax.export.formats import is_exported, open_exported
-from squeeze_jax.network import ARRAY, SCANS, Network, load
-from squeeze_jax.pretrained.imagenet import readable
-from squeeze_jax.runtime import compilation_cache
-from squeeze_jax.tasks import Task
+from squeeze_jax.files import make_folder, user_path
+
+if TYPE_CHECKING:
+    from squeeze_jax.export.exported import Exported
+    from squeeze_jax.network import Network
+    from squeeze_jax.tasks import Task
 
 TOP = 5  # classes of an image that are shown
 MANY = 20  # classes that have a column each in CSV
@@ -68,6 +65,9 @@ def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     Raises:
       InputError: an argument gives no image.
     """
+    from squeeze_jax.data.volumes import is_volume
+    from squeeze_jax.network import SCANS
+
     found = []
     for argument in arguments:
         path = user_path(argument)
@@ -88,6 +88,8 @@ def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 
 def _images_below(root: pathlib.Path) -> list[pathlib.Path]:
     """Returns the images below a folder, also in linked folders, sorted; each folder is entered once."""
+    from squeeze_jax.network import ARRAY
+
     images, hidden, entered = [], [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -117,7 +119,7 @@ def map_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
 
 
 def read_images(
-    network: Network, paths: Sequence[pathlib.Path], batch_size: int
+    network: "Network", paths: Sequence[pathlib.Path], batch_size: int, description: str = "reading images"
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Reads images in batches, with labels derived from the names of their folders. What cannot be read is named.
 
@@ -125,6 +127,7 @@ def read_images(
       network: the network, which determines the image shape and the classes.
       paths: the image files.
       batch_size: the number of images in all batches but the last.
+      description: what is done with them, for a bar in a terminal.
 
     Yields:
       Images, uint8 (batch, *image_shape), and labels, int (batch,); -1 if the folder is not named after a class.
@@ -136,7 +139,7 @@ def read_images(
     images: list[np.ndarray] = []
     labels: list[int] = []
     skipped = 0
-    for i, path in enumerate(paths, start=1):
+    for i, path in enumerate(track(paths, description), start=1):
         try:
             images.append(network.read_image(path))
             labels.append(classes.get(path.parent.name, -1))
@@ -168,7 +171,7 @@ class Example(NamedTuple):
     error: str = ""
 
 
-def read_examples(network: Network | Exported, arguments: Sequence[str]) -> tuple[int, Iterator[Example]]:
+def read_examples(network: "Network | Exported", arguments: Sequence[str]) -> tuple[int, Iterator[Example]]:
     """Returns the number of images that the arguments of the command name, and the images; see `find_images`."""
     found: list[tuple[pathlib.Path | str, str]] = []
     for argument in arguments:
@@ -190,8 +193,10 @@ def read_examples(network: Network | Exported, arguments: Sequence[str]) -> tupl
     return len(found), (read(*one) for one in found)
 
 
-def cut_examples(network: Network | Exported, args: argparse.Namespace) -> tuple[int | None, Iterator[Example]]:
+def cut_examples(network: "Network | Exported", args: argparse.Namespace) -> tuple[int | None, Iterator[Example]]:
     """Returns the number of candidates (None of a grid) in the scans that the arguments name, and their patches."""
+    from squeeze_jax import patches
+
     cut = patches.choose_cut(network, cut_of(args))
     scans, remarks = patches.find_volumes(args.images)
     candidates, count = None, None
@@ -211,7 +216,7 @@ def cut_examples(network: Network | Exported, args: argparse.Namespace) -> tuple
 
 
 def predictions(
-    network: Network | Exported, examples: Iterable[Example], batch_size: int
+    network: "Network | Exported", examples: Iterable[Example], batch_size: int
 ) -> Iterator[tuple[Example, Any]]:
     """Yields each example and its prediction, None without an image, in order.
 
@@ -220,6 +225,8 @@ def predictions(
       examples: the examples.
       batch_size: images per call of the network.
     """
+    import jax
+
     waiting: list[Example] = []
     sizes = 0  # of the calls before
 
@@ -303,8 +310,15 @@ def main() -> int:
     add_cut_arguments(scans)
     args = parser.parse_args()
     _check(args)
-    compilation_cache.enable()
-    network = open_exported(args.weights) if is_exported(args.weights) else load(args.weights)
+    with doing(f"loading {args.weights}"):
+        from squeeze_jax.export.exported import Exported
+        from squeeze_jax.export.formats import is_exported, open_exported
+        from squeeze_jax.network import load
+        from squeeze_jax.pretrained.imagenet import readable
+        from squeeze_jax.runtime import compilation_cache
+
+        compilation_cache.enable()
+        network = open_exported(args.weights) if is_exported(args.weights) else load(args.weights)
     if (args.cam or args.report) and isinstance(network, Exported):
         raise InputError(
             "--cam and --report need feature maps, which an exported file does not have; use what it was exported from."
@@ -347,7 +361,7 @@ def main() -> int:
     return 1 if skipped else 0
 
 
-def renamed(network: Network | Exported, names: tuple[str, ...]) -> Network | Exported:
+def renamed(network: "Network | Exported", names: tuple[str, ...]) -> "Network | Exported":
     """Returns a network with other names of its classes."""
     config, positive = network.config, network.config.task.get("positive")
     if positive in network.class_names:
@@ -380,7 +394,7 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-def _report(args: argparse.Namespace, network: Network, case: list[tuple[Example, Any]], of: int | None) -> None:
+def _report(args: argparse.Namespace, network: "Network", case: list[tuple[Example, Any]], of: int | None) -> None:
     """Writes the page about a case, or about the best of a number of candidates."""
     pages = [
         (example.title, *_picture(network, example.image, predicted, args.cam_class), predicted)
@@ -390,14 +404,14 @@ def _report(args: argparse.Namespace, network: Network, case: list[tuple[Example
     network.task.report_case(args.report, *zip(*pages, strict=True), title=title)
 
 
-def _best_of(task: Task, shown: int, of: int) -> str:
+def _best_of(task: "Task", shown: int, of: int) -> str:
     name = "".join(f" of {name}" for name in task.naming.values())
     if shown == of:
         return f"{of} candidate{'s' * (of > 1)}, the highest probability{name} first"
     return f"The {shown} of {of:,} candidates with the highest probability{name}"
 
 
-def _picture(network: Network, image: np.ndarray, predicted: Any, class_name: str | None) -> tuple[bytes, str]:
+def _picture(network: "Network", image: np.ndarray, predicted: Any, class_name: str | None) -> tuple[bytes, str]:
     """Returns the PNG of `Network.explain`, and its sentence."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "map.png"
@@ -413,7 +427,7 @@ class Result(NamedTuple):
     score: float
 
 
-def _print(results: list[Result], task: Task, ids: Sequence[str], args: argparse.Namespace, of_scans: bool) -> None:
+def _print(results: list[Result], task: "Task", ids: Sequence[str], args: argparse.Namespace, of_scans: bool) -> None:
     def described(result: Result, top: int) -> dict[str, list[dict[str, Any]]]:
         if result.predicted is None:
             return {}

@@ -12,17 +12,13 @@ import pathlib
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from squeeze_jax import commands, tables
-from squeeze_jax.data import pipeline
+from squeeze_jax import commands, console, tables
 from squeeze_jax.data.splits import UNREADABLE, Split
-from squeeze_jax.experiment import build
 from squeeze_jax.files import make_folder
-from squeeze_jax.training.fine_tuning import with_weights
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/digits.py.")
 OUTPUT = flags.DEFINE_string("output", "data_report", "Folder for the pictures and the table.")
@@ -60,7 +56,8 @@ def pixel_statistics(split: Split, examples: int) -> tuple[np.ndarray, np.ndarra
     """
     indices = np.unique(np.linspace(0, len(split) - 1, min(examples, len(split))).astype(int))
     total, squares, count, replaced = 0.0, 0.0, 0, 0
-    for part in np.array_split(indices, max(1, len(indices) // 100)):
+    parts = np.array_split(indices, max(1, len(indices) // 100))
+    for part in console.track(parts, "reading pixels"):
         batch = split.batch(part)
         replaced += len(batch.get(UNREADABLE, ()))
         pixels = batch["image"].astype(np.float64)
@@ -81,6 +78,8 @@ def images_per_second(split: Split, config: ConfigDict, seconds: float) -> float
       config: the config of the experiment.
       seconds: the duration of the measurement.
     """
+    from squeeze_jax.data import pipeline
+
     batches = pipeline.train_batches(
         split,
         batch_size=config.train.batch_size,
@@ -102,7 +101,13 @@ def images_per_second(split: Split, config: ConfigDict, seconds: float) -> float
 
 def show(config: ConfigDict, output: pathlib.Path) -> None:
     """Prints the statistics, and writes counts.csv, before.png and after.png to the folder `output`."""
-    experiment = build(with_weights(config))
+    with console.doing("opening the dataset"):
+        import jax
+
+        from squeeze_jax.experiment import build
+        from squeeze_jax.training.fine_tuning import with_weights
+
+        experiment = build(with_weights(config))
     dataset, splits, train = experiment.dataset, experiment.splits, experiment.splits["train"]
     output = make_folder(output)
     print(f"{dataset.name} {dataset.version}: images {'x'.join(map(str, dataset.image_shape))}")
@@ -136,7 +141,8 @@ def show(config: ConfigDict, output: pathlib.Path) -> None:
     keys = jax.random.split(jax.random.key(config.seed), len(indices))
     experiment.task.draw(output / "before.png", before)
     experiment.task.draw(output / "after.png", jax.device_get(jax.jit(experiment.task.augment)(after, keys)))
-    rate = images_per_second(train, config, SECONDS.value)
+    with console.doing("timing the input pipeline"):
+        rate = images_per_second(train, config, SECONDS.value)
     source = f"{config.run.num_workers} workers of" if config.run.num_workers else "no workers,"
     print(
         f"pipeline: {rate:.0f} images/s in batches of {config.train.batch_size} ({source} {config.run.num_threads} "

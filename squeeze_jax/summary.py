@@ -3,14 +3,16 @@
 from absl import flags
 from ml_collections import config_flags
 
-from squeeze_jax import commands
-from squeeze_jax.experiment import build
-from squeeze_jax.training.fine_tuning import with_weights
+from squeeze_jax import commands, console
 
 
 def main() -> None:
     """Runs the command."""
-    experiment = build(with_weights(flags.FLAGS.config))
+    with console.doing("building the network"):
+        from squeeze_jax.experiment import build
+        from squeeze_jax.training.fine_tuning import with_weights
+
+        experiment = build(with_weights(flags.FLAGS.config))
     print(experiment.config.model.name)
     print(experiment.summary.table())
 

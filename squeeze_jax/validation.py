@@ -12,11 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from squeeze_jax.compression.sharing import BITS, INITIALIZATIONS
-from squeeze_jax.data.augmentation import AUGMENTATIONS
+from squeeze_jax.compression import BITS, INITIALIZATIONS
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.training.optimizers import OPTIMIZERS
-from squeeze_jax.training.schedules import SCHEDULES
 
 SIZE = "a number of pixels, or (height, width)"
 LARGEST_SIDE = 4096  # pixels of an image that a network or a crop takes
@@ -110,6 +107,10 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.{key} has the value {_shown(value)}; expected text, a finite number or a tuple of those."
             )
+    # Not at the top, because these import JAX; a command without a config is faster than that.
+    from squeeze_jax.training.optimizers import OPTIMIZERS
+    from squeeze_jax.training.schedules import SCHEDULES
+
     for key, registry in (("optimizer.name", OPTIMIZERS), ("schedule.name", SCHEDULES)):
         registry[lookup(config, key)]  # raises if the name is unknown
     for key, choices in CHOICES.items():
@@ -198,6 +199,8 @@ def _check_images(config: ConfigDict) -> None:
 def _check_tuples(config: ConfigDict) -> None:
     def is_range(value: Any) -> bool:
         return value == () or (len(value) == 2 and _is_number(*value) and value[0] <= value[1])
+
+    from squeeze_jax.data.augmentation import AUGMENTATIONS
 
     for name in config.augment.own if isinstance(config.augment.own, tuple) else (config.augment.own,):
         AUGMENTATIONS[name]  # raises if the name is unknown

@@ -39,7 +39,7 @@ def config_file(tmp_path, body):
         (["--config.model.name=squeezenet_v11"], "ModelError: the model 'squeezenet_v11' is unknown; did you mean"),
         (["--config.seed=abc"], "ConfigError: flag --config.seed=abc: invalid literal for int()"),
         (["--config.run.backends=pmap"], "ConfigError: "),
-        (["--confg=x"], "ConfigError: Unknown command line flag 'confg'"),
+        (["--confg=x"], "ConfigError: the flag --confg is unknown; did you mean '--config'?"),
         (
             ["--config.optimizer=x"],
             "ConfigError: flag --config.optimizer=x: Failed to parse 'x' as a ConfigDict: expected",

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from experiments.report import mean_and_spread
 from squeeze_jax import commands, models
 from squeeze_jax import config as config_lib
+from squeeze_jax.data import SPLITS
 from squeeze_jax.errors import SqueezeJaxError
 from squeeze_jax.experiment import network_options
 
@@ -158,7 +159,7 @@ def flags_of(module: str) -> flags.FlagValues:
             name = ast.literal_eval(node.args[0])
             if node.func.attr == "DEFINE_enum":
                 choices = node.args[2]
-                known = config_lib.SPLITS if ast.unparse(choices) == "config_lib.SPLITS" else ast.literal_eval(choices)
+                known = SPLITS if ast.unparse(choices) == "SPLITS" else ast.literal_eval(choices)
                 flags.DEFINE_enum(name, None, known, "", flag_values=values)
             elif node.func.attr == "DEFINE_integer":
                 flags.DEFINE_integer(name, None, "", flag_values=values)

@@ -61,7 +61,7 @@ def picture(path, value):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the command with a network of no weights; returns the exit status, what it printed and its errors."""
-    monkeypatch.setattr(predict, "load", lambda source: Brightness())
+    monkeypatch.setattr("squeeze_jax.network.load", lambda source: Brightness())
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["predict", "--weights", "any", *map(str, arguments)])
@@ -134,7 +134,7 @@ PER_CLASS = ["probability_dark", "probability_bright"]
 def test_the_best_of_many_classes_have_columns_and_names_have_their_ids(run, tmp_path, monkeypatch):
     path = picture(tmp_path / "a.png", 51)
     many = Brightness(imagenet_class_names()[:30])
-    monkeypatch.setattr(predict, "load", lambda source: many)
+    monkeypatch.setattr("squeeze_jax.network.load", lambda source: many)
     monkeypatch.setattr(Brightness, "predict", lambda self, images: np.arange(30)[None] / np.float32(435))
     _, out, _ = run("--format=csv", path)
     header, (row,) = table(out)
@@ -296,7 +296,7 @@ def run_on_scans(run, monkeypatch):
     """Like `run`, with a network of slices of 8 x 8 pixels."""
     recorded = {"cut": dataclasses.asdict(Cut("axial", 8, 2.0))}
     network = Brightness(image_shape=(8, 8, 1), preparation=recorded)
-    monkeypatch.setattr(predict, "load", lambda source: network)
+    monkeypatch.setattr("squeeze_jax.network.load", lambda source: network)
     return run
 
 
@@ -372,7 +372,7 @@ def test_what_is_wrong_with_scans_is_one_line(run_on_scans, scans, arguments, me
 
 
 def test_a_cut_that_is_not_recorded_is_taken_from_options(run_on_scans, scans, monkeypatch):
-    monkeypatch.setattr(predict, "load", lambda source: Brightness(image_shape=(8, 8, 1)))
+    monkeypatch.setattr("squeeze_jax.network.load", lambda source: Brightness(image_shape=(8, 8, 1)))
     status, _, errors = run_on_scans("--grid=30", scans)
     assert status == 1 and "does not record how its patches were cut" in errors and "--cut" in errors
     status, _, errors = run_on_scans("--grid=30", "--cut=axial", scans)

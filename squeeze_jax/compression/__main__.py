@@ -22,25 +22,20 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from squeeze_jax import commands, console, tables
-from squeeze_jax.compression import report
-from squeeze_jax.compression.compressor import Compressor
-from squeeze_jax.compression.on_disk import DiskArray, check_room
-from squeeze_jax.compression.report import Stage
-from squeeze_jax.compression.rounding import BIAS_FORMS, NORM_FORMS
-from squeeze_jax.compression.sharing import INITIALIZATIONS, layer_bits
+from squeeze_jax.compression import BIAS_FORMS, INITIALIZATIONS, NORM_FORMS
 from squeeze_jax.errors import InputError, SqueezeJaxError
 from squeeze_jax.files import user_path
-from squeeze_jax.network import Network, load
-from squeeze_jax.predict import find_images, read_images
-from squeeze_jax.pretrained import deep_compression, sqz
-from squeeze_jax.runtime import compilation_cache
+
+if TYPE_CHECKING:
+    from squeeze_jax.network import Network
 
 LAYOUTS = ("sqz", "net")
 
 
-def parse_bits(text: str, network: Network) -> dict[str, int]:
+def parse_bits(text: str, network: "Network") -> dict[str, int]:
     """Parses the option --bits.
 
     Args:
@@ -54,6 +49,8 @@ def parse_bits(text: str, network: Network) -> dict[str, int]:
       InputError: the text cannot be parsed.
       ConfigError: an unknown layer, or a number of bits out of range.
     """
+    from squeeze_jax.compression.sharing import layer_bits
+
     common, *others = text.split(",")
     try:
         pairs = (other.split("=") for other in others)
@@ -117,13 +114,22 @@ def main() -> int:
     )
     args = parser.parse_args()
     layout, fitted = check(args)
-    compilation_cache.enable()
-    calibration, evaluation = (find_images([str(p)]) if p else [] for p in (args.calibration, args.evaluation))
-    network = load(args.weights)
+    with console.doing(f"loading {args.weights}"):
+        from squeeze_jax.compression import report
+        from squeeze_jax.compression.compressor import Compressor
+        from squeeze_jax.compression.on_disk import DiskArray, check_room
+        from squeeze_jax.network import load
+        from squeeze_jax.predict import find_images, read_images
+        from squeeze_jax.pretrained import deep_compression, sqz
+        from squeeze_jax.runtime import compilation_cache
+
+        compilation_cache.enable()
+        calibration, evaluation = (find_images([str(p)]) if p else [] for p in (args.calibration, args.evaluation))
+        network = load(args.weights)
     bits = parse_bits(args.bits, network) if args.bits else None
     net_bits = max(bits.values()) if bits else deep_compression.RELEASED_BITS
 
-    def serialize(network: Network, steps: Mapping[str, float]) -> bytes:
+    def serialize(network: "Network", steps: Mapping[str, float]) -> bytes:
         if layout == "net":
             return deep_compression.serialize(network, net_bits)
         return sqz.serialize(network, steps=steps)
@@ -160,9 +166,9 @@ def main() -> int:
             compressor.keep()
     stages = compressor.stages
     if args.weights.is_file():
-        stages.insert(0, Stage(args.weights.name, network, args.weights.stat().st_size))
+        stages.insert(0, report.Stage(args.weights.name, network, args.weights.stat().st_size))
     else:
-        stages.insert(0, Stage("original", network, len(sqz.serialize(network))))
+        stages.insert(0, report.Stage("original", network, len(sqz.serialize(network))))
     answers = report.evaluate(stages, read_images(network, evaluation, report.BATCH)) if evaluation else None
     rows = report.rows(stages, answers)
     print(tables.markdown(list(rows[0]), [list(row.values()) for row in rows]))

@@ -6,10 +6,9 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from squeeze_jax.compression import BIAS_FORMS, NORM_FORMS
 from squeeze_jax.errors import ConfigError
 
-BIAS_FORMS = ("float32", "float16", "int8")
-NORM_FORMS = ("float32", "float16")
 LARGEST_INT8 = 127
 
 

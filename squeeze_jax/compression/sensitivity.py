@@ -14,21 +14,17 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.traverse_util
 import numpy as np
 
-from squeeze_jax import commands, plotting, tables
-from squeeze_jax.compression.on_disk import DiskArray
-from squeeze_jax.compression.report import BATCH, Answers
-from squeeze_jax.compression.sharing import BITS, layer_bits, share
+from squeeze_jax import commands, console, plotting, tables
+from squeeze_jax.compression import BITS
 from squeeze_jax.errors import InputError
 from squeeze_jax.files import make_folder, user_path
-from squeeze_jax.models.summary import summarize
-from squeeze_jax.network import Network, load
-from squeeze_jax.predict import find_images, read_images
-from squeeze_jax.runtime import compilation_cache, devices
+
+if TYPE_CHECKING:
+    from squeeze_jax.network import Network
 
 DENSITIES = (0.1, 0.2, 0.3, 0.5, 0.7)
 WIDTHS = (2, 3, 4, 5, 6)
@@ -51,6 +47,10 @@ class Change:
 
     def apply(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the variables with the layer changed."""
+        import flax.traverse_util
+
+        from squeeze_jax.compression.sharing import share
+
         if self.method == "shared":
             return share(variables, {self.layer: int(self.value)})
         leaves = flax.traverse_util.flatten_dict(variables, sep="/")
@@ -69,7 +69,7 @@ def pruned(kernel: np.ndarray, density: float) -> np.ndarray:
 
 
 def measure(
-    network: Network,
+    network: "Network",
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     densities: Sequence[float] = DENSITIES,
     widths: Sequence[int] = WIDTHS,
@@ -89,6 +89,12 @@ def measure(
       A row for the original network, then one per layer, method and value: "layer", "method", "value", "agreement" with
       the original network, "KL" divergence from it in nats and, if all images are labeled, "top1".
     """
+    from squeeze_jax.compression.on_disk import DiskArray
+    from squeeze_jax.compression.report import BATCH, Answers
+    from squeeze_jax.compression.sharing import layer_bits
+    from squeeze_jax.models.summary import summarize
+    from squeeze_jax.runtime import devices
+
     order = summarize(network.model, network.task.preprocessing.input_shape(network.image_shape)).layers
     known = layer_bits(network.variables, BITS[-1])
     changes = [Change()]
@@ -110,7 +116,7 @@ def measure(
     parts = [slice(first, first + BATCH) for first in range(0, len(data), BATCH)]
     originals = DiskArray.of((np.asarray(predict(network.variables, data[part])) for part in parts), scratch)
     rows = []
-    for change in changes:
+    for change in console.track(changes, "measuring layers"):
         variables, answers = change.apply(network.variables), Answers()
         for part, label in zip(parts, labels, strict=True):
             probability = np.asarray(predict(variables, data[part]))[: len(label)]
@@ -141,8 +147,10 @@ def draw(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
     return path
 
 
-def examples_of(network: Network, dataset: str | None, split: str, count: int) -> Iterator:
+def examples_of(network: "Network", dataset: str | None, split: str, count: int) -> Iterator:
     """Yields the first examples of a split in batches, as `measure` takes them."""
+    from squeeze_jax.compression.report import BATCH
+
     examples = network.split(split, dataset)
     count = min(count, len(examples))
     for first in range(0, count, BATCH):
@@ -171,9 +179,15 @@ def main() -> int:
         raise InputError(f"--densities {args.densities}; expected numbers above 0 and up to 1, such as 0.1,0.3,0.5.")
     if not all(bits in BITS for bits in args.bits):
         raise InputError(f"--bits {args.bits}; expected whole numbers from {BITS[0]} to {BITS[-1]}, such as 2,4,6.")
-    compilation_cache.enable()
-    paths = find_images([str(args.evaluation)]) if args.evaluation else []
-    network = load(args.weights)
+    with console.doing(f"loading {args.weights}"):
+        from squeeze_jax.compression.report import BATCH
+        from squeeze_jax.network import load
+        from squeeze_jax.predict import find_images, read_images
+        from squeeze_jax.runtime import compilation_cache
+
+        compilation_cache.enable()
+        paths = find_images([str(args.evaluation)]) if args.evaluation else []
+        network = load(args.weights)
     batches = (
         read_images(network, paths, BATCH) if paths else examples_of(network, args.dataset, args.split, args.examples)
     )

@@ -6,10 +6,9 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from squeeze_jax.compression import BITS, INITIALIZATIONS
 from squeeze_jax.errors import ConfigError
 
-INITIALIZATIONS = ("linear", "density")
-BITS = range(2, 9)
 ITERATIONS = 1000  # maximum of k-means
 KERNEL = "kernel"
 FIRST = "params/"

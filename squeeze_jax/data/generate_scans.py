@@ -11,7 +11,6 @@ import argparse
 import sys
 
 from squeeze_jax import commands
-from squeeze_jax.data import synthetic_nodules
 from squeeze_jax.errors import DataError
 from squeeze_jax.files import user_path
 
@@ -26,6 +25,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.patients < 1 or args.seed < 0:
         raise DataError("expected --patients of at least 1, and a --seed of zero or more.")
+    from squeeze_jax.data import synthetic_nodules
+
     synthetic_nodules.write(args.output, args.patients, seed=args.seed, dicom=args.dicom)
 
 

@@ -16,19 +16,18 @@ squeeze_jax.export.web.
 import pathlib
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from squeeze_jax import commands
+from squeeze_jax import commands, console
 from squeeze_jax.errors import InputError
-from squeeze_jax.export import web
-from squeeze_jax.export.comparison import BATCH, LARGEST_CHANGE, LARGEST_LOSS, Comparison, compare, random_images
-from squeeze_jax.export.description import PIXELS
-from squeeze_jax.export.formats import FORMATS
+from squeeze_jax.export import LARGEST_CHANGE, LARGEST_LOSS, PIXELS, SUFFIXES
 from squeeze_jax.files import replaced, user_path
-from squeeze_jax.network import Network, load
-from squeeze_jax.predict import find_images, read_images
-from squeeze_jax.runtime import compilation_cache
+
+if TYPE_CHECKING:
+    from squeeze_jax.export.comparison import Comparison
+    from squeeze_jax.network import Network
 
 CALIBRATION_IMAGES = 200
 CALIBRATION_SHARE = 0.8  # of a folder with few images; the others are held out
@@ -58,14 +57,14 @@ def choose_calibration(paths: list[pathlib.Path], evaluation: list[pathlib.Path]
 
 
 def export(
-    network: Network,
+    network: "Network",
     output: pathlib.Path,
     *,
     pixels: str = "float32",
     calibration: list[pathlib.Path] | None = None,
     evaluation: list[pathlib.Path] | None = None,
     allow_loss: float | None = None,
-) -> Comparison:
+) -> "Comparison":
     """Writes an exported file, which replaces an existing one after it has been compared with the network.
 
     Args:
@@ -81,15 +80,21 @@ def export(
       FileError: the file cannot be written.
       InputError: an image cannot be read.
     """
+    from squeeze_jax.export.comparison import BATCH, compare, random_images
+    from squeeze_jax.export.formats import FORMATS
+    from squeeze_jax.predict import read_images
+
     form = FORMATS[output.suffix]
     if calibration is None:
-        data = form.serialize(network, pixels)
+        with console.doing("exporting the network"):
+            data = form.serialize(network, pixels)
     else:
-        images = np.concatenate([images for images, _ in read_images(network, calibration, BATCH)])
-        data = form.serialize_int8(network, images, pixels)
+        images = np.concatenate([images for images, _ in read_images(network, calibration, BATCH, "calibrating")])
+        with console.doing(f"calibrating on {len(images)} images"):
+            data = form.serialize_int8(network, images, pixels)
     with replaced(output) as temporary:
         temporary.write_bytes(data)
-        batches = read_images(network, evaluation, BATCH) if evaluation else [random_images(network)]
+        batches = read_images(network, evaluation, BATCH, "comparing") if evaluation else [random_images(network)]
         comparison = compare(network, form.read(temporary), batches)
         print(comparison)
         if calibration is None:
@@ -104,7 +109,7 @@ def main() -> int:
     parser = commands.parser(__doc__)
     parser.add_argument("--weights", required=True, type=user_path, help="weight file or workdir")
     parser.add_argument(
-        "--output", required=True, type=user_path, help=f"file, ending in {', '.join(FORMATS)}; or folder for a page"
+        "--output", required=True, type=user_path, help=f"file, ending in {', '.join(SUFFIXES)}; or folder for a page"
     )
     parser.add_argument("--pixels", choices=PIXELS, default="float32", help="dtype of the images that the file takes")
     parser.add_argument("--int8", action="store_true", help="compute in 8-bit integers; needs --calibration")
@@ -121,27 +126,40 @@ def main() -> int:
     if not args.output.suffix:
         if args.int8 or args.calibration or args.evaluation:
             raise InputError("a page has a float network; --int8, --calibration and --evaluation are for files.")
-        compilation_cache.enable()
-        print(web.write(load(args.weights), args.output))
+        with console.doing(f"loading {args.weights}"):
+            from squeeze_jax.export import web
+            from squeeze_jax.network import load
+            from squeeze_jax.runtime import compilation_cache
+
+            compilation_cache.enable()
+            network = load(args.weights)
+        with console.doing("writing the page"):
+            comparison = web.write(network, args.output)
+        print(comparison)
         size = sum(path.stat().st_size for path in args.output.iterdir())
         print(f"{args.output}: {size:,} bytes; serve it by: python -m http.server --directory {args.output}")
         return 0
-    form = FORMATS.get(args.output.suffix)
-    if form is None:
-        raise InputError(f"--output {args.output} must end in {', '.join(FORMATS)}.")
+    if args.output.suffix not in SUFFIXES:
+        raise InputError(f"--output {args.output} must end in {', '.join(SUFFIXES)}.")
     if not args.output.parent.is_dir():
         raise InputError(f"the folder of --output {args.output} does not exist; create it or use another one.")
     if args.int8 != (args.calibration is not None):
         raise InputError("--int8 and --calibration FOLDER go together.")
-    if args.int8 and not hasattr(form, "serialize_int8"):
-        raise InputError(f"{args.output.suffix} files have no int8; use .onnx or .tflite.")
-    compilation_cache.enable()
-    evaluation = find_images([str(args.evaluation)]) if args.evaluation else []
-    calibration = None
-    if args.int8:
-        calibration, evaluation = choose_calibration(find_images([str(args.calibration)]), evaluation)
-        print(f"calibrated on {len(calibration)} images")
-    network = load(args.weights)
+    with console.doing(f"loading {args.weights}"):
+        from squeeze_jax.export.formats import FORMATS
+        from squeeze_jax.network import load
+        from squeeze_jax.predict import find_images
+        from squeeze_jax.runtime import compilation_cache
+
+        if args.int8 and not hasattr(FORMATS[args.output.suffix], "serialize_int8"):
+            raise InputError(f"{args.output.suffix} files have no int8; use .onnx or .tflite.")
+        compilation_cache.enable()
+        evaluation = find_images([str(args.evaluation)]) if args.evaluation else []
+        calibration = None
+        if args.int8:
+            calibration, evaluation = choose_calibration(find_images([str(args.calibration)]), evaluation)
+            print(f"calibrated on {len(calibration)} images")
+        network = load(args.weights)
     export(
         network,
         args.output,

@@ -8,6 +8,7 @@ import numpy as np
 
 from squeeze_jax.compression.report import Answers
 from squeeze_jax.errors import ExportError
+from squeeze_jax.export import LARGEST_CHANGE, LARGEST_LOSS
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.export.forward import forward
 from squeeze_jax.network import Network
@@ -15,8 +16,6 @@ from squeeze_jax.runtime.devices import compile_often
 
 BATCH = 32
 TOLERANCE = 1e-4  # of the logits of a float file, relative to the largest logit
-LARGEST_LOSS = 1.0  # points of top-1 accuracy that an int8 file may lose
-LARGEST_CHANGE = 10.0  # percent of the predictions that an int8 file may change, where there are no labels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,6 @@ KEYS = (
     "version",
     "checksum",
 )
-PIXELS = ("float32", "uint8")
 UNSEALED = b"sha256:" + b"0" * 64
 SEALED = re.compile(rb"sha256:[0-9a-f]{64}")
 

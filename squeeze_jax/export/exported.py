@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from squeeze_jax import config as config_lib
 from squeeze_jax.errors import ExportError, InputError, SqueezeJaxError, WeightError
 from squeeze_jax.experiment import make_task
-from squeeze_jax.export.description import KEYS, PIXELS
+from squeeze_jax.export import PIXELS
+from squeeze_jax.export.description import KEYS
 from squeeze_jax.network import read_image
 from squeeze_jax.tasks import Task
 from squeeze_jax.validation import is_image_shape

@@ -4,7 +4,7 @@ import pathlib
 from types import ModuleType
 
 from squeeze_jax.errors import WeightError
-from squeeze_jax.export import litert, onnx_file, stablehlo
+from squeeze_jax.export import SUFFIXES, litert, onnx_file, stablehlo
 from squeeze_jax.export.exported import Exported
 from squeeze_jax.pretrained.onnx_zoo import PRODUCER
 
@@ -12,7 +12,7 @@ FIRST_BYTES = 64  # of an .onnx file, where the producer is
 
 # Each module has `serialize(network, pixels) -> bytes` and `read(path, threads=None) -> Exported`; those with int8
 # files also have `serialize_int8(network, images, pixels) -> bytes`.
-FORMATS: dict[str, ModuleType] = {".onnx": onnx_file, ".tflite": litert, ".jaxexport": stablehlo}
+FORMATS: dict[str, ModuleType] = dict(zip(SUFFIXES, (onnx_file, litert, stablehlo), strict=True))
 
 
 def is_exported(path: pathlib.Path) -> bool:

@@ -200,8 +200,8 @@ class Recorder:
         if best["best_step"] is not None:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:
-            files = ["result.json", *([curves.name] if curves else []), "checkpoints", *self._reported]
-            logger.info("finished; %s are in %s", ", ".join(files), os.path.relpath(self._folder))
+            files = [*([curves.name] if curves else []), *self._reported, "checkpoints"]
+            _log(f"finished; in {os.path.relpath(self._folder)} are result.json", *files)
         else:
             plan = self._experiment.plan
             logger.info("stopped at step %d of %d; the same command resumes the run", step, plan.total)

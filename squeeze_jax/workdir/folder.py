@@ -11,8 +11,6 @@ import socket
 import subprocess
 import sys
 
-import jax
-
 from squeeze_jax.errors import WorkdirError
 from squeeze_jax.files import read_json, write_json
 
@@ -123,6 +121,8 @@ def write_versions(workdir: pathlib.Path) -> None:
                 ", ".join(changed),
             )
         return
+    import jax
+
     content = {
         "versions": versions,
         "commit": _commit(),

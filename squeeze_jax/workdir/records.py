@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from squeeze_jax import plotting
-from squeeze_jax.config import SPLITS
+from squeeze_jax.data import SPLITS
 from squeeze_jax.errors import WorkdirError
 from squeeze_jax.files import replaced, write_json, writing
 
