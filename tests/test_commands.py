@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -199,8 +200,8 @@ def test_compare_passes_over_what_is_not_a_run(reference, tmp_path):
     (tmp_path / "notes.txt").touch()
     compare = [sys.executable, "-m", "experiments.compare"]
     done = run(*compare, reference, tmp_path / "notes.txt")
-    assert done.returncode == 0 and "| state | finished |" in done.stdout
-    assert done.stderr.startswith(f"{tmp_path / 'notes.txt'} is skipped: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 0 and "| reference | finished |" in done.stdout
+    assert done.stderr == "skipped, because they are not runs: notes.txt\n"
     done = run(*compare, tmp_path / "notes.txt")
     assert done.returncode == 1 and "InputError: none of the arguments is the workdir of a run" in done.stderr
 
@@ -230,3 +231,45 @@ def test_modules_that_are_imported_are_named_if_they_fail(tmp_path, monkeypatch)
             import_module(name)
     with pytest.raises(ModuleNotFoundError, match="absent_one"):  # a bug of the module
         import_module(f"{tmp_path}/wrong.py")
+
+
+COMMANDS = (
+    *("main", "predict", "summary", "show_data", "compression", "compression.sensitivity", "export", "export.latency"),
+    *("data.prepare", "data.check", "data.generate_scans"),
+)
+STUDIES = ("sweep", "compare", "judge", "squeeze_ratio", "bypass", "dead_start", "compact_networks", "nodule_vs_fire")
+HEAVY = {"jax", "flax", "optax", "orbax", "grain", "tensorflow", "tensorflow_datasets", "matplotlib", "scipy", "rich"}
+HELP = """
+import runpy, sys
+sys.argv = ["", "--help"]
+try:
+    runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print("status", end.code, *sorted(HEAVY & {name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize(
+    "module", [*(f"squeeze_jax.{name}" for name in COMMANDS), *(f"experiments.{name}" for name in STUDIES)]
+)
+def test_help_needs_no_heavy_import(module):
+    code = HELP.replace("MODULE", repr(module)).replace("HEAVY", repr(HEAVY))
+    done = run(sys.executable, "-c", code, env=os.environ | {"GLIBC_TUNABLES": ""})  # or it would start once more
+    assert done.stdout.splitlines()[-1].strip() == "status 0", done.stdout + done.stderr
+    assert f"usage: python -m {module} " in done.stdout and len(done.stdout.splitlines()) < 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdri=x"], "ConfigError: the flag --workdri is unknown; did you mean '--workdir'?"),
+        ([f"--config={DIGITS}"], "ConfigError: pass --workdir: Folder of the run."),
+        (["--workdir=/nowhere"], "ConfigError: /nowhere holds no run that could be continued; pass --config"),
+        (["--workdir=/nowhere", "--config=nosuch.py"], "ConfigError: the config file cannot be loaded: No such file"),
+    ],
+)
+def test_what_is_wrong_with_flags_is_said_without_heavy_imports(arguments, message):
+    done = run(sys.executable, "-X", "importtime", "-m", "squeeze_jax.main", *arguments)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and any(line.startswith(message) for line in lines)
+    assert not [line for line in lines if re.search(r"\| +(jax|flax)$", line)]

@@ -608,7 +608,7 @@ def test_the_command_writes_a_file_that_everything_reads(small, images, tmp_path
     kernels = {name: leaf for name, leaf in leaves_of(load(output).variables).items() if name.endswith("kernel")}
     assert {len(np.unique(leaf)) for leaf in kernels.values()} <= {*range(1, 8), *range(16, 32)}
     done = command("--weights", output, images / "unlabeled", "--format=csv", module="squeeze_jax.predict")
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + 6 * 3, done.stderr
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 + 6, done.stderr
     evaluate(output, split="validation", dataset=str(images / "labeled"), output=tmp_path / "out")
     header, row = (tmp_path / "out/evaluation/validation_step_7/metrics.csv").read_text().splitlines()
     top1 = dict(zip(header.split(","), row.split(","), strict=True))["top1"]
@@ -650,7 +650,7 @@ def test_a_run_starts_from_a_compressed_file(data_dir, tmp_path):
     first = Network(experiment.model, state.eval_variables(), experiment.config, 0, classes, experiment.input_shape)
     first = with_variables(first, share(jax.device_get(first.variables), 4))
     sqz.save(first, tmp_path / "first.sqz")
-    started, _ = start_from(state, experiment.model, experiment.optimizer, tmp_path / "first.sqz", new_head=False)
+    started = start_from(state, experiment.model, experiment.optimizer, tmp_path / "first.sqz", new_head=False)
     jax.tree.map(np.testing.assert_array_equal, started.params, first.variables["params"])
 
 

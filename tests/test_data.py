@@ -184,6 +184,6 @@ def test_prepare_is_a_command_and_leaves_what_is_there(data_dir):
 
 def test_an_unwritable_data_folder_is_named_also_with_a_blank(tmp_path):
     (tmp_path / "a file").touch()
-    message = "digits could not be prepared by .*squeeze_jax.data.prepare digits --data_dir '.*/a file'`:\\n.*/a file"
+    message = "digits could not be prepared by .*squeeze_jax.data.prepare digits --data_dir '.*/a file'`: .*/a file"
     with pytest.raises(DataError, match=message):
         sources.open_dataset("digits", str(tmp_path / "a file"))

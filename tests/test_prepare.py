@@ -5,6 +5,7 @@ import csv
 import errno
 import struct
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_other_archives_are_named(tmp_path, name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare", str(tmp_path / name)])
     with pytest.raises(DataError, match=r"is not a .zip; unpack it, and use the folder"):
         prepare.main()
-    with pytest.raises(DataError, match=r"is an archive; unpack it first, with\n  python -m squeeze_jax.data"):
+    with pytest.raises(DataError, match=r"is an archive; unpack it first: python -m squeeze_jax.data"):
         open_dataset(str(tmp_path / name))
 
 
@@ -258,3 +259,35 @@ def test_a_hundred_mutants_of_a_zip_and_of_nodules_are_read_or_refused(tmp_path,
         with contextlib.suppress(DataError):
             found, names = pulmonary_nodules.read_nodules(path)
             assert np.array_equal(found, images) and len(names) == 134
+
+
+def test_a_download_is_tried_once_and_says_what_to_do(tmp_path, monkeypatch):
+    """No address is reachable: the proxy refuses every connection."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    start = time.monotonic()
+    with pytest.raises(DataError) as raised:
+        prepare.prepare("mnist", str(tmp_path))
+    message = str(raised.value)
+    assert "mnist could not be downloaded (" in message and f"put it in {tmp_path}/downloads/manual" in message
+    assert "/mnist/train-labels-idx1-ubyte.gz as train-labels-idx1-ubyte.gz" in message
+    assert message.endswith(f"repeat: python -m squeeze_jax.data.prepare mnist --data_dir {tmp_path}")
+    with pytest.raises(DataError, match="chestmnist.npz.* give its file: .* --file chestmnist.npz$"):
+        prepare.prepare("medmnist/chestmnist", str(tmp_path))
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("mnnist", "mnist, kmnist, emnist"), ("dgits", "digits"), ("medmnist/chestmnst", "medmnist/chestmnist")],
+)
+def test_an_unknown_dataset_gets_near_names(name, nearest, tmp_path):
+    with pytest.raises(DataError, match=f"the dataset '{name}' is unknown; did you mean {nearest}") as raised:
+        prepare.prepare(name, str(tmp_path))
+    assert len(str(raised.value)) < 500
+
+
+def test_what_has_to_be_downloaded_by_hand_is_said(tmp_path):
+    with pytest.raises(DataError, match="imagenet2012 has to be downloaded by hand: .*ILSVRC2012_img_train.tar"):
+        prepare.prepare("imagenet2012", str(tmp_path))

@@ -21,6 +21,7 @@ from squeeze_jax.compression.on_disk import DiskArray
 from squeeze_jax.compression.rounding import round_to_int8
 from squeeze_jax.compression.segments import Layer, SegmentedForward
 from squeeze_jax.compression.states import BATCH, Images, States, filled_batches
+from squeeze_jax.console import track
 from squeeze_jax.errors import InputError
 from squeeze_jax.network import Network
 from squeeze_jax.runtime.devices import compile_often
@@ -135,7 +136,7 @@ class Sequential:
         leaves = dict(flax.traverse_util.flatten_dict(original, sep="/"))
         steps: dict[str, float] = {}
         states = States(self._forward, self._preprocess, self.images, self._folder)
-        for index, layer in enumerate(self._forward.layers):
+        for index, layer in enumerate(track(self._forward.layers, "rounding layers")):
             if np.any(leaves[f"params/{layer.name}/kernel"]):
                 moments = self._moments(index, states, flax.traverse_util.unflatten_dict(leaves, sep="/"))
                 self._quantize_layer(layer, moments, leaves, steps, rate_factor, density)

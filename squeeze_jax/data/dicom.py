@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 from squeeze_jax.data.scans import Assume, Scan, check_size, check_steps, extra, simple_itk
 from squeeze_jax.errors import DataError
@@ -183,6 +182,8 @@ def _line(index: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     slope, offset = np.polyfit(index, values, 1)
     if np.abs(offset + slope * index - values).max() < SAME_PLACE:
         return offset, slope
+    from scipy import optimize
+
     one = np.ones_like(values)
     # The smallest t so that offset + slope * index and values are nowhere farther apart than t.
     above, below = np.stack([one, index, -one], 1), np.stack([-one, -index, -one], 1)

@@ -7,7 +7,6 @@ The volumes are in OUTPUT/subset0/ to subset4/; candidates.csv lists nodules (1)
 benign and malignant nodules. It needs SimpleITK (the extra `ct`). See squeeze_jax/data/synthetic_nodules.py.
 """
 
-import argparse
 import sys
 
 from squeeze_jax import commands
@@ -17,7 +16,7 @@ from squeeze_jax.files import user_path
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("output", type=user_path, help="the folder to write to")
     parser.add_argument("--patients", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -28,6 +27,7 @@ def main() -> None:
     from squeeze_jax.data import synthetic_nodules
 
     synthetic_nodules.write(args.output, args.patients, seed=args.seed, dicom=args.dicom)
+    print(f"{args.patients} scans, candidates.csv and nodules.csv are in {args.output}")
 
 
 if __name__ == "__main__":

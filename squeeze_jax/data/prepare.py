@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -21,23 +22,26 @@ import re
 import shutil
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-from squeeze_jax import commands
+from squeeze_jax import commands, console
 from squeeze_jax.data import archives, prepared
-from squeeze_jax.data.builders import BUILDERS, builder_class
+from squeeze_jax.data.builders import BUILDERS, builder_class, unknown
 from squeeze_jax.data.candidates import read_candidates, rename_classes, summary
 from squeeze_jax.data.folders import ImageFolder
 from squeeze_jax.data.identity import fingerprint
 from squeeze_jax.data.scans import Assume, Cut, add_cut_arguments, cut_of
-from squeeze_jax.data.sources import default_data_dir
+from squeeze_jax.data.sources import default_data_dir, prepare_command
 from squeeze_jax.data.volumes import AS_STORED, files_of, find_scans
 from squeeze_jax.errors import DataError, SqueezeJaxError
 from squeeze_jax.files import user_path
+from squeeze_jax.runtime import download
 
 SCANS_READ_AS = 2  # counts the changes of what a voxel's position or value is
 
+MOST_ADDRESSES = 5  # in a message
 PARTIAL = "partial-"  # in the names of folders that are being written
 _INCOMPLETE = r"incomplete\.\w{6}_\d+\.\d+\.\d+"  # how TFDS calls them
 
@@ -58,21 +62,89 @@ def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None
     Raises:
       DataError: the name is unknown, or the file is not the right one.
     """
-    import tensorflow_datasets as tfds
+    with console.doing("importing TensorFlow Datasets"):
+        import tensorflow_datasets as tfds
 
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
     folder = default_data_dir(data_dir)
+    own = name.split("/")[0] in BUILDERS
     with _preparing(name, folder), _locked(folder, name):
-        make = builder_class(name) if name.split("/")[0] in BUILDERS else functools.partial(tfds.builder, name)
+        make = builder_class(name) if own else functools.partial(tfds.builder, name)
         make = functools.partial(make, data_dir=folder, file_format="array_record")
         builder = prepared.builder_named(name, folder, make)
         if file is not None:
             if not hasattr(builder, "local_file"):
                 raise DataError(f"{name} is not made from one file; leave --file out.")
             builder.local_file = file.expanduser()
-        builder.download_and_prepare()
+        _download_and_prepare(builder, name, folder, bars=not own)
     return pathlib.Path(builder.data_dir)
+
+
+def _download_and_prepare(builder: Any, name: str, folder: pathlib.Path, *, bars: bool = False) -> None:
+    """Prepares a dataset, if it is not yet there, and says in a terminal what is done, and at the end what was made.
+
+    Args:
+      builder: of TFDS.
+      name: the name of the dataset, for messages.
+      folder: for datasets.
+      bars: in a terminal, show the bars of TFDS, which count bytes of downloads and examples.
+
+    Raises:
+      DataError: a download failed.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    if builder.is_prepared():
+        return
+    tfds.display_progress_bar(bars and console.is_terminal())
+    said = contextlib.nullcontext() if bars else console.doing(f"preparing {name}")
+    with said, contextlib.redirect_stdout(io.StringIO()), _trying_once():  # TFDS says "Unknown size" there
+        try:
+            builder.download_and_prepare()
+        except OSError as error:
+            address = getattr(getattr(error, "request", None), "url", None)  # of requests
+            if address is None:
+                raise
+            reason = str(error).rsplit(": ", 1)[-1].strip("()\"' ")
+            raise DataError(_not_downloaded(builder, name, folder, address, reason)) from error
+        except DownloadError as error:  # an answer that is not the file
+            raise DataError(f"{name} could not be downloaded: {error}") from error
+        except AssertionError as error:
+            if not str(error).startswith("Manual directory"):
+                raise
+            raise DataError(f"{name} has to be downloaded by hand: {' '.join(str(error).split())}") from error
+    sizes = ", ".join(f"{split.num_examples:,} {key}" for key, split in builder.info.splits.items())
+    print(f"{name}: {sizes} examples", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _trying_once() -> Iterator[None]:
+    """Makes TFDS try a download once, where it tries ten times for minutes and waits for an answer without end."""
+    from tensorflow_datasets.core.download import downloader
+
+    tries, opened = downloader.MAX_RETRIES, downloader._open_url
+    downloader.MAX_RETRIES = 0
+    downloader._open_url = functools.partial(opened, timeout=download.SILENCE)
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES, downloader._open_url = tries, opened
+
+
+def _not_downloaded(builder: Any, name: str, folder: pathlib.Path, address: str, reason: str) -> str:
+    """Returns a message about a failed download: the address, where to put the file, and the command to use it."""
+    command = prepare_command(name, None if folder == default_data_dir(None) else str(folder))
+    failed = f"{name} could not be downloaded ({reason}). On a machine with a connection, get"
+    if hasattr(builder, "local_file"):
+        file = pathlib.PurePosixPath(urllib.parse.urlsplit(address).path).name
+        return f"{failed} {address} and give its file: {command} --file {file}"
+    known = {url: entry.filename for url, entry in builder.url_infos.items() if entry.filename}
+    wanted = known if 0 < len(known) <= MOST_ADDRESSES else {address: known.get(address)}
+    manual = folder / "downloads" / "manual"
+    if None in wanted.values():
+        return f"{failed} it prepared from {address}, and copy the folder of the dataset to {folder}."
+    files = ", ".join(f"{url} as {file}" for url, file in wanted.items())
+    return f"{failed} {files}, put it in {manual}, and repeat: {command}"
 
 
 def convert(name: str, source: pathlib.Path, data_dir: str | None = None) -> pathlib.Path:
@@ -176,19 +248,17 @@ def cut_scans(
     Raises:
       DataError: a row, a scan or the name is wrong, or the dataset exists, made otherwise.
     """
-    import tensorflow_datasets as tfds
+    with console.doing("importing TensorFlow Datasets"):
+        from squeeze_jax.data.builders.scans import Scans, ScansConfig
 
-    from squeeze_jax.data.builders.scans import Scans, ScansConfig
-
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
     kind, _, own = name.partition("/")
     if kind != Scans.name or not re.fullmatch(r"\w+", own):
         raise DataError(f"a dataset of scans cannot be called {name!r}; expected a name such as scans/luna.")
     listed = read_candidates(candidates)
     if class_names:
         listed = rename_classes(listed, class_names)
-    found = find_scans(scans)
+    with console.doing(f"looking for scans in {scans}"):
+        found = find_scans(scans)
     for line in (*found.remarks(), summary(listed)):
         print(line, file=sys.stderr)
     listed_scans = {candidate.scan for candidate in listed}
@@ -220,7 +290,7 @@ def cut_scans(
                 f"as {cut} with {assume}, or its classes have other names; use another name, or delete it."
             )
         try:
-            builder.download_and_prepare()
+            _download_and_prepare(builder, name, folder)
         finally:
             with contextlib.suppress(OSError):  # a folder without a dataset would be taken for one of images
                 stored.parent.rmdir()
@@ -271,6 +341,8 @@ def _preparing(name: str, folder: pathlib.Path) -> Iterator[None]:
     except SqueezeJaxError:
         raise
     except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if type(error).__name__ == "DatasetNotFoundError" or "BuilderConfig" in str(error):
+            raise DataError(unknown(name)) from error
         reason = " ".join(str(error).split())[:500]
         raise DataError(f"{name} cannot be prepared in {folder}: {reason}") from error
 
@@ -344,6 +416,7 @@ def main() -> None:
     add_cut_arguments(scans)
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # about which TensorFlow prints a line, whatever the level
     if archives.is_archive(args.name):
         print(unpack(pathlib.Path(args.name), args.data_dir))
     elif args.scans or args.candidates:

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from squeeze_jax import console
 from squeeze_jax.data import prepared
 from squeeze_jax.data.archives import is_archive
-from squeeze_jax.data.builders import BUILDERS, builder_class
+from squeeze_jax.data.builders import BUILDERS, builder_class, unknown
 from squeeze_jax.data.decoding import Crop
 from squeeze_jax.data.fake import Fake
 from squeeze_jax.data.folders import ImageFolder
@@ -240,7 +241,7 @@ def _source(name: str, data_dir: str | None, shares: Mapping[str, float], exif: 
     if name.startswith("fake/"):
         return Fake(name)
     if is_archive(name):
-        raise DataError(f"{name} is an archive; unpack it first, with\n  {prepare_command(name, data_dir)}")
+        raise DataError(f"{name} is an archive; unpack it first: {prepare_command(name, data_dir)}")
     for folder in (pathlib.Path(name).expanduser(), default_data_dir(data_dir) / name):
         if folder.is_dir() and name.split("/")[0] not in BUILDERS and not _is_tfds_root(folder):
             return _folder(name, folder, shares, exif)
@@ -261,7 +262,7 @@ def _folder(name: str, folder: pathlib.Path, shares: Mapping[str, float], exif: 
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise DataError(
             f"{folder} is stored as {builder.info.file_format.value}, which has no random access; convert it to "
-            f"array_record with\n  {prepare_command(builder.name, None)} --from {shlex.quote(str(folder))}"
+            f"array_record: {prepare_command(builder.name, None)} --from {shlex.quote(str(folder))}"
         )
     return prepared.Prepared(name, builder, is_own=True)
 
@@ -284,14 +285,10 @@ def _builder(name: str, data_dir: str | None) -> Any:
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"the dataset {name!r} is unknown; expected one of this project ({', '.join(sorted(BUILDERS))}), a TFDS "
-            f"name, 'fake/32x32x3/10', the folder of a prepared dataset, or a folder of images in split/class/. "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        raise DataError(unknown(name)) from error
     if not builder.is_prepared():
         raise DataError(
-            f"{name} is not on disk in {builder.data_dir}; prepare it with\n  {prepare_command(name, data_dir)}\n"
+            f"{name} is not on disk in {builder.data_dir}; prepare it with {prepare_command(name, data_dir)} "
             f"(add --from DIR to convert an existing tfrecord copy)"
         )
     return builder
@@ -312,6 +309,17 @@ def _prepare_in_child(name: str, data_dir: str | None) -> None:
     package_root = str(pathlib.Path(__file__).parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    child = subprocess.run(command, capture_output=True, text=True, env=environment)
+    shown = console.is_terminal()  # then the child shows its progress, and its error, itself
+    console.clear()
+    output = None if shown else subprocess.PIPE
+    child = subprocess.run(command, stdout=subprocess.PIPE, stderr=output, text=True, env=environment)
+    if child.returncode and shown:
+        raise DataError(f"{name} could not be prepared, as said above, by `{shlex.join(command)}`.")
     if child.returncode:
-        raise DataError(f"{name} could not be prepared by `{shlex.join(command)}`:\n{child.stderr.strip()[-2000:]}")
+        *others, last = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+        reason = child.stderr.strip()[-2000:] if any(map(_is_traceback, others)) else last
+        raise DataError(f"{name} could not be prepared by `{shlex.join(command)}`: {reason}")
+
+
+def _is_traceback(line: str) -> bool:
+    return line.startswith("Traceback (most recent call last)")

@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 from scipy import ndimage
 
+from squeeze_jax.console import track
 from squeeze_jax.data.candidates import Candidate
 from squeeze_jax.data.scans import Scan, simple_itk
 from squeeze_jax.errors import FileError
@@ -198,7 +199,7 @@ def write(folder: pathlib.Path, patients: int, *, seed: int = 0, dicom: bool = F
       FileError: a file cannot be written, for example because the disk is full.
     """
     candidates, rows = [], []
-    for patient in range(patients):
+    for patient in track(range(patients), "generating scans"):
         scan, nodules, others = generate(patient, seed)
         uid = nodules[0].candidate.scan
         subset = folder / f"subset{patient % SUBSETS}"

@@ -14,7 +14,6 @@ from squeeze_jax.runtime.memory import keep_freed_memory
 if __name__ == "__main__":
     keep_freed_memory()  # before the imports below
 
-import argparse
 import os
 import pathlib
 import platform
@@ -96,7 +95,7 @@ def limit_threads(threads: int) -> None:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("sources", nargs="+", type=user_path, metavar="FILE", help="exported file, weights or workdir")
     parser.add_argument("--threads", type=int, help="default: the cores of this machine")
     parser.add_argument("--batch", type=int, default=1, help="images of a call; default: %(default)s")

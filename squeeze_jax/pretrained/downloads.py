@@ -58,7 +58,7 @@ def fetch(name: str) -> pathlib.Path:
     except OSError as error:
         raise WeightError(
             f"{name} could not be downloaded ({error.strerror or error}). Get {address} on a machine with a "
-            f"connection, and put it at {path}."
+            f"connection, put it at {path}, and repeat the command."
         ) from error
     return path
 

@@ -7,7 +7,9 @@ import re
 import time
 import urllib.request
 
-SILENCE = 30  # seconds without an answer
+from squeeze_jax.console import doing
+
+SILENCE = 8  # seconds without an answer
 LONGEST = 3600  # seconds for one file
 PIECE = 2**16  # bytes
 
@@ -24,7 +26,8 @@ def receive(address: str, path: pathlib.Path, *, largest: int) -> None:
       OSError: the download failed, or the file cannot be written; the message holds no password.
     """
     try:
-        _receive(address, path, largest)
+        with doing(f"downloading {path.name}"):
+            _receive(address, path, largest)
     except http.client.InvalidURL:  # whose message may be a password
         raise OSError("the address, or the one that it redirects to, is not valid") from None
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -201,7 +201,8 @@ class Recorder:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:
             files = [*([curves.name] if curves else []), *self._reported, "checkpoints"]
-            _log(f"finished; in {os.path.relpath(self._folder)} are result.json", *files)
+            folder = min(str(self._folder), os.path.relpath(self._folder), key=len)
+            _log(f"finished; in {folder} are result.json", *files)
         else:
             plan = self._experiment.plan
             logger.info("stopped at step %d of %d; the same command resumes the run", step, plan.total)

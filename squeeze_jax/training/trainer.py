@@ -79,8 +79,9 @@ def train_and_evaluate(
     _check_float64(config)
     if config.sharing.bits and not config.init_from:
         raise ConfigError("config.sharing.bits needs trained weights to share: set config.init_from.")
-    config = with_weights(config, folder)
-    experiment = build(config)  # fails before the folder is changed
+    with console.doing("opening the dataset"):
+        config = with_weights(config, folder)
+        experiment = build(config)  # fails before the folder is changed
     before = experiment
     if extend:
         config = extended(config, extend, len(experiment.splits["train"]))
@@ -109,7 +110,8 @@ def _train(
     former = _check_same_run(before, identity, folder) if checkpoints.steps() else []
     schedule = jax.jit(experiment.schedule)
     seed = mesh.replicate(np.int32(config.seed))
-    traced = compile_once(experiment.initial_state, out_shardings=mesh.replicated).trace(seed)
+    with console.doing("tracing the network"):
+        traced = compile_once(experiment.initial_state, out_shardings=mesh.replicated).trace(seed)
 
     if experiment.plan.total > before.plan.total:
         rewind(before, experiment, checkpoints, folder)
@@ -119,7 +121,9 @@ def _train(
     # The initial state, or the state of the last checkpoint.
     restored = checkpoints.restore_latest(traced.out_info)
     if restored is None:
-        state, best = traced.lower().compile()(seed), {"best_step": None, "best_value": None}
+        best = {"best_step": None, "best_value": None}
+        with console.doing("compiling the initial state"):
+            state = traced.lower().compile()(seed)
         if config.init_from:
             state = start_from(
                 state,
@@ -221,7 +225,8 @@ def _train(
     if finished and reported:
         chosen, leaves = checkpoints.read("best")
         fit_on = splits["validation"] if task.fits_on_validation and reported == "test" else None
-        evaluation = evaluator.measure(splits[reported], mesh.replicate(eval_variables(leaves)), fit_on=fit_on)
+        with console.doing(f"evaluating the {reported} split"):
+            evaluation = evaluator.measure(splits[reported], mesh.replicate(eval_variables(leaves)), fit_on=fit_on)
         if reported == "test":
             recorder.write(chosen, "test", evaluation.values)
         recorder.report(chosen, reported, evaluation)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from squeeze_jax.console import track
 from squeeze_jax.data import synthetic_nodules
 from squeeze_jax.data.candidates import Candidate
 from squeeze_jax.data.scans import Assume, Cut, Scan, cut_all
@@ -84,11 +85,12 @@ class Scans(tfds.core.GeneratorBasedBuilder):
         for uid in sorted(by_scan):
             splits.setdefault(self.builder_config.scans[uid].split, []).append(uid)
         return {
-            split: self._generate_examples({uid: by_scan[uid] for uid in splits[split]}) for split in sorted(splits)
+            split: self._generate_examples(split, {uid: by_scan[uid] for uid in splits[split]})
+            for split in sorted(splits)
         }
 
-    def _generate_examples(self, by_scan: dict[str, list[Candidate]]):
-        for uid, candidates in by_scan.items():
+    def _generate_examples(self, split: str, by_scan: dict[str, list[Candidate]]):
+        for uid, candidates in track(by_scan.items(), f"cutting scans of {split}"):
             try:
                 scan = read_scan(self.builder_config.scans[uid].files, self.builder_config.assume)
             except DataError as error:
@@ -119,9 +121,9 @@ class SyntheticNodules(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager  # nothing to download
-        return {split: self._generate_examples(patients) for split, patients in self.PATIENTS.items()}
+        return {split: self._generate_examples(split, patients) for split, patients in self.PATIENTS.items()}
 
-    def _generate_examples(self, patients: range):
-        for patient in patients:
+    def _generate_examples(self, split: str, patients: range):
+        for patient in track(patients, f"generating scans of {split}"):
             scan, nodules, _ = synthetic_nodules.generate(patient)
             yield from examples(scan, [nodule.candidate for nodule in nodules], self.CUT)
