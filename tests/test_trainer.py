@@ -296,7 +296,7 @@ runpy.run_module("squeeze_jax.main", run_name="__main__")
     text = Child(["bash", "-c", shell], tmp_path / "full.log").fail()
     assert "CheckpointError: the checkpoint of step 40 could not be written" in text
     assert "If the disk is full, free some space" in text and "intact (steps: 10, 20, 30)" in text
-    assert "Traceback" not in text and len(text.splitlines()) < 30
+    assert "Traceback" not in text and len(text.partition("CheckpointError")[2].splitlines()) < 4
     assert load(workdir, "latest").step == 30
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
@@ -341,7 +341,7 @@ def test_a_workdir_that_cannot_be_used_is_named(start, tmp_path, data_dir):
     ):
         with pytest.raises(WorkdirError, match=message):
             trainer.train_and_evaluate(config, folder)
-    assert "Did you mean 'sgd'" in start(tmp_path / "w", optimizer__name="sgdd").fail()
+    assert "did you mean 'sgd'" in start(tmp_path / "w", optimizer__name="sgdd").fail()
     assert not (tmp_path / "w").exists()
     missing = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(tmp_path / "nowhere")]
     assert "A new run needs --config" in Child(missing, tmp_path / "missing.log").fail()
