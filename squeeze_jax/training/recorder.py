@@ -35,6 +35,7 @@ class Recorder:
     def __init__(self, experiment: Experiment, folder: pathlib.Path, first_step: int):
         self._experiment = experiment
         self._folder = folder
+        self._short_folder = min(str(folder), os.path.relpath(folder), key=len)
         self._first_step = first_step
         self._writer = records.MetricsWriter(folder, first_step) if is_main_process() else None
         self._bar = Bar("training", first_step, experiment.plan.total, "compiling ...") if self._writer else None
@@ -59,7 +60,7 @@ class Recorder:
         experiment, plan, config = self._experiment, self._experiment.plan, self._experiment.config
         dataset, splits, summary = experiment.dataset, experiment.splits, experiment.summary
         device = mesh.mesh.devices.flat[0]
-        logger.info("workdir %s", self._folder)
+        logger.info("workdir %s", self._folder, extra={"parts": [f"workdir {self._short_folder}"]})
         _log(
             f"{mesh.num_devices} {device.platform} device(s) ({device.device_kind})",
             f"{jax.process_count()} process(es)",
@@ -201,8 +202,7 @@ class Recorder:
             logger.info("best validation %s %.4f at step %d", metric, best["best_value"], best["best_step"])
         if finished:
             files = [*([curves.name] if curves else []), *self._reported, "checkpoints"]
-            folder = min(str(self._folder), os.path.relpath(self._folder), key=len)
-            _log(f"finished; in {folder} are result.json", *files)
+            _log(f"finished; in {self._short_folder} are result.json", *files)
         else:
             plan = self._experiment.plan
             logger.info("stopped at step %d of %d; the same command resumes the run", step, plan.total)
