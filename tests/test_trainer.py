@@ -344,7 +344,7 @@ def test_a_workdir_that_cannot_be_used_is_named(start, tmp_path, data_dir):
     assert "did you mean 'sgd'" in start(tmp_path / "w", optimizer__name="sgdd").fail()
     assert not (tmp_path / "w").exists()
     missing = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(tmp_path / "nowhere")]
-    assert "A new run needs --config" in Child(missing, tmp_path / "missing.log").fail()
+    assert "pass --config for a new one" in Child(missing, tmp_path / "missing.log").fail()
 
 
 def test_a_dead_run_is_warned_of_and_nothing_is_compiled_twice(data_dir, tmp_path, capfd, monkeypatch):
