@@ -121,9 +121,12 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
 
     datasets: dict[str, Dataset] = {}
     traced: set[str] = set()
+    completed: dict[str, ConfigDict] = {}  # by folder
 
-    def check_one(config: ConfigDict) -> None:
-        config = with_weights(config)
+    def check_one(trial: Trial, config: ConfigDict) -> None:
+        earlier = completed.get(config.init_from)  # a trial whose weights are not there yet
+        config = with_weights(config) if earlier is None else config_lib.complete(config, earlier)
+        completed[str(workdir / trial.name)] = config
         of_dataset = f"{config.dataset} {config.crop} {config.run.data_dir}"
         if of_dataset not in datasets:
             datasets[of_dataset] = open_config_dataset(config)
@@ -137,14 +140,16 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
 
 
 def check_runs(
-    trials: Sequence[Trial], workdir: pathlib.Path, check_one: Callable[[ConfigDict], None] = lambda config: None
+    trials: Sequence[Trial],
+    workdir: pathlib.Path,
+    check_one: Callable[[Trial, ConfigDict], None] = lambda trial, config: None,
 ) -> None:
     """Checks the config of every trial, and compares it with that of the run in its folder, if any.
 
     Args:
       trials: the trials.
       workdir: the folder of the sweep.
-      check_one: an additional check of each config.
+      check_one: an additional check of each trial and its config.
 
     Raises:
       SweepError: a key or a value is invalid, two trials have the same name, or a folder contains a run of another
@@ -165,7 +170,7 @@ def check_runs(
                 raise SweepError("two trials have this name; every point needs different values.")
             config = parse(trial)
             config_lib.validate(config)
-            check_one(config)
+            check_one(trial, config)
             check_stored(workdir / trial.name, config)
         except SqueezeJaxError as error:
             raise SweepError(f"trial {trial.name}: {error}") from error

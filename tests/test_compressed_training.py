@@ -389,7 +389,7 @@ def test_the_study_continues_each_stage_from_the_one_before(data_dir, reference,
     arguments += [word for key, value in stages.items() for word in (f"--{key}", value)]
     command = [sys.executable, "-m", "experiments.deep_compression", *arguments, *tiny]
     log = Child(command, tmp_path / "log").succeed()
-    assert "seed=0/dense: started" not in log and "seed=0/shared_4: finished" in log
+    assert "seed=0/dense: started" not in log and "[1/1] seed=0/shared_4: test_top1" in log
     with (study / "deep_compression.csv").open() as file:
         rows = {row["stage"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["dense", "pruned", "shared_4"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import SHORT, options_of
 from flax import linen as nn
-from test_models import feature_names, random_variables, shapes
+from test_models import feature_shapes, random_variables, shapes
 
 from squeeze_jax import models
 from squeeze_jax.errors import ModelError
@@ -88,7 +88,7 @@ def test_the_geometry_is_that_of_the_maps(name, options, short_networks):
         final = stage.output_size(final)
     variables, images = shapes(model, (size, size, 3)), jnp.zeros((1, size, size, 3))
     maps = jax.eval_shape(functools.partial(model.apply, method="features"), variables, images)
-    last = "pool5" if name.startswith("alexnet") else feature_names(model, variables, images)[-2]
+    last = "pool5" if name.startswith("alexnet") else [*feature_shapes(model, variables, images)][-2]
     assert maps[last].shape[1:3] == (final, final)
 
 
@@ -138,7 +138,7 @@ def test_half_of_the_channels_pass_a_shuffle_unit_and_are_interleaved():
 
 def test_features_come_in_the_order_of_computation():
     model, images = small("shufflenet_v2_x0_5"), jnp.zeros((1, 16, 16, 3))
-    names = feature_names(model, shapes(model, (16, 16, 3)), images)
+    names = [*feature_shapes(model, shapes(model, (16, 16, 3)), images)]
     assert names[:3] == ["conv1", "stage2_0", "stage2_1"] and names[-2:] == ["conv_last", "fc"]
 
 

@@ -296,7 +296,7 @@ runpy.run_module("squeeze_jax.main", run_name="__main__")
     text = Child(["bash", "-c", shell], tmp_path / "full.log").fail()
     assert "CheckpointError: the checkpoint of step 40 could not be written" in text
     assert "If the disk is full, free some space" in text and "intact (steps: 10, 20, 30)" in text
-    assert "Traceback" not in text and len(text.splitlines()) < 33
+    assert "Traceback" not in text and len(text.partition("CheckpointError")[2].splitlines()) < 4
     assert load(workdir, "latest").step == 30
     start(workdir).succeed()
     assert ending(workdir) == ending(reference)
@@ -344,7 +344,7 @@ def test_a_workdir_that_cannot_be_used_is_named(start, tmp_path, data_dir):
     assert "did you mean 'sgd'" in start(tmp_path / "w", optimizer__name="sgdd").fail()
     assert not (tmp_path / "w").exists()
     missing = [sys.executable, "-m", "squeeze_jax.main", "--workdir", str(tmp_path / "nowhere")]
-    assert "A new run needs --config" in Child(missing, tmp_path / "missing.log").fail()
+    assert "pass --config for a new one" in Child(missing, tmp_path / "missing.log").fail()
 
 
 def test_a_dead_run_is_warned_of_and_nothing_is_compiled_twice(data_dir, tmp_path, capfd, monkeypatch):
@@ -499,7 +499,7 @@ def test_an_extended_run_has_the_bits_of_a_longer_one(data_dir, tmp_path, compil
     assert stored["resolved"]["extended_from"] == ["11 steps"]
     text = (first / "log.txt").read_text()
     assert "extended from 11 steps (11 steps) to 16 steps (16 steps), from step 10 on; the test split" in text
-    assert "and so are the bits" in text
+    assert "and so are the weights and metrics" in text
     config = config_lib.read(first)[0]
     for duration in ("3 steps", "1 %", "long"):  # nothing changes
         with pytest.raises(ConfigError, match=f"--extend={duration}"):

@@ -65,10 +65,12 @@ def rewind(before: Experiment, after: Experiment, checkpoints: Checkpoints, fold
       folder: its workdir.
     """
     plan, steps = before.plan, checkpoints.steps()
-    off = plan.total % plan.log_every or (plan.total % plan.evaluate_every and "validation" in before.splits)
-    if off and plan.total in steps and len(steps) > 1:
+    between = plan.total % plan.log_every or (plan.total % plan.evaluate_every and "validation" in before.splits)
+    extra = plan.total in steps and bool(between)  # a measurement that the longer run would not have made
+    if extra and len(steps) > 1:
         checkpoints.delete(plan.total)
         steps.remove(plan.total)
+        extra = False
     (folder / RESULT_FILE).unlink(missing_ok=True)  # only a finished run has it
     step = steps[-1] if steps else 0
     logger.info(
@@ -85,7 +87,10 @@ def rewind(before: Experiment, after: Experiment, checkpoints: Checkpoints, fold
     if step:
         old, new = (jax.jit(jax.vmap(one.schedule))(np.arange(step)) for one in (before, after))
         if np.array_equal(old, new):
-            logger.info("the learning rate up to this step is that of a run of the new duration, and so are the bits")
+            logger.info(
+                "the learning rate up to this step is that of a run of the new duration, and so are the weights%s",
+                "; the measurement at this step is one more" if extra else " and metrics",
+            )
         else:
             rate = float(after.schedule(step))
             logger.warning(

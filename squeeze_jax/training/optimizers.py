@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.extensions import Options, Registry
+from squeeze_jax.training.schedules import make_schedule  # noqa: F401, its former place
 
 Rules = list[optax.GradientTransformation]
 Make = Callable[[ConfigDict, optax.Schedule], Rules]
