@@ -36,7 +36,7 @@ def programs(network: Network, images: DiskArray, size: int) -> dict[str, Callab
             step(compressor)
         return compressor
 
-    share = functools.partial(Compressor.share, bits=layer_bits(network.variables, 6), initialisation="density")
+    share = functools.partial(Compressor.share, bits=layer_bits(network.variables, 6), initialization="density")
     return {
         "trial": lambda: run(lambda c: c.round(FIRST_RATE_FACTOR)),
         "size": lambda: run(lambda c: c.round_to_size(size)),

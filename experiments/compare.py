@@ -19,7 +19,7 @@ from squeeze_jax.files import user_path
 from squeeze_jax.tables import markdown
 from squeeze_jax.workdir.records import RESULT_FILE, read_metrics
 
-NAMED = 3  # of what is no run
+NAMED = 3  # arguments that are not runs; the others are counted
 
 
 def differences(workdirs: Sequence[pathlib.Path]) -> list[str]:

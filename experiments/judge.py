@@ -36,7 +36,7 @@ from squeeze_jax.errors import InputError, MetricError
 from squeeze_jax.files import make_folder, replaced, user_path
 from squeeze_jax.metrics import delong
 from squeeze_jax.metrics.cases import Cases, groups_of, pool
-from squeeze_jax.metrics.froc import Froc, candidates, competition_interval, froc
+from squeeze_jax.metrics.froc import Froc, Marks, candidates
 from squeeze_jax.metrics.plots import draw_curves, draw_froc
 from squeeze_jax.metrics.scores import available, scores
 from squeeze_jax.tables import markdown, write_csv
@@ -210,15 +210,15 @@ def free_response(folds: Sequence[Run], num_nodules: int, num_scans: int | None)
 
     Args:
       folds: the runs.
-      num_nodules, num_scans: see `froc`.
+      num_nodules, num_scans: see `Marks.of`.
     """
     firsts = _first_examples(folds)
     parts = [run.candidates(first) for run, first in zip(folds, firsts, strict=True)]
     pooled = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    counts = {"num_nodules": num_nodules, "num_scans": num_scans}
     patient = np.concatenate([groups_of(run.test, first)[1] for run, first in zip(folds, firsts, strict=True)])
-    curve = froc(**pooled, **counts)
-    interval, reason = competition_interval(**pooled, patient=patient, **counts)
+    marks = Marks.of(**pooled, num_nodules=num_nodules, num_scans=num_scans)
+    curve = marks.curve()
+    interval, reason = marks.competition_interval(patient)
     text = f"({interval[0]:.3f} to {interval[1]:.3f})" if interval else f"({reason.rstrip('.')})"
     return curve, f"{curve.competition_score:.3f} {text}"
 

@@ -174,8 +174,8 @@ def _flag_error(error: Exception) -> Exception:
     """Returns what an exception raised while parsing flags is about: a user's error, or the bug itself.
 
     The parsers of absl and ml_collections wrap what they catch, so the first exception of the chain is looked at. One
-    that the parsers raised themselves is about a flag, or about the line of a config file that sets a misspelt key. One
-    that a config file raised is a bug.
+    that the parsers raised themselves is about a flag, or about the line of a config file that sets a misspelled key.
+    One that a config file raised is a bug.
     """
     chain = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:

@@ -1,7 +1,7 @@
 """The base config of all experiments: its defaults, and reading and writing it in a workdir.
 
 A config file imports `base_config`, changes the values its experiment needs and returns the config from `get_config`.
-The base config defines every key and is locked, so a misspelt key is an error that suggests the right one.
+The base config defines every key and is locked, so a misspelled key is an error that suggests the right one.
 """
 
 import functools

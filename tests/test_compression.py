@@ -414,9 +414,9 @@ def test_weights_share_values_and_zeros_stay_zero():
     rng = np.random.default_rng(0)
     kernel = np.where(rng.random((3, 3, 32, 64)) < 0.4, rng.laplace(size=(3, 3, 32, 64)), 0).astype(np.float32)
     errors = {}
-    for initialisation in ("linear", "density"):
+    for initialization in ("linear", "density"):
         for count in (3, 15, 63):
-            shared = cluster(kernel, count, initialisation)
+            shared = cluster(kernel, count, initialization)
             assert shared.shape == kernel.shape and shared.dtype == np.float32
             np.testing.assert_array_equal(shared == 0, kernel == 0)
             values = np.unique(shared[shared != 0])
@@ -424,13 +424,13 @@ def test_weights_share_values_and_zeros_stay_zero():
             # Each weight is replaced by the nearest value.
             nearest = values[np.abs(kernel[kernel != 0][:, None] - values).argmin(1)]
             np.testing.assert_array_equal(shared[kernel != 0], nearest)
-            errors[initialisation, count] = ((shared - kernel) ** 2).sum()
+            errors[initialization, count] = ((shared - kernel) ** 2).sum()
     assert errors["density", 63] < 0.5 * errors["linear", 63]
     few = rng.choice(np.float32([0, 1, 2, -7]), (3, 3, 4, 4))
     np.testing.assert_array_equal(cluster(few, 3, "density"), few)
 
 
-def test_the_papers_initialisation_is_k_means_from_even_places():
+def test_the_papers_initialization_is_k_means_from_even_places():
     """Two centroids that start at the smallest and the largest weight move to the means of the clusters at -1 and 1."""
     values = np.float32([-1.1, -1.0, -0.9, 0.9, 1.0, 1.1, 1.2])
     np.testing.assert_allclose(np.unique(cluster(values, 2, "linear")), [-1.0, 1.05], rtol=1e-6)
@@ -442,13 +442,13 @@ def test_layers_share_by_their_own_bits(plain):
     assert len(np.unique(variables["params"]["fire2"]["expand3x3"]["kernel"])) in range(16, 32)
     same = plain.variables["params"]["fire3"]["expand3x3"]["kernel"]
     np.testing.assert_array_equal(variables["params"]["fire3"]["expand3x3"]["kernel"], same)
-    for bits, initialisation, message in (
+    for bits, initialization, message in (
         ({"conv2": 3}, "density", "no layer is called 'conv2'"),
         (9, "density", "9 bits for conv1; expected 2 to 8"),
-        (3, "random", "initialisation='random' is unknown"),
+        (3, "random", "initialization='random' is unknown"),
     ):
         with pytest.raises(ConfigError, match=message):
-            share(plain.variables, bits, initialisation)
+            share(plain.variables, bits, initialization)
 
 
 def outputs_of_layers(network, images):
@@ -593,7 +593,8 @@ def images(tmp_path_factory):
 def test_the_command_writes_a_file_that_everything_reads(small, images, tmp_path):
     weights, output = tmp_path / "small.sqz", tmp_path / "out.sqz"
     sqz.save(small, weights)
-    options = ["--weights", weights, "--output", output, "--bits", "3,conv1=5", "--initialisation", "linear"]
+    options = ["--weights", weights, "--output", output, "--bits", "3,conv1=5"]
+    options += ["--initialisation", "linear"]  # the former spelling
     options += ["--calibration", images / "unlabeled", "--biases", "int8", "--batch_norm", "float16"]
     done = command(*options, "--evaluation", images / "labeled")
     assert done.returncode == 0, done.stderr

@@ -324,7 +324,7 @@ def test_a_file_of_a_newer_version_is_named(tmp_path, data_dir):
         config_lib.read(tmp_path)
 
 
-def test_misspelt_key_suggests_the_right_one(start, tmp_path):
+def test_misspelled_key_suggests_the_right_one(start, tmp_path):
     (line,) = start(tmp_path / "w", optimizer__learning_rat=0.1).fail().splitlines()
     assert line.startswith("ConfigError: ") and 'Did you mean "learning_rate" instead of "learning_rat"' in line
     with pytest.raises(AttributeError, match="learning_rate"):

@@ -257,7 +257,7 @@ def test_a_state_that_is_not_finite_is_seen():
 def test_a_run_that_ends_at_chance_level_says_so(caplog, train, validation, warns):
     values = {"train": {"loss": train}} | ({} if validation is None else {"validation": {"loss": validation}})
     Health(0, math.log(3)).warn_at_end(values)
-    assert ("this run ended at chance level: its loss is no better than 1.099" in caplog.text) == warns
+    assert ("this run ended at chance level: its loss is not below 1.099" in caplog.text) == warns
     Health(0, None).warn_at_end(values)
 
 

@@ -100,7 +100,11 @@ def main() -> int:
     target.add_argument("--bits", help="bits per weight, 2 to 8; per layer: 6,conv1=8")
     parser.add_argument("--density", type=float, help="fraction of the weights that stay; needs --calibration")
     parser.add_argument(
-        "--initialisation", choices=INITIALIZATIONS, default="density", help="initial centroids of k-means"
+        "--initialization",
+        "--initialisation",  # the former spelling
+        choices=INITIALIZATIONS,
+        default="density",
+        help="initial centroids of k-means",
     )
     parser.add_argument("--calibration", type=user_path, metavar="FOLDER", help="images, which need no labels")
     parser.add_argument(
@@ -155,7 +159,7 @@ def main() -> int:
         elif args.density is not None:
             compressor.prune(args.density)
         if bits is not None:
-            compressor.share(bits, args.initialisation)
+            compressor.share(bits, args.initialization)
             if calibration:
                 compressor.correct_biases()
         if args.batch_norm != "float32":

@@ -84,9 +84,9 @@ class Compressor:
             raise InputError(f"the density is {density}; expected a fraction of the weights, 0 < density < 1.")
         self._add_anew(f"{density:.0%} of the weights", *self._rounded(None, density))
 
-    def share(self, bits: Mapping[str, int], initialisation: str) -> None:
+    def share(self, bits: Mapping[str, int], initialization: str) -> None:
         """Shares weights, see `sharing.share`."""
-        self.add(f"{initialisation} weight sharing", share(self.network.variables, bits, initialisation))
+        self.add(f"{initialization} weight sharing", share(self.network.variables, bits, initialization))
 
     def correct_biases(self) -> None:
         """Corrects biases, see `bias_correction.correct_biases`."""

@@ -14,7 +14,7 @@ KERNEL = "kernel"
 FIRST = "params/"
 
 
-def share(variables: Mapping[str, Any], bits: int | Mapping[str, int], initialisation: str = "density") -> dict:
+def share(variables: Mapping[str, Any], bits: int | Mapping[str, int], initialization: str = "density") -> dict:
     """Clusters the weights of each layer, so that each kernel has few distinct values.
 
     Zeros stay zero, and no other weight becomes zero. A layer with b bits has at most 2 ** b - 1 distinct values
@@ -24,7 +24,7 @@ def share(variables: Mapping[str, Any], bits: int | Mapping[str, int], initialis
       variables: the variables of the network, with "params" and possibly other collections.
       bits: the number of bits of all layers, or of single layers by name ("fire2/squeeze1x1"), 2 to 8. Layers that are
         not named are left unchanged.
-      initialisation: the initial centroids of k-means. "linear" spaces them evenly between the smallest and the largest
+      initialization: the initial centroids of k-means. "linear" spaces them evenly between the smallest and the largest
         weight, as in the paper. "density" places them with a density proportional to the cube root of the weights'
         density, which is asymptotically optimal for many centroids.
 
@@ -32,16 +32,16 @@ def share(variables: Mapping[str, Any], bits: int | Mapping[str, int], initialis
       Variables of the same structure.
 
     Raises:
-      ConfigError: the number of bits is out of range, or the initialisation or a layer is unknown.
+      ConfigError: the number of bits is out of range, or the initialization or a layer is unknown.
     """
-    if initialisation not in INITIALIZATIONS:
+    if initialization not in INITIALIZATIONS:
         raise ConfigError(
-            f"initialisation={initialisation!r} is unknown; expected one of {', '.join(INITIALIZATIONS)}."
+            f"initialization={initialization!r} is unknown; expected one of {', '.join(INITIALIZATIONS)}."
         )
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     for name, width in layer_bits(variables, bits).items():
         kernel = np.asarray(leaves[f"{FIRST}{name}/{KERNEL}"])
-        leaves[f"{FIRST}{name}/{KERNEL}"] = cluster(kernel, (1 << width) - 1, initialisation)
+        leaves[f"{FIRST}{name}/{KERNEL}"] = cluster(kernel, (1 << width) - 1, initialization)
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
@@ -66,13 +66,13 @@ def layer_bits(variables: Mapping[str, Any], bits: int | Mapping[str, int]) -> d
     return found
 
 
-def cluster(weights: np.ndarray, count: int, initialisation: str) -> np.ndarray:
+def cluster(weights: np.ndarray, count: int, initialization: str) -> np.ndarray:
     """Clusters weights by one-dimensional k-means; zeros are left unchanged.
 
     Args:
       weights: the weights, float32 of any shape.
       count: the maximum number of distinct values besides 0.
-      initialisation: the initial centroids, see `share`.
+      initialization: the initial centroids, see `share`.
 
     Returns:
       The weights, each replaced by the nearest centroid, float32 of the same shape.
@@ -81,7 +81,7 @@ def cluster(weights: np.ndarray, count: int, initialisation: str) -> np.ndarray:
     if len(np.unique(nonzero)) <= count:
         return weights
     ordered = np.sort(nonzero)
-    start = _linear if initialisation == "linear" else _by_density
+    start = _linear if initialization == "linear" else _by_density
     centroids = _kmeans(ordered, start(ordered, count)).astype(np.float32)
     centroids = centroids[centroids != 0]
     shared = np.zeros(weights.shape, np.float32)

@@ -74,8 +74,8 @@ def describe(names: Sequence[str], pictures: Sequence[Picture]) -> list[str]:
     """Returns what is wrong or remarkable about pictures, in lines. They may belong to a dataset of any kind.
 
     Args:
-      names: of the pictures, for the lines.
-      pictures: what `look_at` says of them.
+      names: the names of the pictures.
+      pictures: the result of `look_at` for each of them.
     """
     lines = []
     wrong = [(name, picture.wrong) for name, picture in zip(names, pictures, strict=True) if picture.wrong]

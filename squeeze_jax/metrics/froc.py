@@ -12,6 +12,7 @@ The rules are those of LUNA16's evaluation script (Setio et al. 2017, arXiv 1612
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -66,67 +67,13 @@ def candidates(
     }
 
 
-def froc(
-    score: np.ndarray,
-    label: np.ndarray,
-    scan: np.ndarray,
-    *,
-    nodule: np.ndarray | None = None,
-    ignored: np.ndarray | None = None,
-    num_nodules: int | None = None,
-    num_scans: int | None = None,
-) -> Froc:
-    """Computes the FROC curve of candidates by the rules above.
-
-    Args:
-      score: float (candidates,).
-      label: int (candidates,), 1 on a nodule, else 0.
-      scan: the scan of each candidate, int (candidates,).
-      nodule: the nodule of each candidate with label 1, int (candidates,); None if each is of another one.
-      ignored: whether a candidate is on an irrelevant finding, bool (candidates,); None if none is.
-      num_nodules: the nodules in all scans; None if each has a candidate.
-      num_scans: the scans, also those without candidates; None if each has one.
-
-    Raises:
-      MetricError: no candidate is on a nodule, or a count is smaller than what the candidates have.
-    """
-    marks = _Marks.of(score, label, scan, nodule, ignored, num_nodules, num_scans)
-    return marks.curve(np.ones(len(marks.score_of)))
-
-
-def competition_interval(
-    score: np.ndarray,
-    label: np.ndarray,
-    scan: np.ndarray,
-    patient: np.ndarray,
-    *,
-    nodule: np.ndarray | None = None,
-    ignored: np.ndarray | None = None,
-    num_nodules: int | None = None,
-    num_scans: int | None = None,
-    resamples: int = RESAMPLES,
-) -> tuple[tuple[float, float] | None, str]:
-    """Returns the 95 % bootstrap interval of the competition score over patients, and why there is none, if so.
-
-    Patients are resampled with their scans and candidates. Nodules and scans without a candidate, whose patients are
-    not known, are in every resample.
-
-    Args:
-      score, label, scan, nodule, ignored, num_nodules, num_scans: see `froc`, which has the same errors.
-      patient: the patient of each candidate, (candidates,); all candidates of a scan are of one.
-      resamples: the number of resamples.
-    """
-    marks = _Marks.of(score, label, scan, nodule, ignored, num_nodules, num_scans)
-
-    def statistic(rows: np.ndarray) -> dict[str, float]:
-        return {"score": marks.curve(np.bincount(rows, minlength=len(marks.score_of))).competition_score}
-
-    ranges, reasons = explained_bootstrap(patient, statistic, resamples=resamples)
-    return ranges.get("score"), reasons.get("score", "")
+def froc(score: np.ndarray, label: np.ndarray, scan: np.ndarray, **given: Any) -> Froc:
+    """Computes the FROC curve of candidates by the rules above; arguments and errors are those of `Marks.of`."""
+    return Marks.of(score, label, scan, **given).curve()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Marks:
+class Marks:
     """What the rules above count, so that a curve of candidates with weights is computed fast.
 
     Attributes:
@@ -152,12 +99,26 @@ class _Marks:
         score: np.ndarray,
         label: np.ndarray,
         scan: np.ndarray,
-        nodule: np.ndarray | None,
-        ignored: np.ndarray | None,
-        num_nodules: int | None,
-        num_scans: int | None,
-    ) -> "_Marks":
-        """Applies the rules; see `froc`."""
+        *,
+        nodule: np.ndarray | None = None,
+        ignored: np.ndarray | None = None,
+        num_nodules: int | None = None,
+        num_scans: int | None = None,
+    ) -> "Marks":
+        """Applies the rules to candidates.
+
+        Args:
+          score: float (candidates,).
+          label: int (candidates,), 1 on a nodule, else 0.
+          scan: the scan of each candidate, int (candidates,).
+          nodule: the nodule of each candidate with label 1, int (candidates,); None if each is of another one.
+          ignored: whether a candidate is on an irrelevant finding, bool (candidates,); None if none is.
+          num_nodules: the nodules in all scans; None if each has a candidate.
+          num_scans: the scans, also those without candidates; None if each has one.
+
+        Raises:
+          MetricError: no candidate is on a nodule, or a count is smaller than what the candidates have.
+        """
         score = np.asarray(score, np.float64)
         relevant = np.ones(len(score), bool) if ignored is None else ~np.asarray(ignored, bool)
         on_nodule = (np.asarray(label) == 1) & relevant
@@ -191,17 +152,37 @@ class _Marks:
         last = np.flatnonzero(np.append(score[1:] != score[:-1], True)[: len(score)])
         return marks[order], (order < len(self.best)), last
 
-    def curve(self, weight: np.ndarray) -> Froc:
+    def curve(self, weight: np.ndarray | None = None) -> Froc:
         """Returns the curve where each candidate, with its scan and nodule, is there so many times.
 
         Args:
-          weight: (candidates,); the same for all candidates of a scan.
+          weight: (candidates,), the same for all candidates of a scan; None for once.
         """
+        weight = np.ones(len(self.score_of)) if weight is None else weight
         marks, is_hit, last = self._steps
         true, false = (np.append(0, np.cumsum(weight[marks] * chosen)[last]) for chosen in (is_hit, ~is_hit))
         num_scans = weight[self.scans].sum() + self.more_scans
         num_nodules = weight[self.nodules].sum() + self.more_nodules
         return Froc(false / num_scans, true / num_nodules if num_nodules else 0.0 * true)
+
+    def competition_interval(
+        self, patient: np.ndarray, resamples: int = RESAMPLES
+    ) -> tuple[tuple[float, float] | None, str]:
+        """Returns the 95 % bootstrap interval of the competition score over patients, and why there is none, if so.
+
+        Patients are resampled with their scans and candidates. Nodules and scans without a candidate, whose patients
+        are not known, are in every resample.
+
+        Args:
+          patient: the patient of each candidate, (candidates,); all candidates of a scan are of one.
+          resamples: the number of resamples.
+        """
+
+        def statistic(rows: np.ndarray) -> dict[str, float]:
+            return {"score": self.curve(np.bincount(rows, minlength=len(self.score_of))).competition_score}
+
+        ranges, reasons = explained_bootstrap(patient, statistic, resamples=resamples)
+        return ranges.get("score"), reasons.get("score", "")
 
 
 def _counted(score: np.ndarray, scan: np.ndarray) -> np.ndarray:

@@ -72,10 +72,10 @@ class Health:
         """
         chance = self._chance_loss
         measured = [values["loss"] for values in last_values.values() if "loss" in values]
-        # Above chance level, too: but a network that has learned its training images by heart has learned something.
+        # A loss above chance level counts too, unless the network has at least memorized its training images.
         if chance is not None and "train" in last_values and min(measured) > (1 - STUCK_TOLERANCE) * chance:
             logger.warning(
-                "this run ended at chance level: its loss is no better than %.3f, that of guessing. It has learned "
-                "nothing; see 'A run that does not learn' in docs/troubleshooting.md.",
+                "this run ended at chance level: its loss is not below %.3f, the loss of random guessing. See 'A run "
+                "that does not learn' in docs/troubleshooting.md.",
                 chance,
             )

@@ -45,7 +45,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     accumulates the momentum of scaled gradients, v <- m v + lr (g + wd w), w <- w - v (as Caffe does). They differ when
     the learning rate changes. "rmsprop" is TensorFlow's: with the same momentum, it divides gradients by the root of
     their mean square, which starts at 1 and has epsilon added inside the root (Tieleman and Hinton 2012;
-    tf.compat.v1.train.RMSPropOptimizer). "muon" orthogonalises the momentum of each kernel, reshaped to a matrix
+    tf.compat.v1.train.RMSPropOptimizer). "muon" orthogonalizes the momentum of each kernel, reshaped to a matrix
     (inputs, outputs), approximately (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), and scales it like
     AdamW's updates (Liu et al. 2025, arXiv:2502.16982); biases and batch-norm parameters use Adam.
 
@@ -108,7 +108,7 @@ def _scale_by_path(learning_rate_multipliers: tuple[tuple[str, float], ...]) -> 
     """Multiplies the update of each parameter by the multiplier of the first pattern found in its path.
 
     Raises:
-      ConfigError: at initialisation, if a pattern matches no parameter.
+      ConfigError: at initialization, if a pattern matches no parameter.
     """
 
     def multipliers(params: Any) -> Any:
