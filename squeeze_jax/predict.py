@@ -63,7 +63,7 @@ def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     Hidden files and folders below a folder, such as the "._" files of macOS, are left out.
 
     Raises:
-      InputError: an argument gives no image.
+      InputError: an argument gives no image, or a folder cannot be read.
     """
     from squeeze_jax.data.volumes import is_volume
     from squeeze_jax.network import SCANS
@@ -87,11 +87,20 @@ def find_images(arguments: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 
 
 def _images_below(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the images below a folder, also in linked folders, sorted; each folder is entered once."""
+    """Returns the images below a folder, also in linked folders, sorted; each folder is entered once.
+
+    Unlike in a dataset, links to nothing and pipes with the name of an image are among them, to be reported one by one.
+
+    Raises:
+      InputError: a folder cannot be read.
+    """
     from squeeze_jax.network import ARRAY
 
+    def fail(error: OSError) -> None:
+        raise InputError(f"the folder {error.filename} cannot be read ({error.strerror}); make it readable.") from error
+
     images, hidden, entered = [], [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=fail, followlinks=True):
         real = os.path.realpath(folder)
         if real in entered:  # a link to a folder above
             subfolders.clear()

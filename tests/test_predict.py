@@ -106,6 +106,17 @@ def test_what_cannot_be_read_is_named_and_the_others_are_classified(run, tmp_pat
     assert status == 1 and errors.endswith("InputError: there is no image to classify.\n")
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png", 51)
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)  # root may read everything
+    with pytest.raises(InputError, match=f"the folder {tmp_path} cannot be read .Permission denied."):
+        predict.find_images([tmp_path])
+
+
 def table(text):
     rows = list(csv.DictReader(io.StringIO(text)))
     return list(rows[0]), rows
