@@ -189,7 +189,7 @@ def test_large_splits_are_compared_by_names_and_sizes(run, tmp_path, monkeypatch
 def test_other_datasets_are_compared_by_classes_and_counts(data_dir, tmp_path):
     found = open_dataset("digits", data_dir).identity(["train", "test"])
     found.write(tmp_path)
-    assert Identity.read(tmp_path) == found and found.splits["train"] == StoredSplit(1197)
+    assert Identity.read(tmp_path) == found and found.splits["train"] == StoredSplit(1197, "digits/1.0.0")
     fewer = Identity(found.class_names[1:], {"train": StoredSplit(9)})
     assert found.changes(fewer, ["train", "test", "validation"]) == (
         "classes that are gone: 0; train: 9 examples for 1197; test: the split is gone"

@@ -30,13 +30,13 @@ def test_a_case_of_several_classes_is_named():
         {"image": np.zeros((2, 2, 1), np.uint8), "label": label, "case": case, "patient": 0}
         for label, case in ((1, 0), (0, 1), (1, 1), (0, 1))
     ]
-    split, names = Split("lung/train", examples, (2, 2, 1), 2), {"patient": ("p",), "case": ("s1/n7", "s1/n8")}
+    names = {"patient": ("p",), "case": ("s1/n7", "s1/n8")}
     task = make_task(base_config(), ("vessel", "nodule"))
     message = r"train: the case s1/n8 has examples of several classes \(vessel, nodule\), .* cases of their own"
     with pytest.raises(DataError, match=message):
-        task.check_split(split, names)
+        task.check_split(Split("lung/train", examples, (2, 2, 1), 2), names)
     examples[2]["label"] = 0
-    task.check_split(split, names)
+    task.check_split(Split("lung/train", examples, (2, 2, 1), 2), names)
 
 
 def grouped(patients, rng):

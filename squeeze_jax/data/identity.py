@@ -164,10 +164,6 @@ def _differ(before: tuple[int, str], now: tuple[int, str]) -> bool:
     return before[0] != now[0] or (before[1] != now[1] and "" not in (before[1], now[1]))
 
 
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
-
-
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(map(shown, names[:NAMED])) + (", ..." if len(names) > NAMED else "")

@@ -37,10 +37,6 @@ class Notes:
         if kind == OTHER_FILES:
             self._suffixes.add(pathlib.PurePosixPath(path).suffix.lower())
 
-    def count(self, kind: str) -> int:
-        """Returns how many files and folders there are of a kind."""
-        return self._counts.get(kind, 0)
-
     def lines(self) -> tuple[str, ...]:
         """Returns one line for each kind, with the count and some names."""
         lines = []

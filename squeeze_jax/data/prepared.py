@@ -112,7 +112,7 @@ class Prepared:
 
     def _stored(self, split: str) -> StoredSplit:
         if not self._is_own:
-            return StoredSplit(self.split_sizes[split])
+            return StoredSplit(self.split_sizes[split], self._builder.info.full_name)  # TFDS stores one version once
         files = [*self._builder.info.splits[split].filepaths, self._builder.data_path / FEATURES]
         size = sum(pathlib.Path(path).stat().st_size for path in files)
         return StoredSplit(self.split_sizes[split], fingerprint(files) if size <= HASHED_BYTES else "")

@@ -165,6 +165,10 @@ class Split:
 
     def targets(self) -> dict[str, np.ndarray]:
         """Returns the targets of all examples, stacked along the first axis, without decoding images."""
+        return dict(self._targets)
+
+    @functools.cached_property
+    def _targets(self) -> dict[str, np.ndarray]:  # tasks, folds and checks ask for them
         rows = [targets_of(self.examples, i) for i in range(len(self))]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
