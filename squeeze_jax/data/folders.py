@@ -126,12 +126,18 @@ class ImageFolder:
         """Takes splits from the split "train", and returns a line that says so."""
         files = self._files[UNDIVIDED]
         names = [self._name(UNDIVIDED, path, targets) for path, targets in files]
-        # What must stay together has one number: the images of a patient, and those that are copies of each other.
+        # Images that must stay together have the same number: those of a patient, and copies.
         together = [targets.get(PATIENT, -1 - i) for i, (_, targets) in enumerate(files)]
+        members = collections.defaultdict(list)
+        for i, number in enumerate(together):
+            members[number].append(i)
         index = {path: i for i, (path, _) in enumerate(files)}
         for group in copies:
-            merged = {together[index[path]] for path in group if path in index}
-            together = [min(merged) if number in merged else number for number in together]
+            numbers = sorted({together[index[path]] for path in group if path in index})
+            for number in numbers[1:]:
+                for i in members.pop(number):
+                    together[i] = numbers[0]
+                    members[numbers[0]].append(i)
         parts = divide(names, [targets["label"] for _, targets in files], together, shares)
         for split, part in zip((UNDIVIDED, *shares), parts, strict=True):
             self._above[split] = self._above[UNDIVIDED]
@@ -145,7 +151,7 @@ class ImageFolder:
     def _name(self, split: str, path: str, targets: Mapping[str, int]) -> str:
         """Returns the name of a file that does not depend on where the folder lies, with the class in it."""
         class_name = self.class_names[targets["label"]]
-        # The class is in the name also where no folder says it.
+        # The class is part of the name, even where no folder has its name.
         return f"{class_name}/{path.removeprefix(self._above[split]).removeprefix(f'{class_name}/')}"
 
     @property
@@ -185,7 +191,7 @@ class ImageFolder:
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells these splits from changed ones, see `Source`.
 
-        The contents are read of splits of at most HASHED_BYTES.
+        Contents are read if a split has at most HASHED_BYTES.
 
         Raises:
           DataError: a file cannot be read.
