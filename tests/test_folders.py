@@ -352,7 +352,7 @@ def test_too_many_unreadable_images_end_an_iteration(tmp_path):
     ("entries", "message"),
     [
         (many("train/cats/*.png", "val/cats/*.png"), "has one class, 'cats', so there is nothing to learn"),
-        ([*PLAIN, "val/wasps/1.png"], "has no image of 'wasps' in train, but elsewhere; add images, or remove"),
+        ([*PLAIN, "val/wasps/1.png"], "has images of 'wasps', but none in train; add some, or remove"),
     ],
 )
 def test_classes_that_cannot_be_learned_do_not_train_but_can_be_looked_at(tmp_path, entries, message):

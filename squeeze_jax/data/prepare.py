@@ -364,7 +364,7 @@ def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: pathlib.Path, name: pathlib.PurePosixPath) -> None:
-    """Removes the unfinished folders of a dataset; only its own are known to belong to nobody while it is locked."""
+    """Removes the unfinished folders of a dataset, to which no other process writes while it is locked."""
     if name.is_absolute() or ".." in name.parts:
         return
     own = folder / name

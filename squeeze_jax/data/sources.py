@@ -164,8 +164,8 @@ class Dataset:
             missing = [repr(name) for label, name in enumerate(self.class_names) if label not in present]
             if missing:
                 raise DataError(
-                    f"{self.name} has no image of {', '.join(missing[:5])} in {', '.join(stored)}, but elsewhere; add "
-                    f"images, or remove the class from all splits."
+                    f"{self.name} has images of {', '.join(missing[:5])}, but none in {', '.join(stored)}; add some, "
+                    f"or remove the class from all splits."
                 )
 
     def _parts(self, name: str) -> Sequence[Any]:
@@ -203,7 +203,7 @@ def open_dataset(
       crop: crops photographs to one size.
       skip_unreadable: see `Split`.
       max_unreadable: see `Split`.
-      shares: of a folder of images, the splits that it gets from its training images if it lacks them, see
+      shares: the splits that a folder of images gets from its training images if it lacks them, see
         `folders.ImageFolder`.
       exif: turn images as their EXIF data say.
 

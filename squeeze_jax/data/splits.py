@@ -43,7 +43,7 @@ class Split:
       num_classes: labels are in 0..num_classes - 1.
       crop: crops photographs to `image_shape`; None if all images already have this shape.
       skip_unreadable: replace an image that cannot be decoded by the next one and report it, instead of raising an
-        error. Whatever else is wrong is an error still.
+        error. Anything else that is wrong is still an error.
       exif: without `crop`, turn an image as its EXIF data say.
       max_unreadable: the largest share of such images; above it, `check_unreadable` raises an error.
     """
