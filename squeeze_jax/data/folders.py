@@ -127,12 +127,20 @@ class ImageFolder:
         files = self._files[UNDIVIDED]
         names = [self._name(UNDIVIDED, path, targets) for path, targets in files]
         # What must stay together has one number: the images of a patient, and those that are copies of each other.
-        together = [targets.get(PATIENT, -1 - i) for i, (_, targets) in enumerate(files)]
-        index = {path: i for i, (path, _) in enumerate(files)}
+        together = {path: targets.get(PATIENT, -1 - i) for i, (path, targets) in enumerate(files)}
+        merged: dict[int, int] = {}
+
+        def number(path: str) -> int:
+            found = together[path]
+            while found in merged:
+                found = merged[found]
+            return found
+
         for group in copies:
-            merged = {together[index[path]] for path in group if path in index}
-            together = [min(merged) if number in merged else number for number in together]
-        parts = divide(names, [targets["label"] for _, targets in files], together, shares)
+            first, *others = sorted({number(path) for path in group if path in together}) or [None]
+            merged |= dict.fromkeys(others, first)
+        labels = [targets["label"] for _, targets in files]
+        parts = divide(names, labels, [number(path) for path, _ in files], shares)
         for split, part in zip((UNDIVIDED, *shares), parts, strict=True):
             self._above[split] = self._above[UNDIVIDED]
             self._files[split] = [files[i] for i in part]
