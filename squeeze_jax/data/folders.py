@@ -127,18 +127,20 @@ class ImageFolder:
         files = self._files[UNDIVIDED]
         names = [self._name(UNDIVIDED, path, targets) for path, targets in files]
         # Images that must stay together have the same number: those of a patient, and copies.
-        together = [targets.get(PATIENT, -1 - i) for i, (_, targets) in enumerate(files)]
-        members = collections.defaultdict(list)
-        for i, number in enumerate(together):
-            members[number].append(i)
-        index = {path: i for i, (path, _) in enumerate(files)}
+        together = {path: targets.get(PATIENT, -1 - i) for i, (path, targets) in enumerate(files)}
+        merged: dict[int, int] = {}
+
+        def number(path: str) -> int:
+            found = together[path]
+            while found in merged:
+                found = merged[found]
+            return found
+
         for group in copies:
-            numbers = sorted({together[index[path]] for path in group if path in index})
-            for number in numbers[1:]:
-                for i in members.pop(number):
-                    together[i] = numbers[0]
-                    members[numbers[0]].append(i)
-        parts = divide(names, [targets["label"] for _, targets in files], together, shares)
+            first, *others = sorted({number(path) for path in group if path in together}) or [None]
+            merged |= dict.fromkeys(others, first)
+        labels = [targets["label"] for _, targets in files]
+        parts = divide(names, labels, [number(path) for path, _ in files], shares)
         for split, part in zip((UNDIVIDED, *shares), parts, strict=True):
             self._above[split] = self._above[UNDIVIDED]
             self._files[split] = [files[i] for i in part]
