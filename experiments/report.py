@@ -16,7 +16,6 @@ from squeeze_jax.tables import markdown, read_csv, write_csv
 from squeeze_jax.workdir.folder import VERSIONS_FILE
 from squeeze_jax.workdir.records import METRICS_FILE, RESULT_FILE, read_metrics
 
-MIB = 2**20
 SIZES = ("parameters", "macs")
 FOLD = "dataset.fold"  # points that differ in it alone are one row of the table
 ABOUT_FOLDS = (
@@ -92,8 +91,8 @@ def read_rows(path: pathlib.Path, trials: Sequence[Trial]) -> dict[str, dict[str
             for key, value in overrides.items():
                 if row.get(key) != value:
                     raise SweepError(f"{path}: {trial.name} has {key}={row.get(key)!r}; this sweep has {value!r}.")
-            measured = {key: _number(text) for key, text in row.items() if key not in overrides and text}
-            found[trial.name] = {"trial": trial.name, **overrides, "seed": trial.seed, **measured}
+            results = {key: _number(text) for key, text in row.items() if key not in overrides and text}
+            found[trial.name] = {"trial": trial.name, **overrides, "seed": trial.seed, **results}
     return found
 
 
@@ -127,14 +126,7 @@ def _row(sweep: Sweep, trial: Trial, folder: pathlib.Path) -> dict[str, Any]:
 def _measured(sweep: Sweep, row: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     columns, metric = measured(folder)
     config = config_lib.read(folder)[0]
-    result = read_json(folder / RESULT_FILE, "parameters", "macs", "step")
-    row = row | {
-        "parameters": result["parameters"],
-        "mebibytes": round(result["parameters"] * 4 / MIB, 2),
-        "macs": result["macs"],
-        "step": result["step"],
-    }
-    row |= columns
+    row = row | columns
     records = read_metrics(folder)
     if not records:
         raise SweepError(f"{folder / METRICS_FILE} is missing or empty.")

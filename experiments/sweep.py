@@ -67,31 +67,42 @@ class Events:
     """Prints a line for each event of a sweep; in a terminal, none is longer than its width.
 
     Args:
-      total: the number of trials.
-      done: the number of those that are finished, or have failed, before.
+      names: of all trials.
+      is_done: whether the trial with a name is finished or has failed, here or in another process.
       jobs: the number of trials at a time.
     """
 
-    def __init__(self, total: int, done: int, jobs: int):
-        self._total, self._done, self._jobs = total, done, jobs
+    def __init__(self, names: Sequence[str], is_done: Callable[[str], bool], jobs: int):
+        self._names, self._is_done, self._jobs = names, is_done, jobs
+        self._started: set[str] = set()  # by this process
         self._seconds: list[float] = []
         self._lock = threading.RLock()  # a signal may come while a line is printed
-        if done:
-            print(f"{done} of {total} trials are done already", flush=True)
+        if done := self._count():
+            print(f"{done} of {len(names)} trials are done already", flush=True)
+
+    def _count(self) -> int:
+        # A trial of this process counts when its line is printed, so that no two lines have one number.
+        return len(self._seconds) + sum(self._is_done(name) for name in self._names if name not in self._started)
 
     def say(self, name: str, text: str) -> None:
         """Prints an event of a trial."""
         with self._lock:
             print(fitting(name, text), flush=True)
 
+    def start(self, name: str) -> None:
+        """Prints the start of a trial in this process."""
+        with self._lock:
+            self._started.add(name)
+            self.say(name, "started")
+
     def done(self, name: str, text: str, seconds: float) -> None:
         """Prints the end of a trial, which took so many seconds, and the time left."""
         with self._lock:
-            self._done += 1
             self._seconds.append(seconds)
-            rest = self._total - self._done
+            done = self._count()
+            rest = len(self._names) - done
             left = rest * statistics.mean(self._seconds) / min(self._jobs, max(rest, 1))
-            count = f"[{self._done}/{self._total}]"
+            count = f"[{done}/{len(self._names)}]"
             self.say(f"{count} {name}", f"{text}, {duration(seconds)}" + (f"; {duration(left)} left" if rest else ""))
 
 
@@ -125,12 +136,12 @@ class Runner:
         self._workdir = workdir
         self._retry = retry
         self._metric = metric
-        self._events = Events(1, 0, 1)
+        self._events = Events([], self._is_done, 1)
         self._children: set[subprocess.Popen] = set()
         self._stopping = False
 
     def run(self, trial: Trial) -> str:
-        """Runs a trial unless it is finished, failed or claimed by another process; returns its status afterwards."""
+        """Runs a trial unless it is finished, failed or claimed by another process; returns its status afterward."""
         folder = self._workdir / trial.name
         with claim(folder) as file:
             if file is None:
@@ -139,11 +150,15 @@ class Runner:
             if self._retry:
                 failure.unlink(missing_ok=True)
             if not is_finished(folder) and not failure.exists() and not self._stopping:
-                self._events.say(trial.name, "started")
+                self._events.start(trial.name)
                 start = time.monotonic()
                 self._train(trial, folder, file)
                 self._tell_end(trial, folder, time.monotonic() - start)
         return status(folder)
+
+    def _is_done(self, name: str) -> bool:
+        folder = self._workdir / name
+        return is_finished(folder) or (not self._retry and (folder / FAILURE_FILE).exists())
 
     def _tell_end(self, trial: Trial, folder: pathlib.Path, seconds: float) -> None:
         if is_finished(folder):
@@ -190,9 +205,7 @@ class Runner:
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
-        before = [status(self._workdir / trial.name) for trial in trials]
-        done = sum(text == "finished" or (text.startswith("failed") and not self._retry) for text in before)
-        self._events = Events(len(trials), done, jobs)
+        self._events = Events([trial.name for trial in trials], self._is_done, jobs)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             outcomes = zip(trials, pool.map(self.run, trials), strict=True)
             elsewhere = [trial for trial, outcome in outcomes if outcome == "running"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CLAIM_FILE = "claim"
 FAILURE_FILE = "failure.json"
 NO_WORKDIR = "none of the arguments is the workdir of a run, or a folder of such workdirs."
+MIB = 2**20
 DEPTH = 2  # of the folders above workdirs
 UNSAFE = re.compile(r"[^\w.+-]")  # characters that are not allowed in a folder name
 
@@ -243,9 +244,9 @@ def find_workdirs(path: pathlib.Path, depth: int = DEPTH) -> list[pathlib.Path]:
 
 
 def measured(folder: pathlib.Path) -> tuple[dict[str, Any], str]:
-    """Returns the metrics of a finished run, as columns of a report, and which of them a sweep compares.
+    """Returns the columns of a finished run in a report, and the metric that a sweep compares.
 
-    By default this is the metric that selects the checkpoints, on the test split if there is one, else on the
+    By default, this is the metric that selects the checkpoints, on the test split if there is one, else on the
     validation split; "" if the run has neither.
 
     Args:
@@ -257,13 +258,18 @@ def measured(folder: pathlib.Path) -> tuple[dict[str, Any], str]:
     result = read_json(folder / RESULT_FILE, "parameters", "macs", "step")
     chooser = config_lib.read(folder)[0].evaluation.best_metric
     columns = {
-        f"{split}_{name}": value for split in ("validation", "test") for name, value in result.get(split, {}).items()
+        "parameters": result["parameters"],
+        "mebibytes": round(result["parameters"] * 4 / MIB, 2),
+        "macs": result["macs"],
+        "step": result["step"],
     }
+    for split in ("validation", "test"):
+        columns |= {f"{split}_{name}": value for name, value in result.get(split, {}).items()}
     return columns, next((f"{split}_{chooser}" for split in ("test", "validation") if split in result), "")
 
 
 def is_finished(folder: pathlib.Path) -> bool:
-    """Returns whether a trial has a result. One that cannot be read is none: the trial's command writes it again."""
+    """Returns whether a trial has a result that can be read; if not, the trial's command writes it again."""
     try:
         return bool(read_json(folder / RESULT_FILE, "parameters", "macs", "step"))
     except SweepError:
