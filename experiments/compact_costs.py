@@ -6,7 +6,7 @@ The table has one row per finished trial of a sweep: the bytes of its .sqz file 
 weights of 8 bits, and the test top-1 of the latter; the latency of one image in JAX and, exported to ONNX, in ONNX
 Runtime in float and in int8, as medians of 30 calls on all cores; and the test top-1 in int8, calibrated on 200 random
 training images. Raw pixels go in, and mean, standard deviation and enlargement are part of every program. Trials that
-are already in the file are not measured again.
+are already in the file are measured again only if their step or test top-1 has changed.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.compact_networks import CHECKPOINT
 from experiments.trials import read_json
 from squeeze_jax import commands, load, tables
 from squeeze_jax.compression.sharing import layer_bits, share
@@ -59,11 +60,9 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     int8_file = exported(onnx_file.serialize_int8(network, images))
     in_int8 = milliseconds(lambda: int8_file.logits(image))
     compared = compare(network, int8_file, batches(test))
-    result = read_json(folder / RESULT_FILE, "step", "test")
     return {
         TRIAL: folder.name,
-        "step": result["step"],
-        "test_top1": result["test"]["top1"],
+        **checkpoint(folder),
         "float_bytes": len(sqz.serialize(network)),
         "sqz_bytes": len(sqz.serialize(small)),
         "sqz_top1": round(small.evaluate("test").values["top1"], 4),
@@ -72,6 +71,12 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
         "onnx_milliseconds": in_onnx,
         "onnx_int8_milliseconds": in_int8,
     }
+
+
+def checkpoint(folder: pathlib.Path) -> dict[str, float]:
+    """Returns what tells the checkpoint of a run from that of another run of the same name."""
+    result = read_json(folder / RESULT_FILE, "step", "test")
+    return dict(zip(CHECKPOINT, (result["step"], result["test"]["top1"]), strict=True))
 
 
 def calibration_images(train: Split) -> np.ndarray:
@@ -111,13 +116,15 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=user_path, help="folder of the sweep")
     parser.add_argument("--csv", required=True, type=user_path, help="the table")
     args = parser.parse_args()
-    rows = tables.read_csv(args.csv, (TRIAL,)) if args.csv.exists() else []
-    known = {row[TRIAL] for row in rows}
+    listed = tables.read_csv(args.csv, (TRIAL, *CHECKPOINT)) if args.csv.exists() else []
+    rows = {row[TRIAL]: row for row in listed}
     for result in sorted(args.workdir.glob(f"*/{RESULT_FILE}")):
-        if result.parent.name not in known:
-            rows.append(measure(result.parent))
-            print("  ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
-            tables.write_csv(args.csv, rows)
+        folder = result.parent
+        row = rows.get(folder.name)
+        if row is None or any(float(row[key]) != value for key, value in checkpoint(folder).items()):
+            rows[folder.name] = measure(folder)
+            print("  ".join(f"{name}={value}" for name, value in rows[folder.name].items()), flush=True)
+            tables.write_csv(args.csv, list(rows.values()))
 
 
 if __name__ == "__main__":

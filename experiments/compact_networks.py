@@ -46,6 +46,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 TUNING = "_tuning"
 RATE = "optimizer.learning_rate"
 OF_TUNING = ("dataset.test_split", "train.duration")  # keys that only the tuning overrides
+CHECKPOINT = ("step", "test_top1")  # columns of the costs: which checkpoint they were measured on
 COSTS = ("sqz_bytes", "sqz_top1", "jax_milliseconds", "onnx_milliseconds", "onnx_int8_milliseconds", "int8_top1")
 COST_PLOTS = (
     ("sqz_bytes", "sqz_top1"),
@@ -125,7 +126,8 @@ def costs(name: str) -> dict[str, dict[str, float]]:
     path = RESULTS / f"{name}_costs.csv"
     if not path.exists():
         return {}
-    return {row.pop("trial"): {key: float(value) for key, value in row.items()} for row in read_csv(path, ("trial",))}
+    rows = read_csv(path, ("trial", *CHECKPOINT))
+    return {row.pop("trial"): {key: float(value) for key, value in row.items()} for row in rows}
 
 
 def costs_of(row: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -134,7 +136,7 @@ def costs_of(row: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]]
     Trials of other images, or of a shorter run, have the same name, but another step or test accuracy.
     """
     found = dict(measured.get(row["trial"], {}))
-    checkpoint = {key: found.pop(key) for key in ("step", "test_top1") if found}
+    checkpoint = {key: found.pop(key) for key in CHECKPOINT if found}
     return found if all(row[key] == value for key, value in checkpoint.items()) else {}
 
 

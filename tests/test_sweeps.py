@@ -152,6 +152,19 @@ def test_the_console_has_one_line_per_event_with_count_metric_and_time(fake, tmp
     assert again.startswith("4 of 4 trials are done already\n| x |")
 
 
+def test_trials_that_another_process_ran_meanwhile_are_counted(capsys):
+    done = {"a"}
+    events = sweep.Events("abcd", done.__contains__, jobs=1)
+    events.start("b")
+    done |= {"b", "c"}  # c elsewhere
+    events.done("b", "finished", 3)
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 4 trials are done already",
+        "b: started",
+        "[3/4] b: finished, 3 s; 3 s left",
+    ]
+
+
 def test_a_line_fits_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     name = ",".join(f"key{i}=0.125" for i in range(9))
@@ -326,6 +339,30 @@ def test_the_costs_of_a_trained_network(reference):
     assert all(row[f"{name}_milliseconds"] > 0 for name in ("jax", "onnx", "onnx_int8"))
     top1 = load(reference).evaluate("test").values["top1"]
     assert abs(row["sqz_top1"] - top1) < 0.05 and abs(row["int8_top1"] - top1) < 0.05
+
+
+def test_the_costs_of_another_checkpoint_are_measured_again(tmp_path, monkeypatch):
+    from experiments import compact_costs
+
+    def run():
+        monkeypatch.setattr("sys.argv", ["", f"--workdir={tmp_path}", f"--csv={tmp_path / 'costs.csv'}"])
+        compact_costs.main()
+
+    measured = []
+    result = {"step": 7, "test": {"top1": 0.5}}
+    monkeypatch.setattr(
+        compact_costs,
+        "measure",
+        lambda folder: measured.append(folder.name) or {"trial": folder.name, **compact_costs.checkpoint(folder)},
+    )
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    run()
+    (tmp_path / "b" / "result.json").write_text(json.dumps({**result, "step": 8}))
+    run()
+    assert measured == ["a", "b", "b"]
+    assert (tmp_path / "costs.csv").read_text().splitlines()[1:] == ["a,7,0.5", "b,8,0.5"]
 
 
 def test_the_costs_are_calibrated_on_all_classes():
