@@ -47,13 +47,8 @@ if TYPE_CHECKING:
     from squeeze_jax.tasks.task import Records
 
 ENSEMBLE = "ensemble"
-NAMING = (
-    "model.name",
-    "init_from",
-    "model.",
-    "dataset.name",
-    "dataset.",
-)  # keys that say most about a model, or begin so
+# The keys that say most about a model, or how such keys begin.
+NAMING = ("model.name", "init_from", "model.", "dataset.name", "dataset.")
 OF_FOLDS = ("auc", "accuracy", "sensitivity", "specificity")  # the metrics of the table of folds
 WHY_POOLED = (
     "Pooled, cases of different folds are ranked against each other, although the probabilities of two runs need not "
@@ -103,11 +98,10 @@ class Run:
         """Returns the arguments of `froc` for the examples; those without ids are counted from `first`."""
         return candidates(self.test, self._fitted.point, first, self.task.positive_class)
 
-    def scores(self, first: int) -> dict[str, float]:
-        """Returns the metrics of the table of folds, and the threshold of two classes; see `cases`."""
-        cases, point = self.cases(first), self._fitted.point
+    def scores(self, cases: Cases) -> dict[str, float]:
+        """Returns the metrics of the table of folds for the cases of this run, and the threshold of two classes."""
         names = [name for name in OF_FOLDS if name in available(cases.num_classes)]
-        return scores(cases, names) | ({"threshold": point.threshold} if cases.num_classes == 2 else {})
+        return scores(cases, names) | ({"threshold": self._fitted.point.threshold} if cases.num_classes == 2 else {})
 
 
 def evaluate(workdir: pathlib.Path, options: Mapping[str, Any], named: str = "") -> Run:
@@ -366,7 +360,7 @@ def fold_rows(found: Mapping[Key, Sequence[Run]]) -> list[dict[str, Any]]:
             if run.folds > 1:
                 cases = run.cases(first)
                 size = {"cases": len(cases), "patients": len(np.unique(cases.patient))}
-                rows.append({"model": model, "seed": seed, "fold": run.fold, **size, **run.scores(first)})
+                rows.append({"model": model, "seed": seed, "fold": run.fold, **size, **run.scores(cases)})
     columns = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key, "") for key in columns} for row in rows]
 
@@ -475,7 +469,7 @@ def write(
       output: the folder.
       name: the name of the files.
       num_nodules: nodules in all scans; None for no FROC.
-      num_scans: see `froc`.
+      num_scans: see `Marks.of`.
 
     Raises:
       InputError: FROC is asked for with other than two classes, or the models were tested on different cases.
