@@ -287,6 +287,9 @@ def test_a_map_of_an_unknown_class_suggests_one(tmp_path):
     task = Classification(("benign", "malignant"), Preprocessing())
     with pytest.raises(InputError, match="no class 'malign'; expected one of benign, malignant. Did you mean 'malig"):
         task.explain(tmp_path / "map.png", np.ones((4, 4, 1)), np.array([0.2, 0.8]), np.ones((2, 2, 2)), "malign")
+    many = Classification(tuple("abcdefghijkl"), Preprocessing())
+    with pytest.raises(InputError, match=r"expected one of a, b, c, d, e, f, g, h, i, j and 2 more\.$"):
+        many.class_index("?")
 
 
 def test_a_volume_is_read_from_an_array(tmp_path):

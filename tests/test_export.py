@@ -565,6 +565,8 @@ def test_int8_that_costs_one_of_twelve_images_says_so():
     comparison.check_int8(10)
     assert "network: top-1 0.9167 (11 of 12 images)" in str(comparison) and "top-5" not in str(comparison)
     many = (dataclasses.replace(its, images=1200, labeled=1200, top1=100 * its.top1) for its in (ours, theirs))
+    with pytest.raises(ExportError, match="at most 0 are allowed. Use more calibration images, or"):
+        comparison.check_int8(0)  # more images would show no less
     with pytest.raises(ExportError, match="100 fewer of 1200 images right, .* Use more calibration images, or"):
         Comparison(0.1, 1.0, *many).check_int8(None)
 

@@ -77,7 +77,7 @@ class Comparison:
         loss = 100 * count / images
         if not loss <= allowed:
             fix = "Use more calibration images"
-            if 100 / images > allowed:  # a single image is too much
+            if 100 / images > allowed > 0:  # a single image is too much
                 fix = f"{images} images are too few to show so little: judge by more with --evaluation FOLDER"
             raise ExportError(
                 f"the file was not written, because {cost}, {loss:.1f} {unit}; at most {allowed:g} are allowed. {fix}, "

@@ -464,7 +464,8 @@ class Classification:
         """
         if name not in self.class_names:
             close = difflib.get_close_matches(name, self.class_names, n=1)
-            listed = ", ".join(self.class_names[:LISTED]) + (", ..." if self.num_classes > LISTED else "")
+            more = f" and {self.num_classes - LISTED} more" if self.num_classes > LISTED else ""
+            listed = ", ".join(self.class_names[:LISTED]) + more
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise InputError(f"the network has no class {name!r}; expected one of {listed}.{hint}")
         return self.class_names.index(name)
