@@ -274,7 +274,7 @@ def work(case: Case, name: str, folder: pathlib.Path) -> None:
 
 
 def prepare(case: Case, folder: pathlib.Path) -> None:
-    """Writes weights, images, labels and our logits; runs in its own process, so that its memory is free afterwards."""
+    """Writes weights, images, labels and our logits; runs in its own process, so that its memory is free afterward."""
     import flax
     import jax
 

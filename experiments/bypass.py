@@ -42,7 +42,7 @@ PUBLISHED = {
     "paper: ImageNet top-1": (57.5, 60.4, 58.8, "", "", ""),
     "paper: top-5": (80.3, 82.5, 82.0, "", "", ""),
 }
-SIZES = {"paper: MB": (4.8, 4.8, 7.7, "", "", "")}  # of its own network
+SIZES = {"paper: MB": (4.8, 4.8, 7.7, "", "", "")}  # of the paper's network
 
 SETTINGS = {
     "cifar10": Sweep("bypass", "configs/cifar10.py:study", POINTS, overrides=ADAMW, published=PUBLISHED),

@@ -2,7 +2,7 @@
 
     python -m experiments.dead_start --workdir runs/dead_start --output experiments/results
 
-Users report that the loss of SqueezeNet can stay at its initial value for ever (forresti/SqueezeNet#4,
+Users report that the loss of SqueezeNet can stay at its initial value forever (forresti/SqueezeNet#4,
 pytorch/vision#901). This study measures the fraction of seeds whose final validation loss is above 98 % of ln(10), on
 scikit-learn's digits: 10 epochs instead of 40, 5 seeds, 60 trials.
 

@@ -31,7 +31,7 @@ PUBLISHED = {
     ),
 }
 SIZES = {
-    "paper: parameters": (  # of its own network
+    "paper: parameters": (  # of the paper's network
         *("1,478,248", "1,929,832", "2,421,352", "2,912,872", "3,404,392"),
         *("3,895,912", "4,387,432", "4,878,952", "5,330,536"),
     ),

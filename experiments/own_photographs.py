@@ -1,6 +1,6 @@
 """What `configs/finetune_folder.py` reaches with few pictures, and in what time.
 
-    python -m experiments.own_photographs --weights squeezenet_v1.1.caffemodel --pictures cifar10_jpeg.zip \
+    python -m experiments.own_photographs --weights squeezenet_v1.1.caffemodel --pictures cifar10_jpeg.zip \\
         --workdir runs/own_photographs --output experiments/results
 
 For each seed it draws a folder as users have them: three classes with odd names, no splits, damaged files among the

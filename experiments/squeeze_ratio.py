@@ -25,7 +25,8 @@ RATIOS = (0.125, 0.25, 0.5, 0.75, 1.0)
 POINTS = [{"model.squeeze_ratio": ratio} for ratio in RATIOS]
 # Unlabeled points in Figure 3a are read from its pixels, +- 0.3.
 PUBLISHED = {"paper: ImageNet top-5": (80.3, "about 83.4", 85.3, 86.0, "about 86.1")}
-SIZES = {"paper: parameters": ("1,248,424", "1,967,080", "3,404,392", "4,841,704", "6,279,016")}  # of its own network
+# Those of the paper's network.
+SIZES = {"paper: parameters": ("1,248,424", "1,967,080", "3,404,392", "4,841,704", "6,279,016")}
 
 SETTINGS = {
     "cifar10": Sweep("squeeze_ratio", "configs/cifar10.py:study", POINTS, published=PUBLISHED),

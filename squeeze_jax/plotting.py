@@ -5,7 +5,7 @@
         axes[0, 0].set(xlabel="step", ylabel="loss")
 
 Where the block ends, long titles are wrapped, ticks that would collide are thinned, one legend for all axes is put
-below them, and the file is written. Matplotlib is imported on use, and its global settings are as before afterward.
+below them, and the file is written. Matplotlib is imported on use, and its global settings are restored.
 """
 
 import contextlib

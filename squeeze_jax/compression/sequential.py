@@ -209,7 +209,7 @@ class Sequential:
         sums: dict[str, np.ndarray] = {}
         origin = None
         for count, before, after in states.before(index, self.network.variables, quantized):
-            if origin is None:  # products are float32, so the inputs are roughly centerd before
+            if origin is None:  # products are float32, so the inputs are roughly centered first
                 origin = np.asarray(layer.inputs_of(before[0], rng.permutation(cells)[:POSITIONS]).mean((0, 1)))
             found = measure(before[0], after[0], origin, rng.permutation(cells)[:POSITIONS], count)
             for key, value in jax.device_get(found).items():

@@ -168,7 +168,7 @@ class Marks:
     def competition_interval(
         self, patient: np.ndarray, resamples: int = RESAMPLES
     ) -> tuple[tuple[float, float] | None, str]:
-        """Returns the 95 % bootstrap interval of the competition score over patients, and why there is none, if so.
+        """Returns the 95 % bootstrap interval of the competition score over patients, or None and the reason.
 
         Patients are resampled with their scans and candidates. Nodules and scans without a candidate, whose patients
         are not known, are in every resample.

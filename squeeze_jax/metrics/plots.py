@@ -59,7 +59,7 @@ def draw_curves(path: pathlib.Path, judged: Mapping[str, Cases], class_names: Se
             roc.plot([], [], "o", markersize=6, color="gray", label=text)
         for index, (name, cases) in enumerate(judged.items()):
             confidences, hits, _ = reliability(*confidence_and_hit(cases))
-            # That of many classes is of all of them together, so it has a color that no class has alone.
+            # With many classes, this curve is of all of them together, so its color is not that of any class.
             style = plotting.points(index) if binary else {**plotting.points(index), "color": "gray"}
             label = f"{plain(name)} (reliability)" if name and not binary else None
             reliable.plot(confidences, hits, label=label, **style)

@@ -129,7 +129,7 @@ def write_case(
     mean: Sequence[tuple[str, float]] | None,
     title: str = "",
 ) -> None:
-    """Writes an HTML page about a case, or about several things.
+    """Writes an HTML page about a case, or about images that do not belong together.
 
     Args:
       path: the file to write.
@@ -137,8 +137,8 @@ def write_case(
       pictures: of each image, as the bytes of a PNG.
       notes: a sentence about each picture.
       probabilities: the names and probabilities of the best classes of each image.
-      mean: those of the case; None if the images are of different things.
-      title: the heading of a page about different things.
+      mean: those of the case; None if the images do not belong together.
+      title: the heading if `mean` is None.
     """
 
     def table(rows: Sequence[tuple[str, float]]) -> str:
