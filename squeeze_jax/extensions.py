@@ -95,6 +95,11 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._entries[name][2]
 
 
+def function_name(function: Any) -> str:
+    """Returns what identifies a registered function when its module is read again."""
+    return getattr(function, "__qualname__", type(function).__qualname__)  # a functools.partial has no name
+
+
 @dataclasses.dataclass(frozen=True)
 class Options(Generic[T]):
     """What is registered with options of its own: a function that makes it, and its keys in the config."""

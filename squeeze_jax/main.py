@@ -50,15 +50,12 @@ def main() -> None:
     if None in hosts and any(value is not None for value in hosts):
         raise ConfigError("a run of several processes needs --coordinator_address, --num_processes and --process_id.")
     with console.doing("importing JAX"):
-        import jax
-
         from squeeze_jax import network
         from squeeze_jax.runtime import compilation_cache, devices
         from squeeze_jax.training import trainer
         from squeeze_jax.validation import validate
     if config is not None:
         validate(config)
-        jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     compilation_cache.enable()
     if COORDINATOR.value:
         devices.join_hosts(*hosts)

@@ -237,6 +237,7 @@ def predictions(
     import jax
 
     waiting: list[Example] = []
+    count = 0  # of images among them
     sizes = 0  # of the calls before
 
     def predicted() -> Iterator[tuple[Example, Any]]:
@@ -252,9 +253,10 @@ def predictions(
 
     for example in examples:
         waiting.append(example)
-        if sum(one.image is not None for one in waiting) == batch_size:
+        count += example.image is not None
+        if count == batch_size:
             yield from predicted()
-            waiting, sizes = [], batch_size
+            waiting, count, sizes = [], 0, batch_size
     yield from predicted()
 
 

@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 from squeeze_jax.config import lookup
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.experiment import Experiment, Plan
-from squeeze_jax.validation import duration_in_steps
+from squeeze_jax.validation import DURATIONS, duration_in_steps
 from squeeze_jax.workdir.checkpoints import Checkpoints
 from squeeze_jax.workdir.records import RESULT_FILE
 
 logger = logging.getLogger(__name__)
 
 # Durations that keep their steps if they are shares of the run.
-KEPT = ("schedule.warmup", "train.patience", "pruning.start", "pruning.end", "pruning.every", "pruning.release")
+KEPT = [key for key in DURATIONS if key != "train.duration" and not key.startswith("run.")]
 
 
 def extended(config: ConfigDict, duration: str, num_examples: int) -> ConfigDict:
