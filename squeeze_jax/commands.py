@@ -306,17 +306,17 @@ def _check_names(argv: Sequence[str]) -> None:
     Raises:
       ConfigError: a flag is unknown, or one is missing.
     """
-    words = itertools.takewhile(lambda word: word != "--", argv[1:])
-    given = [word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")]
+    words = [*itertools.takewhile(lambda word: word != "--", argv[1:])]
+    given = dict(_given(words))
     if "flagfile" in given:
         return
     own = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    for name in given:
+    for name in dict(_given([word for word in words if word.startswith("--")])):  # -1 is a value
         if name not in flags.FLAGS and name.removeprefix("no") not in flags.FLAGS and not name.startswith("config."):
             raise ConfigError(f"the flag --{name} is unknown{nearest(f'--{name}', own)}")
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
-        if name not in given and f"-{name}" not in given and _is_required(flag):
+        if name not in given and _is_required(flag):
             raise ConfigError(f"pass --{name}: {flag.help}")
 
 

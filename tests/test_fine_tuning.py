@@ -114,7 +114,7 @@ def test_preprocessing_and_network_come_with_the_weights(flat, tmp_path):
     with pytest.raises(ConfigError, match=r"mean=\(0.0,\), but the weights .* with \(9.0, 8.0, 7.0\); leave .* out to"):
         with_weights(given)
     given.init_from = ""
-    with pytest.raises(ConfigError, match="config.model.name is None, so the network is that of config.init_from"):
+    with pytest.raises(ConfigError, match="config.model.name is None, which takes the network of config.init_from"):
         with_weights(given)
     given.model.name, given.dataset.mean = "squeezenet_v1_1", None
     assert with_weights(given).dataset.mean == (0.0,)

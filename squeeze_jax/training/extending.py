@@ -74,7 +74,8 @@ def rewind(before: Experiment, after: Experiment, checkpoints: Checkpoints, fold
     (folder / RESULT_FILE).unlink(missing_ok=True)  # only a finished run has it
     step = steps[-1] if steps else 0
     logger.info(
-        "extended from %s (%d steps) to %s (%d steps), from step %d on; the test split is measured again at the end",
+        "extended from %s (%d steps) to %s (%d steps), continuing from step %d; the test split is measured again "
+        "at the end",
         before.config.train.duration,
         plan.total,
         after.config.train.duration,
@@ -89,7 +90,7 @@ def rewind(before: Experiment, after: Experiment, checkpoints: Checkpoints, fold
         if np.array_equal(old, new):
             logger.info(
                 "the learning rate up to this step is that of a run of the new duration, and so are the weights%s",
-                "; the measurement at this step is one more" if extra else " and metrics",
+                "; the measurement at this step is an extra one" if extra else " and metrics",
             )
         else:
             rate = float(after.schedule(step))

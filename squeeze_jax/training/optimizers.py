@@ -1,4 +1,4 @@
-"""Optimizers, by name. One of your own is added with `register`."""
+"""Optimizers, by name. Add your own with `register`."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, by name. One of your own is added with `register`."""
+"""Learning-rate schedules, by name. Add your own with `register`."""
 
 import collections
 from collections.abc import Callable
