@@ -5,7 +5,7 @@
 Expected: 69.4 % top-1, 91.6 % top-5 (weiaicunzai/pytorch-cifar100 README, squeezenet: errors 30.59 and 8.36). Not run
 here, because 200 epochs need an accelerator. Known differences: that network also has batch norm after conv10, no
 bypass around fire9 and a 2x2 first pooling with stride 2, and its checkpoint was selected on the test images; here
-A tenth of the training images is held out for this.
+a tenth of the training images is held out for this.
 """
 
 from ml_collections import ConfigDict

@@ -16,6 +16,7 @@ def get_config(weights: str = "torchvision/squeezenet1_1") -> ConfigDict:
     config.init_new_head = True
     config.dataset.name = "photographs"
     config.dataset.skip_unreadable = True
+    config.crop.resize = 0  # one's own subjects may reach to the margins
     config.crop.smallest_area = 0.35
     config.augment.flip = ("width",)
 

@@ -100,10 +100,7 @@ def fitting(name: str, text: str) -> str:
     if not sys.stdout.isatty():
         return f"{name}: {text}"
     width = shutil.get_terminal_size().columns - 1
-    room = max(width - len(text) - 2, 20)
-    if len(name) > room:
-        name = f"{name[: room // 2]}…{name[len(name) - (room - 1) // 2 :]}"
-    line = f"{name}: {text}"
+    line = f"{console.shortened(name, max(width - len(text) - 2, 20))}: {text}"
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 

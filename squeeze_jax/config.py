@@ -110,8 +110,8 @@ def base_config(task: str = "classification") -> ConfigDict:
     # Side, or (height, width); 0: no crop, which is UNSET, and what None stands for if `dataset.image_size` is set.
     config.crop.size = config_dict.placeholder(object)
     config.crop.train = "random_resized"  # or "random": a random crop of that size from the resized image
-    # The size before the central crop of evaluation, and before "random": one number, or (height, width). UNSET: 256;
-    # that of `init_from` grows and shrinks with `size`.
+    # The size before the central crop of evaluation, and before "random": one number, or (height, width); 0: that of
+    # the crop, which then keeps the margins. UNSET: 256; that of `init_from` grows and shrinks with `size`.
     config.crop.resize = config_dict.placeholder(object)
     # One number is the shorter side (UNSET); False: both sides, as in Caffe's LMDBs.
     config.crop.keep_aspect = config_dict.placeholder(bool)
@@ -239,6 +239,8 @@ def complete(config: ConfigDict, weights: ConfigDict | None = None) -> ConfigDic
         section, name = key.split(".")
         if filled[section][name] is None:
             filled[section][name] = value
+    if filled.crop.size and filled.crop.resize == 0:
+        filled.crop.resize = filled.crop.size
     return filled.lock()
 
 

@@ -124,6 +124,11 @@ class _Terminal(logging.Handler):
             self.handleError(record)
 
 
+def shortened(text: str, longest: int) -> str:
+    """Returns a text without its middle if it has more than `longest` characters."""
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[len(text) - (longest - 1) // 2 :]}"
+
+
 def fitting(parts: Sequence[str], width: int) -> str:
     """Returns the first parts, and at least one, that fit in a width when joined by commas."""
     count = len(parts)

@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from squeeze_jax.console import shortened
 from squeeze_jax.files import replaced
 
 logger = logging.getLogger(__name__)
@@ -134,9 +135,7 @@ def plain(text: Any, longest: int = LONGEST) -> str:
     if absent := sorted({character for character in text if not _has(character)}):
         _log_absent("".join(absent).encode("unicode_escape").decode())
         text = "".join(c.encode("unicode_escape").decode() if c in absent else c for c in text)
-    if len(text) > longest:
-        text = f"{text[: longest // 2]}…{text[len(text) - (longest - 1) // 2 :]}"
-    return text
+    return shortened(text, longest)
 
 
 def quantity(name: str) -> str:

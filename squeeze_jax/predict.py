@@ -281,8 +281,7 @@ def read_labels(path: pathlib.Path, class_names: tuple[str, ...]) -> tuple[str, 
     )
 
 
-def main() -> int:
-    """Runs the command and returns its exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(__doc__)
     parser.add_argument(
         "images", nargs="+", help="files, folders or glob patterns; CT scans with --candidates or --grid"
@@ -319,7 +318,12 @@ def main() -> int:
     )
     places.add_argument("--grid", type=float, metavar="MM", help="candidates on a regular grid")
     add_cut_arguments(scans)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Runs the command and returns its exit status."""
+    args = _parser().parse_args()
     _check(args)
     with doing(f"loading {args.weights}"):
         from squeeze_jax.export.exported import Exported
@@ -340,6 +344,7 @@ def main() -> int:
     count, examples = cut_examples(network, args) if of_scans else read_examples(network, args.images)
     results: list[Result] = []
     case: list[tuple[Example, Any]] = []
+    notes: dict[str, str] = {}  # what is said of the maps that are drawn
     try:
         for example, predicted in track(predictions(network, examples, args.batch_size), "classifying", count):
             if predicted is None:
@@ -351,7 +356,7 @@ def main() -> int:
             if args.cam:
                 picture = args.cam / example.map
                 make_folder(picture.parent)
-                network.explain(picture, example.image, predicted, args.cam_class)
+                notes[example.map] = network.explain(picture, example.image, predicted, args.cam_class)
             if args.report:
                 case.append((example, predicted))
                 if of_scans:
@@ -360,7 +365,7 @@ def main() -> int:
         if skipped == len(results):
             raise InputError(f"there is no {'candidate' if of_scans else 'image'} to classify.")
         if args.report:
-            _report(args, network, case, len(results) - skipped if of_scans else None)
+            _report(args, network, case, notes, len(results) - skipped if of_scans else None)
     finally:
         _print(results, network.task, ids, args, of_scans)
     if args.cam:
@@ -405,12 +410,24 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-def _report(args: argparse.Namespace, network: "Network", case: list[tuple[Example, Any]], of: int | None) -> None:
+def _report(
+    args: argparse.Namespace,
+    network: "Network",
+    case: list[tuple[Example, Any]],
+    notes: dict[str, str],
+    of: int | None,
+) -> None:
     """Writes the page about a case, or about the best of a number of candidates."""
-    pages = [
-        (example.title, *_picture(network, example.image, predicted, args.cam_class), predicted)
-        for example, predicted in case
-    ]
+
+    def drawn(example: Example, predicted: Any) -> tuple[bytes, str]:
+        if example.map in notes:
+            return (args.cam / example.map).read_bytes(), notes[example.map]
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "map.png"
+            note = network.explain(path, example.image, predicted, args.cam_class)
+            return path.read_bytes(), note
+
+    pages = [(example.title, *drawn(example, predicted), predicted) for example, predicted in case]
     title = None if of is None else _best_of(network.task, len(case), of)
     network.task.report_case(args.report, *zip(*pages, strict=True), title=title)
 
@@ -420,14 +437,6 @@ def _best_of(task: "Task", shown: int, of: int) -> str:
     if shown == of:
         return f"{of} candidate{'s' * (of > 1)}, the highest probability{name} first"
     return f"The {shown} of {of:,} candidates with the highest probability{name}"
-
-
-def _picture(network: "Network", image: np.ndarray, predicted: Any, class_name: str | None) -> tuple[bytes, str]:
-    """Returns the PNG of `Network.explain`, and its sentence."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "map.png"
-        note = network.explain(path, image, predicted, class_name)
-        return path.read_bytes(), note
 
 
 class Result(NamedTuple):

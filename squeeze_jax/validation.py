@@ -221,8 +221,10 @@ def _check_images(config: ConfigDict) -> None:
     _require(config, "dataset.std", lambda value: value is None or min(value) > 0, "positive numbers")
     at_most = f"{SIZE}, at most {LARGEST_SIDE}"
     _require(config, "crop.size", lambda value: value in (None, 0) or _is_size(value), f"{at_most}; 0 for no crop")
-    _require(config, "crop.resize", lambda value: value is None or _is_size(value), at_most)
-    size, resize = config.crop.size, config.crop.resize or (None if config.init_from else UNSET["crop.resize"])
+    _require(config, "crop.resize", lambda value: value in (None, 0) or _is_size(value), f"{at_most}; 0 for crop.size")
+    size, resize = config.crop.size, config.crop.resize
+    if resize is None and not config.init_from:
+        resize = UNSET["crop.resize"]
     if size and resize and any(map(operator.gt, size_of(size), size_of(resize))):
         raise ConfigError(f"config.crop.size={size} is larger than config.crop.resize={resize}.")
 

@@ -212,7 +212,7 @@ SHORT = {"depths": (2, 1, 1, 1), "stage_filters": (8, 12, 16)}
 
 @pytest.fixture
 def short_networks(monkeypatch):
-    """The same for the networks whose blocks are no options."""
+    """The same for the networks whose blocks are not options."""
     narrow = (8, 8, 12, 8, 8)
     monkeypatch.setattr("squeeze_jax.models.alexnet.FILTERS", {False: narrow, True: narrow})
     monkeypatch.setattr("squeeze_jax.models.alexnet.HIDDEN", 16)

@@ -44,13 +44,13 @@ def test_all_that_is_wrong_is_listed_at_once(tmp_path, capsys):
         "  dög (Rex)/half.jpg: it is damaged: ",
         "  dög (Rex)/notes.jpg: it is not an image",
         "3 sizes: 13 of 8 x 6, 3 of 5 x 4, 1 of 6 x 8; training needs config.crop.size",
-        "3 are gray and 14 are in color; set config.dataset.channels=3",
-        "1 are turned upright",
+        "3 gray and 14 in color; set config.dataset.channels=3",
+        "1 turned upright, as the EXIF data say",
         "classes with fewer than 10 pictures: cat (3), dög (Rex) (5)",
-        "differ in case or spaces alone: 'Cat', 'cat'",
+        "differ only in case or spaces: 'Cat', 'cat'",
         "identical files in two classes: 1, such as Cat/3.png = dög (Rex)/copy.jpg",
         "divided here",
-        "not called like pictures (.txt): 1",
+        "without the suffix of an image (.txt): 1",
     ):
         assert line in said, line
 

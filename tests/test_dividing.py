@@ -105,6 +105,16 @@ def test_given_splits_are_used_and_copies_in_two_of_them_are_named(tmp_path):
     assert "1, such as train/a/3.png = val/a/0.png" in notes and "two classes: 1, such as train/a/5.png" in notes
 
 
+def test_copies_join_the_patients_that_they_belong_to(tmp_path):
+    names = [f"{c}/p{c}{i}/n/{k}.png" for c in "ab" for i in range(6) for k in range(2)]
+    paint(tmp_path, names)
+    for copy, original in (("pa1/n/0", "pa0/n/0"), ("pa2/n/0", "pa1/n/1"), ("pa3/n/0", "pa3/n/1")):
+        (tmp_path / "a" / f"{copy}.png").write_bytes((tmp_path / "a" / f"{original}.png").read_bytes())
+    source = ImageFolder(tmp_path, {"validation": 0.4, "test": 0.3})
+    holding = {split for split in source.split_sizes for path in files(source, split) if re.search("pa[012]/", path)}
+    assert len(holding) == 1 and len(source.split_sizes) == 3 and sum(source.split_sizes.values()) == 24
+
+
 def test_patients_are_divided_as_a_whole(tmp_path):
     paint(tmp_path, [f"{c}/p{i}/n/{k}.png" for c in "ab" for i in range(8) for k in range(3)])
     splits = build(configure(None, **{"dataset.name": str(tmp_path)})).splits

@@ -532,7 +532,7 @@ def test_int8_is_judged_by_images_that_calibration_did_not_see(weights, photogra
 
 def test_int8_that_costs_too_much_is_not_written(small, photographs, tmp_path, monkeypatch):
     files = [tmp_path / file.name for file in sorted(photographs.glob("ant/*.png"))]
-    for file in files:  # in a folder that is no class
+    for file in files:  # in a folder that is not a class
         shutil.copy(photographs / "ant" / file.name, file)
 
     def rolled(leaf):  # the channels of the head are the classes

@@ -105,6 +105,9 @@ def test_preprocessing_and_network_come_with_the_weights(flat, tmp_path):
 
     given.crop.size = 30
     assert with_weights(given).crop.resize == 40
+    given.crop.resize = 0
+    assert with_weights(given).crop.resize == 30
+    given.crop.resize = None
     given.crop.size, given.dataset.image_size = None, (32, 32)
     assert with_weights(given).crop.size == 0, "resized on the device instead"
     for mean in ((8.0,), (9.0, 8.0, 7.0)):  # the average is for gray images

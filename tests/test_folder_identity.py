@@ -190,6 +190,8 @@ def test_other_datasets_are_compared_by_classes_and_counts(data_dir, tmp_path):
     found = open_dataset("digits", data_dir).identity(["train", "test"])
     found.write(tmp_path)
     assert Identity.read(tmp_path) == found and found.splits["train"] == StoredSplit(1197, "digits/1.0.0")
+    for digest, changes in (("", ""), ("digits/1.0.1", "train: other data")):  # "" in workdirs of earlier versions
+        assert Identity(found.class_names, {"train": StoredSplit(1197, digest)}).changes(found, ["train"]) == changes
     fewer = Identity(found.class_names[1:], {"train": StoredSplit(9)})
     assert found.changes(fewer, ["train", "test", "validation"]) == (
         "classes that are gone: 0; train: 9 examples for 1197; test: the split is gone"

@@ -109,7 +109,7 @@ LAYOUTS = {
         TWO,
         "ants bees",
         0,
-        {"folders without images": 1, "not called like pictures (.csv, .heic)": 2},
+        {"folders without images": 1, "without the suffix of an image (.csv, .heic)": 2},
     ),
     "nested below a class": (
         [*PLAIN, "train/ants/more/9.png", "train/ants/more/again/9.png"],
@@ -176,10 +176,16 @@ LAYOUTS = {
         TWO,
         "ants bees",
         0,
-        {"links to a folder around them": 1, "links to nothing": 1},
+        {"links to a folder around them": 1, "broken links or special files": 1},
     ),
     "patients": (PATIENTS, TWO, "a b", 1, {}),
-    "a pipe, which never ends": ([*PLAIN, "train/ants/x.png | "], TWO, "ants bees", 0, {"links to nothing": 1}),
+    "a pipe, which never ends": (
+        [*PLAIN, "train/ants/x.png | "],
+        TWO,
+        "ants bees",
+        0,
+        {"broken links or special files": 1},
+    ),
     "patients, with a folder around": (below("x", PATIENTS), TWO, "a b", 1, {}),
     "patients, and pictures of their folders": (
         [*PATIENTS, "train/a/overview.png"],
@@ -213,14 +219,14 @@ LAYOUTS = {
         {"train": 4, "validation": 2},
         "n1 n2",
         0,
-        {"no folder of a class": 2, "not called like pictures": 4},
+        {"no folder of a class": 2, "without the suffix of an image": 4},
     ),
     "Tiny ImageNet in its folder": (
         below("tiny-imagenet-200", [*TINY, ANNOTATED]),
         {"train": 4, "validation": 2},
         "n1 n2",
         0,
-        {"no folder of a class": 2, "not called like pictures": 4},
+        {"no folder of a class": 2, "without the suffix of an image": 4},
     ),
     "Tiny ImageNet's train folder": (
         [entry.removeprefix("train/") for entry in TINY[:4]],
@@ -234,7 +240,7 @@ LAYOUTS = {
         TWO,
         "n1 n2",
         0,
-        {"not called like pictures": 1},
+        {"without the suffix of an image": 1},
     ),
     "Tiny ImageNet, cut": ([*TINY[:5], ANNOTATED], None, None, 0, "names 1 images that are not there, such as val_1"),
     "Tiny ImageNet, damaged": (
@@ -346,7 +352,7 @@ def test_too_many_unreadable_images_end_an_iteration(tmp_path):
     ("entries", "message"),
     [
         (many("train/cats/*.png", "val/cats/*.png"), "has one class, 'cats', so there is nothing to learn"),
-        ([*PLAIN, "val/wasps/1.png"], "has no image of 'wasps' in train, but elsewhere; add images, or remove"),
+        ([*PLAIN, "val/wasps/1.png"], "has images of 'wasps', but none in train; add some, or remove"),
     ],
 )
 def test_classes_that_cannot_be_learned_do_not_train_but_can_be_looked_at(tmp_path, entries, message):

@@ -119,6 +119,9 @@ def test_patients_are_held_out_as_a_whole():
     rest, held_out = hold_out(split, 20)
     assert 20 <= len(held_out) < 24 and len(rest) + len(held_out) == len(split)
     assert not set(rest.targets()["patient"]) & set(held_out.targets()["patient"])
+    for count in (0, -3, len(split)):
+        with pytest.raises(DataError, match=f"cannot hold out {count} of the {len(split)} examples"):
+            hold_out(split, count)
     with pytest.raises(DataError, match="by patient leaves none"):
         hold_out(split.subset(np.flatnonzero(split.targets()["patient"] == 7)[:2].repeat(2)), 1)
 

@@ -116,7 +116,7 @@ def test_a_split_of_another_kind_of_labels_is_not_evaluated(kind, labels):
 
 def test_mixup_of_labels_needs_pairs():
     task = create(names="ab", labels="multilabel", mixup=0.2)
-    assert not task.naming  # two labels are no pair of a positive and a negative class
+    assert not task.naming  # two labels are not a pair of a positive and a negative class
     batch = {"image": jnp.zeros((3, 2, 2, 1)), "label": jnp.zeros((3, 2))}
     with pytest.raises(ConfigError, match="mixup pairs examples, but a batch has 3"):
         task.augment(batch, jax.random.split(jax.random.key(0), 3))

@@ -86,11 +86,12 @@ def test_a_multi_label_set_has_labels_with_names(tmp_path):
     class Stored(prepared.Prepared):
         def examples(self, split):
             rows = [{"image": np.zeros((28, 28, 1), np.uint8), "label": label} for label in ([], [0, 13])]
-            return prepared._Examples(rows, self._image, self._label, (), self._num_labels)
+            return prepared._Examples(rows, rows, self._image, self._label, (), self._num_labels)
 
     source = Stored("medmnist/chestmnist", builder)
     source.split_sizes = {"train": 2}
     dataset = sources.Dataset("medmnist/chestmnist", source, (28, 28, 1))
     assert dataset.class_names[13] == "hernia"
     labels = dataset.split("train").batch([0, 1])["label"]
+    np.testing.assert_array_equal(dataset.split("train").targets()["label"], labels)
     assert labels.dtype == np.uint8 and labels.sum(1).tolist() == [0, 2] and labels[1, [0, 13]].all()

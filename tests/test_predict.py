@@ -173,10 +173,12 @@ def test_names_of_classes_reach_the_positive_one(run, tmp_path, monkeypatch):
     assert config.task.positive == "dark"
 
 
-def test_where_files_went_is_said(run, tmp_path):
-    path = picture(tmp_path / "a.png", 51)
+def test_where_files_went_is_said_and_a_map_is_drawn_once(run, tmp_path, monkeypatch):
+    path, drawn, explain = picture(tmp_path / "a.png", 51), [], Brightness.explain
+    monkeypatch.setattr(Brightness, "explain", lambda *args: drawn.append(args[1].name) or explain(*args))
     _, _, errors = run("--cam", tmp_path / "maps", "--report", tmp_path / "case.html", path)
     assert errors == f"maps: {tmp_path}/maps\nreport: {tmp_path}/case.html\n"
+    assert drawn == ["a.png"] and "what it shows" in (tmp_path / "case.html").read_text()
 
 
 def test_what_is_known_is_printed_before_a_failure(run, tmp_path, monkeypatch):

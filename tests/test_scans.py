@@ -215,6 +215,9 @@ def test_scans_become_a_dataset_whose_folds_share_no_patient(written, tmp_path):
         split = dataset.split(name)
         batch = split.batch(range(size))
         assert batch["image"].dtype == np.uint8 and batch["case"].dtype == batch["scan"].dtype == np.int32
+        assert isinstance(split.examples._undecoded[0]["image"], bytes)  # which `targets` reads
+        for target, values in split.targets().items():
+            np.testing.assert_array_equal(values, batch[target])
         patients.append({dataset.group_names["patient"][i] for i in batch["patient"]})
     assert sum(map(len, patients)) == len(set.union(*patients)) == 6
     from squeeze_jax.data.prepare import cut_scans

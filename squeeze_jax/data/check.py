@@ -1,14 +1,12 @@
-"""Checks a folder of images before training, and lists at once all that is wrong or remarkable.
+"""Checks a folder of images before training, and lists everything wrong or unusual at once.
 
     python -m squeeze_jax.data.check photographs/
 
-Every picture is decoded. Prints the pictures of each class and split, as a run with the default config uses them, and
-which cannot be read and why, which files are left out, sizes, copies, pictures that are turned by their EXIF data,
-classes with few pictures, and names of classes that differ in case alone. The exit status is 1 if a picture cannot be
-used.
+Every picture is decoded. Prints how many pictures each class and split has in a run with the default config, which
+pictures cannot be read and why, which files are left out, sizes, copies, pictures that are turned by their EXIF data,
+classes with few pictures, and class names that differ only in case. The exit status is 1 if a picture cannot be used.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import os
@@ -24,17 +22,18 @@ from squeeze_jax.data import decoding
 from squeeze_jax.data.folders import ImageFolder
 from squeeze_jax.data.listing import shown
 from squeeze_jax.errors import DataError
+from squeeze_jax.files import user_path
 
 FEW = 10  # pictures of a class
 NAMED_SIZES = 5
 
 
 class Picture(NamedTuple):
-    """What is known of a picture after decoding it.
+    """What decoding a picture shows.
 
     Attributes:
       wrong: why it cannot be used; "" if it can.
-      size: (width, height) as it is shown.
+      size: (width, height), after turning it upright.
       is_gray: whether it has no colors.
       is_turned: whether its EXIF data say that its pixels are not upright.
     """
@@ -46,7 +45,7 @@ class Picture(NamedTuple):
 
 
 def look_at(path: str) -> Picture:
-    """Decodes a picture; whatever is wrong with it is in the result."""
+    """Decodes a picture. An error does not raise, but is part of the result."""
     try:
         stored = decoding.read_file(path)
         image = decoding.open_image(stored, channels=3)
@@ -71,7 +70,7 @@ def look_at_all(paths: Sequence[str]) -> list[Picture]:
 
 
 def describe(names: Sequence[str], pictures: Sequence[Picture]) -> list[str]:
-    """Returns what is wrong or remarkable about pictures, in lines. They may belong to a dataset of any kind.
+    """Returns lines about what is wrong or unusual in pictures.
 
     Args:
       names: the names of the pictures.
@@ -94,15 +93,15 @@ def describe(names: Sequence[str], pictures: Sequence[Picture]) -> list[str]:
         lines.append(f"all {count} are {width} x {height}")
     gray = sum(picture.is_gray for picture in good)
     if 0 < gray < len(good):
-        lines.append(f"{gray} are gray and {len(good) - gray} are in color; set config.dataset.channels=3")
+        lines.append(f"{gray} gray and {len(good) - gray} in color; set config.dataset.channels=3")
     turned = sum(picture.is_turned for picture in good)
     if turned:
-        lines.append(f"{turned} are turned upright as their EXIF data say (config.dataset.exif_orientation)")
+        lines.append(f"{turned} turned upright, as the EXIF data say (config.dataset.exif_orientation)")
     return lines
 
 
 def describe_classes(counts: Mapping[str, int]) -> list[str]:
-    """Returns what is remarkable about classes with so many pictures in all, in lines."""
+    """Returns lines about unusual classes, from the number of pictures of each."""
     lines = []
     few = [f"{shown(name)} ({count})" for name, count in counts.items() if count < FEW]
     if few:
@@ -112,9 +111,9 @@ def describe_classes(counts: Mapping[str, int]) -> list[str]:
         alike[name.casefold().strip()].append(name)
     for same in alike.values():
         if len(same) > 1:
-            lines.append(f"classes whose names differ in case or spaces alone: {', '.join(map(repr, same))}")
+            lines.append(f"classes whose names differ only in case or spaces: {', '.join(map(repr, same))}")
     if len(counts) < 2:
-        lines.append("one class alone: there is nothing to learn")
+        lines.append("only one class: there is nothing to learn")
     return lines
 
 
@@ -133,7 +132,7 @@ def table(counts: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
 
 
 def check(root: pathlib.Path) -> bool:
-    """Prints all about a folder of images.
+    """Prints a report on a folder of images.
 
     Returns:
       Whether all of its pictures can be used.
@@ -165,13 +164,9 @@ def check(root: pathlib.Path) -> bool:
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m squeeze_jax.data.check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="a folder of images")
-    return 0 if check(parser.parse_args().folder.expanduser()) else 1
+    parser = commands.parser(__doc__)
+    parser.add_argument("folder", type=user_path, help="a folder of images")
+    return 0 if check(parser.parse_args().folder) else 1
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def open_image(stored: bytes, channels: int) -> Image.Image:
 
 
 def orientation(image: Image.Image, exif: bool = True) -> int:
-    """Returns how the pixels of an opened image lie, by its EXIF data: 1 (upright) to 8; 1 if they do not say.
+    """Returns the EXIF orientation of an opened image, 1 (upright) to 8; 1 if it has none.
 
     Pillow turns TIFF itself.
 
@@ -125,12 +125,12 @@ def orientation(image: Image.Image, exif: bool = True) -> int:
 
 
 def oriented_size(image: Image.Image, exif: bool = True) -> tuple[int, int]:
-    """Returns (width, height) of an opened image as it is shown; arguments are those of `orientation`."""
+    """Returns (width, height) of an opened image after turning it upright; arguments are those of `orientation`."""
     return image.size[::-1] if orientation(image, exif) in SIDEWAYS else image.size
 
 
 def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Returns (height, width, channels) as it is shown, for an orientation of 1 to 8."""
+    """Turns pixels (height, width, channels) of an EXIF orientation upright."""
     if turn in SIDEWAYS:
         pixels = pixels.swapaxes(0, 1)
     rows, columns = TURNS[turn]

@@ -17,15 +17,15 @@ def divide(
 ) -> list[list[int]]:
     """Divides examples so that each split has about its share of each class.
 
-    The order of the names' hashes decides, so that the division depends neither on the order of the list nor on where
-    the files lie, and few images move if others are added. A class of one group is for training alone; a class of two
+    The hashes of the names decide, so the division depends neither on the order of the list nor on where the files
+    lie, and few images move if others are added. A class of one group is for training alone; a class of two
     or more is in as many splits as it has groups.
 
     Args:
-      names: of the examples; a name is there once.
+      names: the names of the examples, without duplicates.
       labels: the class of each example.
       together: examples with the same value form a group, which is never divided; it counts with its largest class.
-      shares: of each split beside the first one, which gets the rest.
+      shares: the share of each split; the rest is one more split.
 
     Returns:
       The increasing indices of the examples of each split, the one that gets the rest first.

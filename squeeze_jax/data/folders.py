@@ -126,13 +126,21 @@ class ImageFolder:
         """Takes splits from the split "train", and returns a line that says so."""
         files = self._files[UNDIVIDED]
         names = [self._name(UNDIVIDED, path, targets) for path, targets in files]
-        # What must stay together has one number: the images of a patient, and those that are copies of each other.
-        together = [targets.get(PATIENT, -1 - i) for i, (_, targets) in enumerate(files)]
-        index = {path: i for i, (path, _) in enumerate(files)}
+        # Images that must stay together have the same number: those of a patient, and copies.
+        together = {path: targets.get(PATIENT, -1 - i) for i, (path, targets) in enumerate(files)}
+        merged: dict[int, int] = {}
+
+        def number(path: str) -> int:
+            found = together[path]
+            while found in merged:
+                found = merged[found]
+            return found
+
         for group in copies:
-            merged = {together[index[path]] for path in group if path in index}
-            together = [min(merged) if number in merged else number for number in together]
-        parts = divide(names, [targets["label"] for _, targets in files], together, shares)
+            first, *others = sorted({number(path) for path in group if path in together}) or [None]
+            merged |= dict.fromkeys(others, first)
+        labels = [targets["label"] for _, targets in files]
+        parts = divide(names, labels, [number(path) for path, _ in files], shares)
         for split, part in zip((UNDIVIDED, *shares), parts, strict=True):
             self._above[split] = self._above[UNDIVIDED]
             self._files[split] = [files[i] for i in part]
@@ -145,7 +153,7 @@ class ImageFolder:
     def _name(self, split: str, path: str, targets: Mapping[str, int]) -> str:
         """Returns the name of a file that does not depend on where the folder lies, with the class in it."""
         class_name = self.class_names[targets["label"]]
-        # The class is in the name also where no folder says it.
+        # The class is part of the name, even where no folder has its name.
         return f"{class_name}/{path.removeprefix(self._above[split]).removeprefix(f'{class_name}/')}"
 
     @property
@@ -185,7 +193,7 @@ class ImageFolder:
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells these splits from changed ones, see `Source`.
 
-        The contents are read of splits of at most HASHED_BYTES.
+        Contents are read if a split has at most HASHED_BYTES.
 
         Raises:
           DataError: a file cannot be read.

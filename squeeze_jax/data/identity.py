@@ -14,7 +14,7 @@ from squeeze_jax.files import replaced
 FILE = "dataset.json"  # in a workdir
 VERSION = 1  # of the file
 LISTED = 50_000  # files; of larger splits only the counts of the classes and a digest are kept
-HASHED_BYTES = 2**28  # of a split; the contents of larger ones are not compared, only names and sizes
+HASHED_BYTES = 2**28  # the contents of larger splits are not compared, only names and sizes
 NAMED = 3  # examples in a message
 
 
@@ -24,7 +24,8 @@ class StoredSplit:
 
     Attributes:
       examples: their number.
-      digest: of the names and sizes of all files, or of whatever else the data were made of; "" if unknown.
+      digest: a hash of the names and sizes of all files, or of whatever else the data were made of; the name and
+        version of a published dataset; "" if unknown.
       classes: the number of examples of each class; empty if unknown.
       files: the size in bytes and the hash of the contents ("" if they were not read) of each file, by its name; empty
         if there are no files, or too many to list.

@@ -12,16 +12,16 @@ EXTENSIONS = (
 # What systems and programs leave behind; names that begin with "." likewise.
 LEFT_BEHIND = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 LEFT_BEHIND += ("thumbs.db", "desktop.ini", "ehthumbs.db")
-ARCHIVE_RECORD = ".archive.json"  # which zip a folder was unpacked from; not worth a word
+ARCHIVE_RECORD = ".archive.json"  # which zip a folder was unpacked from; not noted
 NAMED = 3  # examples of each kind of note
 # Kinds of notes.
-HIDDEN, OTHER_FILES = "left out, hidden or left behind by a system", "left out, not called like pictures"
+HIDDEN, OTHER_FILES = "left out, hidden or left behind by a system", "left out, without the suffix of an image"
 EMPTY = "left out, folders without images"
-BROKEN, LOOPS = "left out, no files or links to nothing", "left out, links to a folder around them"
+BROKEN, LOOPS = "left out, broken links or special files", "left out, links to a folder around them"
 
 
 class Notes:
-    """Counts what is remarkable about files and folders, and keeps the first names of each kind."""
+    """Counts remarks about files and folders, and keeps the first names of each kind."""
 
     def __init__(self):
         self._counts: dict[str, int] = {}
@@ -49,11 +49,11 @@ class Notes:
 
 
 def list_pictures(root: pathlib.Path) -> tuple[list[str], Notes]:
-    """Lists all files called like pictures below a folder, through links too.
+    """Lists all files with the suffix of an image below a folder, also behind links.
 
     Returns:
       The paths of the pictures, relative and with "/", sorted, the files of a folder before those of its subfolders;
-      and notes of the rest.
+      and notes about the rest.
 
     Raises:
       DataError: a folder cannot be read.
@@ -94,7 +94,7 @@ def list_pictures(root: pathlib.Path) -> tuple[list[str], Notes]:
 
 
 def _note_empty(pictures: list[str], folders: list[str], notes: Notes) -> None:
-    """Notes the folders without pictures, but not those inside of them."""
+    """Notes the outermost folders without pictures."""
     filled = {""}
     for folder in {path.rpartition("/")[0] for path in pictures}:
         while folder not in filled:

@@ -40,7 +40,6 @@ from squeeze_jax.files import user_path
 from squeeze_jax.runtime import download
 
 SCANS_READ_AS = 2  # counts the changes of what a voxel's position or value is
-
 MOST_ADDRESSES = 5  # in a message
 PARTIAL = "partial-"  # in the names of folders that are being written
 _INCOMPLETE = r"incomplete\.\w{6}_\d+\.\d+\.\d+"  # how TFDS calls them
@@ -80,12 +79,12 @@ def prepare(name: str, data_dir: str | None = None, *, file: pathlib.Path | None
 
 
 def _download_and_prepare(builder: Any, name: str, folder: pathlib.Path, *, bars: bool = False) -> None:
-    """Prepares a dataset, if it is not yet there, and says in a terminal what is done, and at the end what was made.
+    """Prepares a dataset unless it exists, shows progress in a terminal, and prints the sizes of its splits.
 
     Args:
-      builder: of TFDS.
+      builder: a TFDS builder.
       name: the name of the dataset, for messages.
-      folder: for datasets.
+      folder: the folder for datasets.
       bars: in a terminal, show the bars of TFDS, which count bytes of downloads and examples.
 
     Raises:
@@ -120,7 +119,7 @@ def _download_and_prepare(builder: Any, name: str, folder: pathlib.Path, *, bars
 
 @contextlib.contextmanager
 def _trying_once() -> Iterator[None]:
-    """Makes TFDS try a download once, where it tries ten times for minutes and waits for an answer without end."""
+    """Makes TFDS try a download once; it would try ten times, for minutes, and wait for an answer forever."""
     from tensorflow_datasets.core.download import downloader
 
     tries, opened = downloader.MAX_RETRIES, downloader._open_url
@@ -143,7 +142,7 @@ def _not_downloaded(builder: Any, name: str, folder: pathlib.Path, address: str,
     wanted = known if 0 < len(known) <= MOST_ADDRESSES else {address: known.get(address)}
     manual = folder / "downloads" / "manual"
     if None in wanted.values():
-        return f"{failed} it prepared from {address}, and copy the folder of the dataset to {folder}."
+        return f"{failed} {address}, prepare the dataset there, and copy its folder to {folder}."
     files = ", ".join(f"{url} as {file}" for url, file in wanted.items())
     return f"{failed} {files}, put it in {manual}, and repeat: {command}"
 
@@ -240,8 +239,8 @@ def cut_scans(
       candidates: the list of candidates, see `candidates.read_candidates`.
       cut: the patches.
       data_dir: as in `prepare`.
-      assume: what is known of scans that do not say it.
-      class_names: names in the place of the list's sorted classes, such as no_nodule and nodule; empty for the list's.
+      assume: what is known about scans whose files do not say it.
+      class_names: names that replace the list's sorted classes, such as no_nodule and nodule; empty keeps the list's.
 
     Returns:
       The dataset's folder.
@@ -365,7 +364,7 @@ def _locked(folder: pathlib.Path, name: str) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: pathlib.Path, name: pathlib.PurePosixPath) -> None:
-    """Removes the unfinished folders of a dataset; only its own are known to belong to nobody while it is locked."""
+    """Removes the unfinished folders of a dataset, to which no other process writes while it is locked."""
     if name.is_absolute() or ".." in name.parts:
         return
     own = folder / name

@@ -33,9 +33,9 @@ class Prepared:
     """A prepared dataset as a `Source`.
 
     Args:
-      name: of the dataset, for messages.
+      name: the name of the dataset, for messages.
       builder: its TFDS builder.
-      is_own: whether it is a user's folder, and not a published dataset, which its version identifies.
+      is_own: whether it is a user's folder, and not a published dataset, which its name and version identify.
 
     Raises:
       DataError: it does not have one image and its class label or labels per example, or its description is damaged.
@@ -86,7 +86,8 @@ class Prepared:
         if stored_as.kind in "iu" and stored_as != np.uint8:
             raise DataError(f"{name} stores pixels as {stored_as}; expected uint8, or floating-point values in 0..255.")
         encoded = isinstance(feature, tfds.features.Image) and np.dtype(feature.np_dtype) == np.uint8
-        self._decoders = {self._image: tfds.decode.SkipDecoding()} if encoded else None
+        self._skip_image = {self._image: tfds.decode.SkipDecoding()}
+        self._decoders = self._skip_image if encoded else None
 
     def examples(self, split: str) -> Sequence[dict[str, Any]]:
         """Returns the examples of a split, see `Source`.
@@ -95,11 +96,13 @@ class Prepared:
           DataError: its files cannot be opened.
         """
         try:
-            stored = self._builder.as_data_source(split=split, decoders=self._decoders)
+            stored = undecoded = self._builder.as_data_source(split=split, decoders=self._decoders)
+            if self._decoders is None:
+                undecoded = self._builder.as_data_source(split=split, decoders=self._skip_image)
         except Exception as error:  # of TFDS, for files that may be missing or hold anything
             raise DataError(f"{self._name}/{split} cannot be opened ({_reason(error)}); {AGAIN}.") from error
         targets = (*self.group_names, *(name for name in (IGNORED,) if name in self._builder.info.features))
-        return _Examples(stored, self._image, self._label, targets, self._num_labels)
+        return _Examples(stored, undecoded, self._image, self._label, targets, self._num_labels)
 
     def identity(self, splits: Iterable[str]) -> Identity:
         """Returns what tells these splits from changed ones, see `Source`."""
@@ -112,26 +115,52 @@ class Prepared:
 
     def _stored(self, split: str) -> StoredSplit:
         if not self._is_own:
-            return StoredSplit(self.split_sizes[split], self._builder.info.full_name)  # TFDS stores one version once
+            return StoredSplit(self.split_sizes[split], self._builder.info.full_name)  # a version never changes
         files = [*self._builder.info.splits[split].filepaths, self._builder.data_path / FEATURES]
         size = sum(pathlib.Path(path).stat().st_size for path in files)
         return StoredSplit(self.split_sizes[split], fingerprint(files) if size <= HASHED_BYTES else "")
 
 
 class _Examples(Sequence):
-    def __init__(self, stored: Sequence, image_key: str, label_key: str, targets: tuple[str, ...], num_labels: int):
-        self._stored, self._keys = stored, {"image": image_key, "label": label_key, **{key: key for key in targets}}
-        self._num_labels = num_labels
+    """The examples of a split.
+
+    Args:
+      stored: the examples, with images as `Split` takes them.
+      undecoded: the same examples, with images as they are stored.
+      image_key: the name of the image in both.
+      label_key: the name of the label or labels.
+      targets: the names of the other targets.
+      num_labels: the number of labels if examples may have several; else 0.
+    """
+
+    def __init__(
+        self,
+        stored: Sequence,
+        undecoded: Sequence,
+        image_key: str,
+        label_key: str,
+        targets: tuple[str, ...],
+        num_labels: int,
+    ):
+        self._stored, self._undecoded, self._image_key = stored, undecoded, image_key
+        self._keys, self._num_labels = {"label": label_key, **{key: key for key in targets}}, num_labels
 
     def __len__(self) -> int:
         return len(self._stored)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._stored[index]
-        example = {name: example[key] for name, key in self._keys.items()}
+        return {"image": example[self._image_key], **self._targets_in(example)}
+
+    def targets(self, index: int) -> dict[str, Any]:
+        """Returns the targets of an example without decoding its image."""
+        return self._targets_in(self._undecoded[index])
+
+    def _targets_in(self, example: dict[str, Any]) -> dict[str, Any]:
+        targets = {name: example[key] for name, key in self._keys.items()}
         if self._num_labels:  # stored as the indices of those that the example has
-            example["label"] = np.isin(np.arange(self._num_labels), example["label"]).astype(np.uint8)
-        return example
+            targets["label"] = np.isin(np.arange(self._num_labels), targets["label"]).astype(np.uint8)
+        return targets
 
 
 def builder_of(folder: pathlib.Path) -> Any:

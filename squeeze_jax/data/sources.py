@@ -38,7 +38,7 @@ class Source(Protocol):
       split_sizes: the number of examples in each stored split.
       group_names: the names of the patients, scans and cases that the examples belong to, by the target that indexes
         them (`splits.GROUPS`); empty if the examples name none.
-      notes: what a user should know of how the data were read, such as what was left out, a line each.
+      notes: lines about how the data were read, such as what was left out.
       preparation: JSON values that say how images were made of raw data, such as the "cut" of patches from scans;
         a workdir keeps them, so that `predict` can do the same to new data.
     """
@@ -101,7 +101,7 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the data were read, a line each."""
+        """Lines about how the data were read, see `Source`."""
         return self.source.notes
 
     @property
@@ -164,8 +164,8 @@ class Dataset:
             missing = [repr(name) for label, name in enumerate(self.class_names) if label not in present]
             if missing:
                 raise DataError(
-                    f"{self.name} has no image of {', '.join(missing[:5])} in {', '.join(stored)}, but elsewhere; add "
-                    f"images, or remove the class from all splits."
+                    f"{self.name} has images of {', '.join(missing[:5])}, but none in {', '.join(stored)}; add some, "
+                    f"or remove the class from all splits."
                 )
 
     def _parts(self, name: str) -> Sequence[Any]:
@@ -203,7 +203,7 @@ def open_dataset(
       crop: crops photographs to one size.
       skip_unreadable: see `Split`.
       max_unreadable: see `Split`.
-      shares: of a folder of images, the splits that it gets from its training images if it lacks them, see
+      shares: the splits that a folder of images gets from its training images if it lacks them, see
         `folders.ImageFolder`.
       exif: turn images as their EXIF data say.
 
@@ -314,7 +314,7 @@ def _prepare_in_child(name: str, data_dir: str | None) -> None:
     output = None if shown else subprocess.PIPE
     child = subprocess.run(command, stdout=subprocess.PIPE, stderr=output, text=True, env=environment)
     if child.returncode and shown:
-        raise DataError(f"{name} could not be prepared, as said above, by `{shlex.join(command)}`.")
+        raise DataError(f"{name} could not be prepared by `{shlex.join(command)}`; the error is above.")
     if child.returncode:
         last = child.stderr.strip().rpartition("\n")[2]
         if last.startswith(f"{DataError.__name__}: "):

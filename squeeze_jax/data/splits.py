@@ -43,7 +43,7 @@ class Split:
       num_classes: labels are in 0..num_classes - 1.
       crop: crops photographs to `image_shape`; None if all images already have this shape.
       skip_unreadable: replace an image that cannot be decoded by the next one and report it, instead of raising an
-        error. Whatever else is wrong is an error still.
+        error. Anything else that is wrong is still an error.
       exif: without `crop`, turn an image as its EXIF data say.
       max_unreadable: the largest share of such images; above it, `check_unreadable` raises an error.
     """
@@ -340,7 +340,7 @@ class _Cache:
 
 
 def hold_out(split: Split, count: int | float) -> tuple[Split, Split]:
-    """Splits off `count` random examples, always the same ones; a `count` below 1 is a share of them.
+    """Splits off `count` random examples, always the same ones; a `count` below 1 is a share of all examples.
 
     If the examples name patients, all examples of a patient are held out or none, so that there may be a few more.
 
@@ -348,9 +348,9 @@ def hold_out(split: Split, count: int | float) -> tuple[Split, Split]:
       The other examples, and the held-out examples.
 
     Raises:
-      DataError: `count` is not between 1 and the number of examples - 1, or nothing would be left.
+      DataError: `count` is not a share and not between 1 and the number of examples - 1, or nothing would be left.
     """
-    count = max(1, round(count * len(split))) if count < 1 else count
+    count = max(1, round(count * len(split))) if 0 < count < 1 else count
     if not 0 < count < len(split):
         raise DataError(
             f"cannot hold out {count} of the {len(split)} examples of {split.name}; expected 1 to {len(split) - 1}, or "

@@ -21,7 +21,7 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def readable(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Returns class names with ImageNet's names in the place of its ids, such as "tench" for "n01440764".
+    """Returns class names with ImageNet's names in place of its ids, such as "tench" for "n01440764".
 
     Names stay as they are unless all are ids of ImageNet's classes.
     """
