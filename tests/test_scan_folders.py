@@ -226,7 +226,7 @@ def test_real_files_are_what_pydicom_and_nibabel_read(tmp_path):
         read_scan((str(tested / "example_nifti2.nii.gz"),))
 
 
-def test_colors_are_no_scan(tmp_path):
+def test_colors_are_not_a_scan(tmp_path):
     color = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     path = tmp_path / "1.nii"
     path.write_bytes(nibabel.Nifti1Image(np.zeros((3, 3, 3), color), np.eye(4)).to_bytes())

@@ -489,7 +489,7 @@ def extended(data_dir, workdir, before, after, caplog=None, **overrides):
 
 
 def test_an_extended_run_has_the_bits_of_a_longer_one(data_dir, tmp_path, compilation_cache):
-    """Also if the last step of the shorter run lies between two measurements, and the warm-up is a share of the run."""
+    """Also if the last step of the shorter run lies between two measurements."""
     overrides = {"run.log_every": "5 steps", "run.evaluate_every": "4 steps", "schedule.warmup": "2 steps"}
     first, second = extended(data_dir, tmp_path, "11 steps", "16 steps", **overrides)
     assert ending(first) == ending(second)
