@@ -211,7 +211,7 @@ def _flag_error(error: Exception) -> Exception:
 
 def _with_stored_config(argv: Sequence[str]) -> list[str]:
     """Adds the config that is stored in the workdir, if there is one and no other is given; overrides apply to it."""
-    given = {name.lstrip("-"): value or following or "" for name, value, following in _words(argv)}
+    given = dict(_given(argv))
     if "workdir" not in given or "config" in given or "weights" in given:
         return [*argv]
     if not os.path.exists(os.path.join(given["workdir"], CONFIG_FILE)):
@@ -224,12 +224,12 @@ def is_stored(flag: flags.Flag) -> bool:
     return bool(flag.present) and str(flag.config_filename).startswith(STORED)
 
 
-def _words(argv: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """Yields the name, the value and the following argument of each flag."""
-    for word, following in itertools.zip_longest(argv, argv[1:]):
+def _given(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields the name of each flag, and its value: what follows "=", or the next argument."""
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         name, _, value = word.partition("=")
         if name.startswith("-"):
-            yield name, value, following
+            yield name.lstrip("-"), value or following
 
 
 def import_first(argv: Sequence[str]) -> None:
@@ -240,13 +240,12 @@ def import_first(argv: Sequence[str]) -> None:
     Args:
       argv: the command's arguments, such as `--config=FILE` or `--config FILE`.
     """
-    for name, value, following in _words(argv):
-        value = value or following or ""
-        if name in ("--config", "-config"):
+    for name, value in _given(argv):
+        if name == "config":
             folder = str(root_of(pathlib.Path(value.partition(":")[0])))
             if folder not in sys.path:
                 sys.path.append(folder)
-        elif name in ("--import", "-import"):
+        elif name == "import":
             import_module(value)
 
 
@@ -307,12 +306,12 @@ def _check_names(argv: Sequence[str]) -> None:
     Raises:
       ConfigError: a flag is unknown, or one is missing.
     """
-    words = itertools.takewhile(lambda word: word != "--", argv[1:])
-    given = [word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")]
+    words = [*itertools.takewhile(lambda word: word != "--", argv[1:])]
+    given = dict(_given(words))
     if "flagfile" in given:
         return
     own = [f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    for name in given:
+    for name in dict(_given([word for word in words if word.startswith("--")])):  # -1 is a value
         if name not in flags.FLAGS and name.removeprefix("no") not in flags.FLAGS and not name.startswith("config."):
             raise ConfigError(f"the flag --{name} is unknown{nearest(f'--{name}', own)}")
     for name in flags.FLAGS:

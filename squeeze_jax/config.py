@@ -4,7 +4,6 @@ A config file imports `base_config`, changes the values its experiment needs and
 The base config defines every key and is locked, so a misspelled key is an error that suggests the right one.
 """
 
-import functools
 import pathlib
 import re
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,19 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict, config_dict
 
 from squeeze_jax.errors import ConfigError, SqueezeJaxError, shown
-from squeeze_jax.extensions import Origin, Registry, own_options
+from squeeze_jax.extensions import Origin, own_options
 from squeeze_jax.files import CONFIG_FILE, read_json, write_json
-from squeeze_jax.validation import UNSET, duration_in_steps, flatten, is_image_shape, lookup, size_of, validate
+from squeeze_jax.validation import (
+    UNSET,
+    duration_in_steps,
+    flatten,
+    is_image_shape,
+    lookup,
+    registered,
+    registries,
+    size_of,
+    validate,
+)
 
 if TYPE_CHECKING:
     from squeeze_jax.models.registry import ImageInput
@@ -36,25 +45,6 @@ __all__ = [
 
 LIST_OF_KEYS = re.compile(r" and cannot be added.*")  # of ml_collections
 VERSION = 2  # of the file format; see `_from_version_1`
-
-
-@functools.cache
-def registries() -> dict[str, Registry[Any]]:
-    """Returns the registries of what the values of these keys name, one name or several."""
-    # Here and not at the top, because importing JAX and Flax takes longer than a command without a config.
-    from squeeze_jax.data.augmentation import AUGMENTATIONS
-    from squeeze_jax.models.registry import MODELS
-    from squeeze_jax.tasks import TASKS
-    from squeeze_jax.training.optimizers import OPTIMIZERS
-    from squeeze_jax.training.schedules import SCHEDULES
-
-    return {
-        "model.name": MODELS,
-        "task.name": TASKS,
-        "optimizer.name": OPTIMIZERS,
-        "schedule.name": SCHEDULES,
-        "augment.own": AUGMENTATIONS,
-    }
 
 
 def base_config(task: str = "classification") -> ConfigDict:
@@ -174,12 +164,14 @@ def base_config(task: str = "classification") -> ConfigDict:
     config.schedule.factor = 0.1  # "step": the learning rate is multiplied by this at each milestone
 
     # The options of optimizers and schedules that other modules registered.
-    for section, key in ((config.optimizer, "optimizer.name"), (config.schedule, "schedule.name")):
-        registry = registries()[key]
-        for name, default in own_options(registry).items():
-            if name in section:
-                raise ConfigError(f"the option {name!r} of a registered optimizer or schedule is a key already.")
-            section[name] = default
+    for section in ("optimizer", "schedule"):
+        for name, default in own_options(registries()[f"{section}.name"]).items():
+            if name in config[section]:
+                raise ConfigError(
+                    f"config.{section}.{name} already exists, so a registered {section} cannot have the option "
+                    f"{name!r}; use another name."
+                )
+            config[section][name] = default
 
     # Magnitude pruning of the kernels. Checkpoints compete for the best one after the last pruning step, or after the
     # release.
@@ -295,18 +287,18 @@ def check_same_experiment(
       free: top-level sections that may differ.
 
     Raises:
-      ConfigError: the configs differ outside the sections `free`; the message lists the keys. What `given` leaves to
-        the weights of `init_from` does not differ, nor does a default that is another one now.
+      ConfigError: the configs differ outside the sections `free`; the message lists the keys. Values that `given`
+        leaves to the weights of `init_from`, and defaults that have changed since, are not differences.
     """
     old, new = flatten(complete(stored)), flatten(as_stored(given, stored))
-    lines = [
-        f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now"
+    differing = [
+        key
         for key in sorted(old | new)
         if old.get(key) != new.get(key) and (key.partition(".")[0] not in free or key == "task.name")
     ]
-    if lines:
-        differing = {line.partition(":")[0].strip() for line in lines}
-        hint = " Without --config, the config in the workdir is used." if len(lines) > 1 else ""
+    if differing:
+        lines = [f"  {key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now" for key in differing]
+        hint = " Without --config, the config in the workdir is used." if len(differing) > 1 else ""
         if "train.duration" in differing and free == ("run",):
             hint = f' A longer duration: --extend "{new["train.duration"]}" and no --config.'
         raise ConfigError(
@@ -324,7 +316,7 @@ def save(workdir: pathlib.Path, config: ConfigDict, resolved: dict[str, Any]) ->
       resolved: JSON values that were read from the dataset, such as the class names; `load` needs them without the
         dataset.
     """
-    origins = [registry.origin(name) for registry, name in _registered(config)]
+    origins = [registry.origin(name) for registry, name in registered(config)]
     imports = {origin.module: origin.file for origin in origins if not origin.is_ours}
     content = {"version": VERSION, "config": config.to_dict(), "resolved": resolved, "imports": imports}
     write_json(workdir / CONFIG_FILE, content)
@@ -346,7 +338,7 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
             raise ValueError('expected {"version": ..., "config": {...}, "resolved": {...}}')
         config = from_values(stored.get("config"), path, stored.get("version", 1))
         _check_resolved(stored["resolved"])
-        for registry, name in _registered(config):
+        for registry, name in registered(config):
             registry[name]  # raises if the name is unknown
     except SqueezeJaxError as error:
         # The workdir may be a stranger's: it names the modules that it needs, but they are not imported for it.
@@ -358,15 +350,6 @@ def read(workdir: pathlib.Path | str) -> tuple[ConfigDict, dict[str, Any]]:
     else:
         return config, stored["resolved"]
     raise ConfigError(f"{path} needs {'; and '.join(origin.advice for origin in missing)}.")
-
-
-def _registered(config: ConfigDict) -> list[tuple[Registry[Any], str]]:
-    """Returns the names in a config that may be registered by other modules, each with its registry."""
-    found = []
-    for key, registry in registries().items():
-        value = lookup(config, key)
-        found += [(registry, name) for name in (value if isinstance(value, tuple) else (value,))]
-    return found
 
 
 def _missing_modules(imports: Any) -> list[Origin]:
@@ -417,8 +400,8 @@ def from_values(values: Any, path: pathlib.Path, version: Any) -> ConfigDict:
     except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
         reason = shown(LIST_OF_KEYS.sub("", " ".join(str(error).strip("'\"").split())), most=200)
         raise ConfigError(
-            f"{path} was written by another version of squeeze_jax, or with a module of your own, to be passed with "
-            f"--import: {reason}."
+            f"{path} was written by another version of squeeze_jax, or with a module of your own, which "
+            f"--import takes: {reason}."
         ) from error
     try:
         validate(config)

@@ -75,8 +75,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if name not in self._entries:
             raise self._error(
-                f"the {self._what} {name!r} is unknown{nearest(name, self)} One of your own: pass the module that "
-                f"registers it with --import."
+                f"the {self._what} {name!r} is unknown{nearest(name, self)} If it is your own, pass the module "
+                f"that registers it with --import."
             )
         return self._entries[name][0]
 
@@ -93,6 +93,11 @@ class Registry(Mapping[str, T], Generic[T]):
         """Returns where an entry was registered."""
         self[name]
         return self._entries[name][2]
+
+
+def function_name(function: Any) -> str:
+    """Returns what identifies a registered function when its module is read again."""
+    return getattr(function, "__qualname__", type(function).__qualname__)  # a functools.partial has no name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Split for --mode=eval.")
 WEIGHTS = flags.DEFINE_string("weights", None, "Weight file for --mode=eval, instead of the run in the workdir.")
 DATASET = flags.DEFINE_string("dataset", None, "Dataset for --mode=eval; default: the run's own dataset.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Checkpoint for --mode=eval: best, latest or a step.")
-EXTEND = flags.DEFINE_string("extend", None, 'Continue the run in the workdir to a longer duration, "6 epochs" in all.')
+EXTEND = flags.DEFINE_string("extend", None, 'Continue the run in the workdir to a longer duration in all: "6 epochs".')
 COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, for a run with several processes."
 )
@@ -45,20 +45,17 @@ def main() -> None:
             f"configs/digits.py."
         )
     if EXTEND.value and (MODE.value != "train" or not commands.is_stored(flags.FLAGS["config"])):
-        raise ConfigError("--extend continues the run in the workdir by its own config; leave --config and --mode out.")
+        raise ConfigError("--extend continues the run in the workdir with its config; leave --config and --mode out.")
     hosts = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if None in hosts and any(value is not None for value in hosts):
         raise ConfigError("a run of several processes needs --coordinator_address, --num_processes and --process_id.")
     with console.doing("importing JAX"):
-        import jax
-
         from squeeze_jax import network
         from squeeze_jax.runtime import compilation_cache, devices
         from squeeze_jax.training import trainer
         from squeeze_jax.validation import validate
     if config is not None:
         validate(config)
-        jax.config.update("jax_enable_x64", config.model.dtype == "float64")
     compilation_cache.enable()
     if COORDINATOR.value:
         devices.join_hosts(*hosts)

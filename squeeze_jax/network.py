@@ -151,7 +151,7 @@ class Network:
         """
         config = self.config if config is None else complete(config, self.config)
         validate(config)
-        check_same_experiment(self.config, config, "the network", free=("run", "evaluation", "task"))
+        check_same_experiment(self.config, config, self.workdir or "the network", free=("run", "evaluation", "task"))
         opened, examples = self._open_split(split, dataset, config)
         num_devices = min(config.run.num_devices, jax.device_count()) if config.run.num_devices else None
         mesh = DeviceMesh.create(config.run.backend, num_devices)
@@ -354,7 +354,6 @@ def evaluate(
     """
     network = load(source, checkpoint)
     config = network.config if config is None else complete(config, network.config)
-    check_same_experiment(network.config, config, source, free=("run", "evaluation", "task"))
     evaluation = network.evaluate(split, dataset, config)
     naming = evaluation.task.naming
     words = [f"{name} {value}" for name, value in naming.items()]

@@ -163,8 +163,8 @@ def listed_candidates(path: pathlib.Path, scans: Mapping[str, Stored]) -> tuple[
         names = list(dict.fromkeys(candidate.scan for candidate in listed))
         raise DataError(
             f"{path} has no candidate of the scan {empty[0]}, but of {', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''}. A file other than DICOM is called by its seriesuid; leave the scan "
-            f"out, or rename one."
+            f"{', ...' if len(names) > 3 else ''}. A file that is not DICOM must be named by its seriesuid; rename the "
+            f"file, or leave the scan out."
         )
     others = len(listed) - sum(map(len, by_scan.values()))
     return by_scan, f"{others} of {len(listed)} candidates are of other scans" if others else ""

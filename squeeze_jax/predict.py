@@ -13,7 +13,7 @@ wrote, which is run by its own runtime; it includes the preprocessing. A volume 
 --report, all images are slices of one case.
 
 With --candidates or --grid, the arguments are CT scans (.mhd, .mha, NIfTI, DICOM) or folders of them. Patches are cut
-as those that the network was trained on. --report and the table then show the ten candidates with the highest
+like those that the network was trained on. --report and the table then show the ten candidates with the highest
 probability of the positive class.
 
 What is missing or cannot be read is reported, and has its reason in the column "error" of CSV and JSON; the exit status
@@ -237,6 +237,7 @@ def predictions(
     import jax
 
     waiting: list[Example] = []
+    count = 0  # of images among them
     sizes = 0  # of the calls before
 
     def predicted() -> Iterator[tuple[Example, Any]]:
@@ -252,9 +253,10 @@ def predictions(
 
     for example in examples:
         waiting.append(example)
-        if sum(one.image is not None for one in waiting) == batch_size:
+        count += example.image is not None
+        if count == batch_size:
             yield from predicted()
-            waiting, sizes = [], batch_size
+            waiting, count, sizes = [], 0, batch_size
     yield from predicted()
 
 
@@ -397,7 +399,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.candidates is None and args.grid is None:
         for name in about_scans:
             if getattr(args, name) not in (None, False):
-                raise InputError(f"--{name} is about CT scans; add --candidates LIST.csv or --grid MM.")
+                raise InputError(f"--{name} is for CT scans; add --candidates LIST.csv or --grid MM.")
     if args.cam:
         make_folder(args.cam)
     if args.report:

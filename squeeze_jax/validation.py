@@ -4,16 +4,18 @@ A config may come from a file of somebody else, so its values may be anything th
 """
 
 import difflib
+import functools
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from squeeze_jax.compression import BITS, INITIALIZATIONS
 from squeeze_jax.errors import ConfigError
+from squeeze_jax.extensions import Registry
 
 SIZE = "a number of pixels, or (height, width)"
 LARGEST_SIDE = 4096  # pixels of an image that a network or a crop takes
@@ -80,7 +82,7 @@ def duration_in_steps(duration: str, batch_size: int, num_examples: int, total: 
       total: steps of the run; None for the duration of the run itself, which cannot be a percentage.
 
     Raises:
-      ConfigError: `duration` is not a number with a unit, or a percentage of nothing.
+      ConfigError: `duration` is not a number with a unit, or a percentage without `total`.
     """
     match = _DURATION.fullmatch(duration)
     if match is None:
@@ -96,6 +98,39 @@ def duration_in_steps(duration: str, batch_size: int, num_examples: int, total: 
     return round(examples / batch_size)
 
 
+@functools.cache
+def registries() -> dict[str, Registry[Any]]:
+    """Returns the registries of what the values of these keys name, one name or several."""
+    # Here and not at the top, because importing JAX and Flax takes longer than a command without a config.
+    from squeeze_jax.data.augmentation import AUGMENTATIONS
+    from squeeze_jax.models.registry import MODELS
+    from squeeze_jax.tasks import TASKS
+    from squeeze_jax.training.optimizers import OPTIMIZERS
+    from squeeze_jax.training.schedules import SCHEDULES
+
+    return {
+        "model.name": MODELS,
+        "task.name": TASKS,
+        "optimizer.name": OPTIMIZERS,
+        "schedule.name": SCHEDULES,
+        "augment.own": AUGMENTATIONS,
+    }
+
+
+def registered(config: ConfigDict, keys: Iterable[str] | None = None) -> list[tuple[Registry[Any], str]]:
+    """Returns the names in a config that other modules may register, each with its registry.
+
+    Args:
+      config: the config.
+      keys: keys of `registries`; None for all.
+    """
+    found = []
+    for key in registries() if keys is None else keys:
+        value = lookup(config, key)
+        found += [(registries()[key], name) for name in (value if isinstance(value, tuple) else (value,))]
+    return found
+
+
 def validate(config: ConfigDict) -> None:
     """Checks the values of a config, before anything is computed or written.
 
@@ -107,12 +142,8 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.{key} has the value {_shown(value)}; expected text, a finite number or a tuple of those."
             )
-    # Not at the top, because these import JAX; a command without a config is faster than that.
-    from squeeze_jax.training.optimizers import OPTIMIZERS
-    from squeeze_jax.training.schedules import SCHEDULES
-
-    for key, registry in (("optimizer.name", OPTIMIZERS), ("schedule.name", SCHEDULES)):
-        registry[lookup(config, key)]  # raises if the name is unknown
+    for registry, name in registered(config, ("optimizer.name", "schedule.name", "augment.own")):
+        registry[name]  # raises if the name is unknown
     for key, choices in CHOICES.items():
         value = lookup(config, key)
         if value not in choices and not (value is None and key in UNSET):
@@ -120,7 +151,7 @@ def validate(config: ConfigDict) -> None:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"config.{key}={value!r} is unknown; expected one of {', '.join(choices)}.{hint}")
     if config.model.name is None and not config.init_from:
-        raise ConfigError("config.model.name is None, so the network is that of config.init_from; set one of both.")
+        raise ConfigError("config.model.name is None, which takes the network of config.init_from; set one of the two.")
     _check_numbers(config)
     _check_images(config)
     _check_tuples(config)
@@ -202,10 +233,6 @@ def _check_tuples(config: ConfigDict) -> None:
     def is_range(value: Any) -> bool:
         return value == () or (len(value) == 2 and _is_number(*value) and value[0] <= value[1])
 
-    from squeeze_jax.data.augmentation import AUGMENTATIONS
-
-    for name in config.augment.own if isinstance(config.augment.own, tuple) else (config.augment.own,):
-        AUGMENTATIONS[name]  # raises if the name is unknown
     for key in ("augment.flip", "task.mirror"):
         names = lookup(config, key) if key != "task.mirror" else config.task.get("mirror", ())
         if not all(isinstance(name, str) for name in names):

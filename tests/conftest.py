@@ -241,7 +241,7 @@ def start(tmp_path, data_dir):
 @pytest.fixture
 def own_names(monkeypatch):
     """Forgets at the end of a test the networks, tasks and so on that it registered."""
-    from squeeze_jax.config import registries
+    from squeeze_jax.validation import registries
 
     for registry in registries().values():
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))

@@ -264,7 +264,7 @@ def test_help_needs_no_heavy_import(module):
     [
         (["--workdri=x"], "ConfigError: the flag --workdri is unknown; did you mean '--workdir'?"),
         ([f"--config={DIGITS}"], "ConfigError: pass --workdir: Folder of the run."),
-        (["--workdir=/nowhere"], "ConfigError: /nowhere holds no run that could be continued; pass --config"),
+        (["-workdir=/nowhere"], "ConfigError: /nowhere holds no run that could be continued; pass --config"),
         (["--workdir=/nowhere", "--config=nosuch.py"], "ConfigError: the config file cannot be loaded: No such file"),
     ],
 )

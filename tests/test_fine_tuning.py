@@ -117,13 +117,13 @@ def test_preprocessing_and_network_come_with_the_weights(flat, tmp_path):
     with pytest.raises(ConfigError, match=r"mean=\(0.0,\), but the weights .* with \(9.0, 8.0, 7.0\); leave .* out to"):
         with_weights(given)
     given.init_from = ""
-    with pytest.raises(ConfigError, match="config.model.name is None, so the network is that of config.init_from"):
+    with pytest.raises(ConfigError, match="config.model.name is None, which takes the network of config.init_from"):
         with_weights(given)
     given.model.name, given.dataset.mean = "squeezenet_v1_1", None
     assert with_weights(given).dataset.mean == (0.0,)
 
 
-def test_a_run_that_goes_on_needs_its_weights_no_more(flat, tmp_path):
+def test_a_resumed_run_does_not_read_its_first_weights(flat, tmp_path):
     stored = complete(flat.config)
     stored.init_from, stored.dataset.mean = "gone.safetensors", (3.0,)
     save(tmp_path, stored, {"class_names": ["a", "b"], "image_shape": [SIDE, SIDE, 3]})

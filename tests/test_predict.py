@@ -240,7 +240,7 @@ def test_a_name_that_is_no_text_ends_nothing(run, tmp_path, monkeypatch):
         (["--batch_size", "0"], "InputError: --batch_size 0; expected at least 1"),
         (["--top", "0"], "InputError: --top 0; expected at least 1"),
         (["--grid", "-1"], "InputError: --grid -1; expected a positive number of mm"),
-        (["--size", "8"], "InputError: --size is about CT scans; add --candidates LIST.csv or --grid MM"),
+        (["--size", "8"], "InputError: --size is for CT scans; add --candidates LIST.csv or --grid MM"),
         (["--labels", "{}/a.png"], "InputError: {}/a.png cannot be read: it is not text in UTF-8"),
         (["--labels", "{}"], "InputError: {} cannot be read: Is a directory"),
     ],

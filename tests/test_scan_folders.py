@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import warnings
 
 import numpy as np
 import pytest
@@ -103,17 +104,20 @@ def test_odd_files_stop_nothing_and_are_named(tmp_path):
         "dose": {"Modality": "RTDOSE"},
         "scout": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "Rows": 3},
         "report": {"Modality": "SR"},
+        "elsewhere": {"SeriesInstanceUID": "../1.2"},
         "bomb": {"PixelData": b"\0" * 10**6},
     }.items():
         other = dataset(UID, volume)
         if name == "bomb":
             other.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
         for element, value in elements.items():
-            setattr(other, element, value)
+            with warnings.catch_warnings(action="ignore"):  # of pydicom, about the UID
+                setattr(other, element, value)
         other.save_as(tmp_path / name, enforce_file_format=True)
     files, remarks = only_scan(tmp_path)
     assert_read(files, volume)
     assert remarks == [
+        "1 file was left out (DICOM, but its series instance UID '../1.2' is not one): elsewhere",
         "1 file was left out (a localizer): scout",
         "1 file was left out (convert it to .nii.gz or .mha): old.hdr",
         "1 file was left out (empty): VERSION",
@@ -222,7 +226,7 @@ def test_real_files_are_what_pydicom_and_nibabel_read(tmp_path):
         read_scan((str(tested / "example_nifti2.nii.gz"),))
 
 
-def test_colors_are_no_scan(tmp_path):
+def test_colors_are_not_a_scan(tmp_path):
     color = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     path = tmp_path / "1.nii"
     path.write_bytes(nibabel.Nifti1Image(np.zeros((3, 3, 3), color), np.eye(4)).to_bytes())

@@ -489,7 +489,7 @@ def extended(data_dir, workdir, before, after, caplog=None, **overrides):
 
 
 def test_an_extended_run_has_the_bits_of_a_longer_one(data_dir, tmp_path, compilation_cache):
-    """Also if the last step of the shorter run lies between two measurements, and the warm-up is a share of the run."""
+    """Also if the last step of the shorter run lies between two measurements."""
     overrides = {"run.log_every": "5 steps", "run.evaluate_every": "4 steps", "schedule.warmup": "2 steps"}
     first, second = extended(data_dir, tmp_path, "11 steps", "16 steps", **overrides)
     assert ending(first) == ending(second)
@@ -498,7 +498,7 @@ def test_an_extended_run_has_the_bits_of_a_longer_one(data_dir, tmp_path, compil
     assert stored["config"]["train"]["duration"] == "16 steps"
     assert stored["resolved"]["extended_from"] == ["11 steps"]
     text = (first / "log.txt").read_text()
-    assert "extended from 11 steps (11 steps) to 16 steps (16 steps), from step 10 on; the test split" in text
+    assert "extended from 11 steps (11 steps) to 16 steps (16 steps), continuing from step 10; the test split" in text
     assert "and so are the weights and metrics" in text
     config = config_lib.read(first)[0]
     for duration in ("3 steps", "1 %", "long"):  # nothing changes

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.extensions import Registry
+from squeeze_jax.extensions import Registry, function_name
 
 SCALE, INTENSITY_SHIFT = 2**20, 2**20 + 1  # folded into an example's key, which is split for the other augmentations
 OWN = 2**20 + 2  # of the first augmentation in `own`; the next ones follow
@@ -43,7 +43,7 @@ def register(name: str, function: Callable[[jax.Array, jax.Array], jax.Array], *
     Raises:
       ConfigError: another augmentation has this name.
     """
-    AUGMENTATIONS.add(name, Augmentation(function, moves), (getattr(function, "__qualname__", repr(function)), moves))
+    AUGMENTATIONS.add(name, Augmentation(function, moves), (function_name(function), moves))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,6 +82,8 @@ def series_uid(path: str) -> str:
     uid = _text(header, "SeriesInstanceUID")
     if not uid or "Rows" not in header:
         raise DataError("DICOM, but no image of a series, or cut off")
+    if uid.startswith(".") or {"/", "\0"} & {*uid}:  # it becomes part of the names of files
+        raise DataError(f"DICOM, but its series instance UID {uid!r} is not one")
     return uid
 
 

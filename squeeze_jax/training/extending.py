@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 from squeeze_jax.config import lookup
 from squeeze_jax.errors import ConfigError
 from squeeze_jax.experiment import Experiment, Plan
-from squeeze_jax.validation import duration_in_steps
+from squeeze_jax.validation import DURATIONS, duration_in_steps
 from squeeze_jax.workdir.checkpoints import Checkpoints
 from squeeze_jax.workdir.records import RESULT_FILE
 
 logger = logging.getLogger(__name__)
 
 # Durations that keep their steps if they are shares of the run.
-KEPT = ("schedule.warmup", "train.patience", "pruning.start", "pruning.end", "pruning.every", "pruning.release")
+KEPT = [key for key in DURATIONS if key != "train.duration" and not key.startswith("run.")]
 
 
 def extended(config: ConfigDict, duration: str, num_examples: int) -> ConfigDict:
@@ -74,7 +74,8 @@ def rewind(before: Experiment, after: Experiment, checkpoints: Checkpoints, fold
     (folder / RESULT_FILE).unlink(missing_ok=True)  # only a finished run has it
     step = steps[-1] if steps else 0
     logger.info(
-        "extended from %s (%d steps) to %s (%d steps), from step %d on; the test split is measured again at the end",
+        "extended from %s (%d steps) to %s (%d steps), continuing from step %d; the test split is measured again "
+        "at the end",
         before.config.train.duration,
         plan.total,
         after.config.train.duration,
@@ -89,7 +90,7 @@ def rewind(before: Experiment, after: Experiment, checkpoints: Checkpoints, fold
         if np.array_equal(old, new):
             logger.info(
                 "the learning rate up to this step is that of a run of the new duration, and so are the weights%s",
-                "; the measurement at this step is one more" if extra else " and metrics",
+                "; the measurement at this step is an extra one" if extra else " and metrics",
             )
         else:
             rate = float(after.schedule(step))

@@ -1,4 +1,4 @@
-"""Optimizers, by name. One of your own is added with `register`."""
+"""Optimizers, by name. Add your own with `register`."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.extensions import Options, Registry
+from squeeze_jax.extensions import Options, Registry, function_name
 from squeeze_jax.training.schedules import make_schedule  # noqa: F401, its former place
 
 Rules = list[optax.GradientTransformation]
@@ -30,7 +30,7 @@ def register(name: str, make: Make, **options: Any) -> None:
     Raises:
       ConfigError: another optimizer has this name.
     """
-    OPTIMIZERS.add(name, Options(make, options), (make.__qualname__, options))
+    OPTIMIZERS.add(name, Options(make, options), (function_name(make), options))
 
 
 def weight_decay(config: ConfigDict) -> optax.GradientTransformation:

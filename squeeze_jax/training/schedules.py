@@ -1,4 +1,4 @@
-"""Learning-rate schedules, by name. One of your own is added with `register`."""
+"""Learning-rate schedules, by name. Add your own with `register`."""
 
 import collections
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from squeeze_jax.errors import ConfigError
-from squeeze_jax.extensions import Options, Registry
+from squeeze_jax.extensions import Options, Registry, function_name
 
 Make = Callable[[ConfigDict, float, int, int], optax.Schedule]
 SCHEDULES: Registry[Options[Make]] = Registry("schedule")
@@ -26,7 +26,7 @@ def register(name: str, make: Make, **options: Any) -> None:
     Raises:
       ConfigError: another schedule has this name.
     """
-    SCHEDULES.add(name, Options(make, options), (make.__qualname__, options))
+    SCHEDULES.add(name, Options(make, options), (function_name(make), options))
 
 
 def make_schedule(config: ConfigDict, learning_rate: float, total_steps: int, warmup_steps: int) -> optax.Schedule:
