@@ -359,6 +359,19 @@ def test_the_results_are_the_tables_of_the_studies():
     assert [path.name for path in tables if path.read_text().strip() not in text] == []
 
 
+def test_the_accuracies_of_own_photographs_are_those_of_the_table():
+    with (ROOT / "experiments" / "results" / "own_photographs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    text = (DOCS / "photographs.md").read_text()
+    settings = {(row["pictures"], row["side"], row["test_pictures"]) for row in rows}
+    assert len(settings) == 6 and len(rows) == 18
+    for setting in settings:
+        of_seeds = [row for row in rows if (row["pictures"], row["side"], row["test_pictures"]) == setting]
+        accuracies = [mean_and_spread([float(row[key]) for row in of_seeds]) for key in ("test_top1", "fresh_top1")]
+        seconds = sorted(int(row["seconds"]) for row in of_seeds)
+        assert f"| {' | '.join([*setting, *accuracies])} | {seconds[0]} to {seconds[-1]} |" in text
+
+
 def test_the_figures_that_were_judged_are_those_of_the_tables():
     """Each mean with its spread, and each value with its interval."""
     judged = set()
