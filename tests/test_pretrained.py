@@ -193,7 +193,7 @@ HEADERS = {
     "image_shape": [[32, 32], [32, 32, 0], [65536, 65536, 3], [32, 32, 1], [33, 32, 3], ["a"], 7, [32.0, 32, 3]],
     "step": [[0], "7", -1, 10**400, True, 1.5],
     "config": [{}, [], "abc", {"task": {"name": "nothing"}}],
-    "config__crop__resize": ["abc", 0, -5, 8, [1, 2, 3]],
+    "config__crop__resize": ["abc", -1, -5, 8, [1, 2, 3]],  # 0 is the size of the crop
     "config__crop__size": ["32", [32, 32, 32], 31],
     "config__crop__interpolation": ["evil", 3],
     "config__dataset__image_size": [[50000, 50000], [32], [-32, 32], ["a", "b"]],
