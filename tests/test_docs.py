@@ -37,7 +37,8 @@ WITHOUT_RUNS = (
     "experiments.compression_curve",
     "experiments.compression_sources",
     "experiments.judge",
-)  # commands that start no runs
+    "experiments.own_photographs",
+)  # commands that are not sweeps; their options are checked
 
 # Commands of the documentation that nothing here can try, and why. All other commands are checked.
 NOT_RUN = {
